@@ -1,0 +1,48 @@
+//! Events from the worker, one JSON object per line.
+
+use serde::{Deserialize, Serialize};
+
+/// One line of the worker's standard output.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event {
+    /// Work done so far, for a progress bar.
+    Progress { done: u64, total: u64, unit: String, phase: String },
+    /// One optimizer step.
+    Metric(Metric),
+    /// One evaluation during training. `loss` is nats per trained token.
+    Eval { step: u64, split: String, loss: f64, perplexity: f64, trained_tokens: u64 },
+    /// Something a person should know that does not stop the work.
+    Warning { message: String },
+    /// A fact worth keeping with the run, such as trainable parameters or the device.
+    Fact { name: String, value: f64 },
+    /// A piece of streamed chat text.
+    Text { text: String },
+    /// The job is done; everything it wrote is flushed to disk. `peak_rss_bytes` is this process's high-water mark.
+    Done { peak_rss_bytes: u64 },
+    /// The job was cancelled; state on disk is resumable.
+    Cancelled { peak_rss_bytes: u64 },
+    /// The job failed. `input` tells a mistake in what was given (exit code 2) from a failure in the work (1).
+    Failed { message: String, input: bool },
+}
+
+/// The numbers of one optimizer step.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Metric {
+    /// Steps done, counting this one; starts at 1.
+    pub step: u64,
+    pub total_steps: u64,
+    /// Epochs done after this step, with fraction.
+    pub epoch: f64,
+    /// Sum of token losses over trained tokens divided by their number in this step's window, before the update.
+    pub loss: f64,
+    pub lr: f64,
+    /// Global 2-norm before clipping.
+    pub grad_norm: f64,
+    /// Real tokens of this step (padding not counted).
+    pub tokens: u64,
+    /// Trained tokens of this step, after the label shift.
+    pub trained_tokens: u64,
+    pub tokens_per_second: f64,
+    pub rss_bytes: u64,
+}

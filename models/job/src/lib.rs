@@ -1,0 +1,48 @@
+//! What `pipe` asks of `pipe-torch`, and what it hears back.
+//!
+//! `pipe` starts one worker per job, writes the [`Job`] as one line of JSON on its standard input and reads one
+//! [`Event`] per line from its standard output. Standard input stays open: a second line `{"command":"cancel"}` or its
+//! end asks the worker to stop at the next safe point (training writes a checkpoint first). Standard error is free text
+//! for people. This crate holds plain data only: no defaults are decided here, every field is already resolved.
+
+mod event;
+mod model;
+mod train;
+
+pub use event::{Event, Metric};
+pub use model::{ChatJob, EvalJob, Generation, MergeBase, MergeJob, ModelSource, QuantizeJob, WeightType};
+pub use train::{
+    Adapter, BaseWeights, Batching, Compute, EvalPoints, Lora, Optimizer, OptimizerKind, SavePoints, Schedule,
+    ScheduleKind, Targets, TrainJob, Warmup,
+};
+
+use serde::{Deserialize, Serialize};
+
+/// One piece of work for the worker.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Job {
+    pub task: Task,
+    /// Threads libtorch and rayon may use; 0 means all cores.
+    pub threads: usize,
+}
+
+/// The kinds of work.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Task {
+    Train(Box<TrainJob>),
+    Eval(Box<EvalJob>),
+    Merge(Box<MergeJob>),
+    Quantize(Box<QuantizeJob>),
+    Chat(Box<ChatJob>),
+}
+
+/// What may follow the job on the worker's standard input, one per line.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "snake_case")]
+pub enum Command {
+    /// Stop at the next safe point; state on disk stays resumable.
+    Cancel,
+    /// Chat only: the next user message.
+    Say { text: String },
+}

@@ -1,0 +1,98 @@
+//! Jobs that read a model: evaluation, merging, quantising, chat.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{BaseWeights, Compute};
+
+/// A model on disk: a Hugging Face folder or a GGUF file, optionally with a PEFT adapter folder on top.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ModelSource {
+    pub path: PathBuf,
+    pub adapter: Option<PathBuf>,
+    pub base: BaseWeights,
+    pub compute: Compute,
+}
+
+/// Element type of written weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WeightType {
+    F32,
+    F16,
+    Bf16,
+}
+
+/// Measure loss on packed rows and generate answers for rows of tokens.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EvalJob {
+    pub model: ModelSource,
+    /// Also measure the base model without the adapter, in the same process.
+    pub baseline: bool,
+    /// Packed Parquet files to measure loss on: (split, file).
+    pub packs: Vec<(String, PathBuf)>,
+    /// Token Parquet files (`row_id, input_ids, labels, length`) whose prompts (ids before the first trained label) are
+    /// answered: (split, file).
+    pub answers: Vec<(String, PathBuf)>,
+    pub generation: Generation,
+    /// Prompts, already tokenised, for free samples: (name, ids).
+    pub samples: Vec<(String, Vec<i64>)>,
+    /// Folder to write to: `losses.json` (per model and split: `loss_sum`, `tokens`, `trained_tokens`),
+    /// `answers.parquet` (`model, split, row_id, output_ids`) and `samples.json`.
+    pub output: PathBuf,
+}
+
+/// How to generate. Greedy when `temperature` is 0.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Generation {
+    pub max_new_tokens: usize,
+    pub temperature: f64,
+    pub top_p: f64,
+    pub top_k: usize,
+    pub repetition_penalty: f64,
+    pub seed: u64,
+    /// Ids that end an answer; not part of it.
+    pub stop: Vec<i64>,
+    /// Rows decoded together at most.
+    pub batch: usize,
+}
+
+/// Which weights an adapter is merged into.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MergeBase {
+    /// The weights as training saw them: dequantised from the quantised base.
+    AsTrained,
+    /// The weights as the base model's files hold them.
+    Original,
+}
+
+/// Merge an adapter into its base; writes a Hugging Face folder's weights and `config.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MergeJob {
+    pub model: ModelSource,
+    pub base: MergeBase,
+    pub dtype: WeightType,
+    /// Largest shard in bytes.
+    pub max_shard_bytes: u64,
+    pub output: PathBuf,
+}
+
+/// Quantise a model folder or GGUF to one file per type.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct QuantizeJob {
+    pub model: PathBuf,
+    /// GGUF type name in lower case (`q8_0`, `q4_k_m`, `f16`...) and the file to write.
+    pub outputs: Vec<(String, PathBuf)>,
+}
+
+/// Interactive or one-shot generation.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ChatJob {
+    pub model: ModelSource,
+    pub generation: Generation,
+    pub system: Option<String>,
+    /// Answer this and exit; otherwise wait for `say` commands.
+    pub prompt: Option<String>,
+}
