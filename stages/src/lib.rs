@@ -1,1 +1,25 @@
+//! The recipe's typed keys and the twelve stages.
+//!
+//! A stage is one file: the section its keys come from, the resolved configuration that is its cache key, and its run.
+//! [`compile`] turns a recipe into nodes of the engine's plan. Nothing here prints, chooses exit codes, or names libtorch:
+//! training, evaluation, merging and quantising are jobs for the worker ([`worker`]).
 
+pub mod augment;
+pub mod clean;
+pub mod compile;
+pub mod conversation;
+pub mod convert;
+pub mod eval;
+pub mod ingest;
+pub mod merge;
+pub mod pack;
+pub mod project;
+pub mod quantize;
+pub mod recipe;
+pub mod rows;
+pub mod show;
+pub mod split;
+pub mod template;
+pub mod tokenize;
+pub mod train;
+pub mod worker;

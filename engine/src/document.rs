@@ -1,0 +1,1 @@
+//! Recipe documents: YAML trees with positions.

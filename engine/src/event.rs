@@ -1,0 +1,106 @@
+//! What happens during a run, as data: the display, `--json` and the run's record are all made from these.
+
+use std::path::PathBuf;
+
+use indexmap::IndexMap;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::digest::Digest;
+use crate::plan::NodeName;
+
+/// One event with its time; serialises flat, as the contract's NDJSON lines.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Stamped {
+    /// RFC 3339, UTC, milliseconds.
+    pub time: String,
+    #[serde(flatten)]
+    pub event: Event,
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event {
+    RunStarted { run: String, recipe: String, project: PathBuf, nodes: Vec<NodeName> },
+    NodeStarted { node: NodeName, reason: String },
+    NodeProgress { node: NodeName, done: u64, total: u64, unit: String },
+    NodeFinished(Box<NodeFinished>),
+    NodeFailed { node: NodeName, error: String, hint: Option<String> },
+    /// A node that did not run because something above it failed or the run was interrupted.
+    NodeSkipped { node: NodeName, reason: String },
+    Warning { node: NodeName, message: String },
+    /// One optimizer step.
+    Metric {
+        node: NodeName,
+        step: u64,
+        total_steps: u64,
+        epoch: f64,
+        loss: f64,
+        lr: f64,
+        grad_norm: f64,
+        tokens: u64,
+        trained_tokens: u64,
+        tokens_per_second: f64,
+        rss_bytes: u64,
+    },
+    /// One evaluation during training.
+    Eval { node: NodeName, step: u64, split: String, loss: f64, perplexity: f64, trained_tokens: u64 },
+    /// A number worth keeping, such as trainable parameters.
+    Fact { node: NodeName, name: String, value: f64 },
+    RunFinished(Box<RunFinished>),
+}
+
+/// How a node came by its output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NodeOutcome {
+    Executed,
+    Cached,
+}
+
+/// A node that has its output.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NodeFinished {
+    pub node: NodeName,
+    pub outcome: NodeOutcome,
+    pub key: Digest,
+    pub output: Digest,
+    pub seconds: f64,
+    pub peak_rss_bytes: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rows: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rows_computed: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rows_reused: Option<u64>,
+    /// The stage's own counts and measures, such as rows dropped per rule.
+    pub stats: IndexMap<String, Value>,
+    pub warnings: Vec<String>,
+}
+
+/// The last event of every run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RunFinished {
+    pub ok: bool,
+    pub run: String,
+    pub executed: Vec<NodeName>,
+    pub cached: Vec<NodeName>,
+    pub skipped: Vec<NodeName>,
+    pub failed: Vec<NodeName>,
+    pub seconds: f64,
+    /// Store folder of every node that has an output, cached ones too.
+    pub outputs: IndexMap<NodeName, PathBuf>,
+}
+
+/// Receives events; called from several threads.
+pub trait Sink: Send + Sync {
+    fn emit(&self, event: Event);
+}
+
+/// Drops everything; for tests and for callers that only want the result.
+pub struct Silent;
+
+impl Sink for Silent {
+    fn emit(&self, _event: Event) {}
+}
