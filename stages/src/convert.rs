@@ -1,1 +1,133 @@
-//! convert
+//! `convert`: the trained adapter as a PEFT folder that others can load: weights in the wanted type, the base model's
+//! name, the tokenizer and its chat template beside them.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use half::{bf16, f16};
+use pipe_engine::task::{Context, SourceFile, Summary, Task, TaskError, View};
+use pipe_job::WeightType;
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::model::BaseModel;
+
+/// Keys of the `convert` section.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ConvertSection {
+    /// Element type of the published adapter: `float32` (default), `float16` or `bfloat16`.
+    pub dtype: Option<FloatType>,
+}
+
+/// A floating-point element type, by the names of torch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum FloatType {
+    #[serde(alias = "fp32", alias = "f32")]
+    Float32,
+    #[serde(alias = "fp16", alias = "f16")]
+    Float16,
+    #[serde(alias = "bf16")]
+    Bfloat16,
+}
+
+impl From<FloatType> for WeightType {
+    fn from(dtype: FloatType) -> WeightType {
+        match dtype {
+            FloatType::Float32 => WeightType::F32,
+            FloatType::Float16 => WeightType::F16,
+            FloatType::Bfloat16 => WeightType::Bf16,
+        }
+    }
+}
+
+/// Publishes an adapter.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Convert {
+    pub dtype: WeightType,
+    /// `base_model_name_or_path` of the published `adapter_config.json`.
+    pub base_model: String,
+    #[serde(skip)]
+    pub model: BaseModel,
+}
+
+impl Task for Convert {
+    fn stage(&self) -> &'static str {
+        "convert"
+    }
+
+    fn version(&self) -> String {
+        "1".into()
+    }
+
+    fn params(&self) -> Value {
+        serde_json::to_value(self).unwrap_or(Value::Null)
+    }
+
+    fn files(&self) -> Vec<SourceFile> {
+        vec![SourceFile {
+            role: "tokenizer".into(),
+            path: self.model.path.clone(),
+            view: View::Part { name: "tokenizer-files", bytes: tokenizer_part },
+        }]
+    }
+
+    fn run(&self, ctx: &Context) -> Result<Summary, TaskError> {
+        self.model.require()?;
+        let source = ctx.input("adapter")?;
+        write_weights(source, ctx.out(), self.dtype)?;
+        write_config(source, ctx.out(), &self.base_model)?;
+        pipe_files::write_tokenizer(&self.model.path, ctx.out()).map_err(|e| TaskError::Failed(e.to_string()))?;
+        Ok(Summary::default())
+    }
+}
+
+/// The bytes of a model's tokenizer, special tokens and chat template, wherever it keeps them.
+pub fn tokenizer_part(path: &Path) -> Result<Vec<u8>, String> {
+    let mut bytes = pipe_files::tokenizer_bytes(path).map_err(|e| e.to_string())?;
+    bytes.extend(pipe_files::chat_template_bytes(path).map_err(|e| e.to_string())?);
+    Ok(bytes)
+}
+
+fn write_weights(source: &Path, out: &Path, dtype: WeightType) -> Result<(), TaskError> {
+    let path = source.join("adapter_model.safetensors");
+    let bytes = std::fs::read(&path).map_err(TaskError::io(format!("reading {}", path.display())))?;
+    let broken = |e: safetensors::SafeTensorError| TaskError::Failed(format!("{}: {e}", path.display()));
+    let tensors = SafeTensors::deserialize(&bytes).map_err(broken)?;
+    let mut data: BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)> = BTreeMap::new();
+    for (name, view) in tensors.tensors() {
+        let (dtype, converted) = cast(&view, dtype)?;
+        data.insert(name, (dtype, view.shape().to_vec(), converted));
+    }
+    let mut views = BTreeMap::new();
+    for (name, (dtype, shape, bytes)) in &data {
+        views.insert(name.clone(), TensorView::new(*dtype, shape.clone(), bytes).map_err(broken)?);
+    }
+    let metadata = Some([("format".to_string(), "pt".to_string())].into());
+    safetensors::serialize_to_file(views, metadata, &out.join("adapter_model.safetensors")).map_err(broken)
+}
+
+/// Trained adapters are float32; anything else is passed through untouched.
+fn cast(view: &TensorView<'_>, dtype: WeightType) -> Result<(Dtype, Vec<u8>), TaskError> {
+    if view.dtype() != Dtype::F32 || dtype == WeightType::F32 {
+        return Ok((view.dtype(), view.data().to_vec()));
+    }
+    let floats = view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+    Ok(match dtype {
+        WeightType::F16 => (Dtype::F16, floats.flat_map(|x| f16::from_f32(x).to_le_bytes()).collect()),
+        _ => (Dtype::BF16, floats.flat_map(|x| bf16::from_f32(x).to_le_bytes()).collect()),
+    })
+}
+
+fn write_config(source: &Path, out: &Path, base_model: &str) -> Result<(), TaskError> {
+    let path = source.join("adapter_config.json");
+    let text = std::fs::read_to_string(&path).map_err(TaskError::io(format!("reading {}", path.display())))?;
+    let mut config: Value =
+        serde_json::from_str(&text).map_err(|e| TaskError::Failed(format!("{}: {e}", path.display())))?;
+    config["base_model_name_or_path"] = Value::from(base_model);
+    let text = serde_json::to_string_pretty(&config).map_err(|e| TaskError::Failed(e.to_string()))?;
+    std::fs::write(out.join("adapter_config.json"), text + "\n").map_err(TaskError::io("writing adapter_config.json"))
+}

@@ -12,6 +12,7 @@ pub mod convert;
 pub mod eval;
 pub mod ingest;
 pub mod merge;
+pub mod model;
 pub mod pack;
 pub mod project;
 pub mod quantize;
