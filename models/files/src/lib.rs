@@ -1,1 +1,19 @@
+//! Model files as they lie on disk: Hugging Face folders, safetensors, GGUF and their tokenizers.
+//!
+//! Everything downstream sees one naming scheme (Hugging Face's) and one row order, whatever the source. This crate
+//! reads and writes bytes; it does no arithmetic on models, starts no process and must never depend on libtorch.
 
+mod blocks;
+mod config;
+mod error;
+mod gguf;
+mod kquants;
+mod mapped;
+mod model;
+mod shards;
+
+pub use blocks::TensorType;
+pub use config::{Family, ModelConfig, Module, RopeScaling};
+pub use error::FilesError;
+pub use gguf::{Gguf, Value};
+pub use model::{ModelFiles, Source};
