@@ -1,1 +1,347 @@
-//! rows
+//! Row shapes and their Parquet files: what travels between data stages, and the only code that writes or reads it.
+//!
+//! Tables stream: a writer holds at most one row group, a reader a few batches. A table's bytes depend on its rows alone,
+//! never on how callers cut them into batches or on thread counts, because the engine compares outputs by digest.
+//! Nothing here knows what a row means.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::JoinHandle;
+
+use arrow::array::{Array, ArrayRef, Int32Array, ListArray, RecordBatch, StringArray};
+use arrow::compute::concat_batches;
+use arrow::datatypes::{DataType, SchemaRef};
+use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ParquetRecordBatchReaderBuilder};
+use parquet::arrow::{ArrowWriter, ProjectionMask};
+use parquet::basic::{Compression, Encoding, ZstdLevel};
+use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterVersion};
+use parquet::schema::types::ColumnPath;
+use pipe_engine::task::TaskError;
+
+/// The file that ingest, clean and convert-like stages write.
+pub const ROWS_FILE: &str = "rows.parquet";
+/// The file that pack writes.
+pub const PACKS_FILE: &str = "packs.parquet";
+
+/// Rows are handed to the encoder in chunks of this many, or of [`CHUNK_BYTES`] where that is less.
+const CHUNK_ROWS: usize = 4096;
+const CHUNK_BYTES: usize = 8 << 20;
+/// A row group is closed once it holds this much before compression.
+const ROW_GROUP_BYTES: usize = 32 << 20;
+
+/// The columns of every row shape. `docs` in [`SHAPES`] says what each holds.
+pub mod shapes {
+    use std::sync::Arc;
+
+    use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+
+    /// What ingest writes: one row per row of the source, in its order.
+    pub fn raw() -> SchemaRef {
+        schema(vec![
+            text("row_id"),
+            Field::new("row", DataType::UInt64, false),
+            text("data"),
+            Field::new("meta", DataType::Utf8, true),
+        ])
+    }
+
+    /// What clean, split and augment write.
+    pub fn example() -> SchemaRef {
+        schema(vec![text("row_id"), text("data"), Field::new("meta", DataType::Utf8, true)])
+    }
+
+    /// What tokenize writes.
+    pub fn tokens() -> SchemaRef {
+        schema(vec![text("row_id"), ints("input_ids"), ints("labels"), Field::new("length", DataType::Int32, false)])
+    }
+
+    /// What pack writes: one row per sequence that the model sees.
+    pub fn packs() -> SchemaRef {
+        schema(vec![
+            ints("input_ids"),
+            ints("labels"),
+            ints("position_ids"),
+            ints("segment_ids"),
+            list("row_ids", DataType::Utf8),
+            ints("lengths"),
+            list("sources", DataType::UInt16),
+        ])
+    }
+
+    /// Where a stage's rows came from, when it renames, drops or multiplies them; never read by a later stage.
+    pub fn lineage() -> SchemaRef {
+        schema(vec![text("row_id"), text("from"), Field::new("row", DataType::UInt64, true)])
+    }
+
+    fn schema(fields: Vec<Field>) -> SchemaRef {
+        Arc::new(Schema::new(fields))
+    }
+
+    fn text(name: &str) -> Field {
+        Field::new(name, DataType::Utf8, false)
+    }
+
+    fn ints(name: &str) -> Field {
+        list(name, DataType::Int32)
+    }
+
+    /// As `ListBuilder` makes it by default, so that builders need no field of their own.
+    fn list(name: &str, item: DataType) -> Field {
+        Field::new(name, DataType::List(Arc::new(Field::new("item", item, true))), false)
+    }
+}
+
+/// Writes a table on a thread of its own, so that encoding overlaps the caller's work.
+pub struct TableWriter {
+    path: PathBuf,
+    schema: SchemaRef,
+    pending: Vec<RecordBatch>,
+    pending_rows: usize,
+    pending_bytes: usize,
+    rows: u64,
+    encoder: Option<(SyncSender<(RecordBatch, usize)>, JoinHandle<Result<(), TaskError>>)>,
+}
+
+impl TableWriter {
+    /// Creates the file. The table is complete only after [`TableWriter::finish`].
+    pub fn create(path: &Path, schema: SchemaRef) -> Result<Self, TaskError> {
+        let file = File::create(path).map_err(TaskError::io(format!("cannot create {}", path.display())))?;
+        let properties = properties(&schema)?;
+        let writer = ArrowWriter::try_new(file, schema.clone(), Some(properties)).map_err(|e| write_failed(path, &e))?;
+        let (sender, receiver) = sync_channel(2);
+        let place = path.to_path_buf();
+        let encoder = std::thread::spawn(move || encode(writer, &receiver, &place));
+        Ok(TableWriter {
+            path: path.to_path_buf(),
+            schema,
+            pending: Vec::new(),
+            pending_rows: 0,
+            pending_bytes: 0,
+            rows: 0,
+            encoder: Some((sender, encoder)),
+        })
+    }
+
+    /// Appends rows; the batch must have the table's schema.
+    pub fn write(&mut self, batch: &RecordBatch) -> Result<(), TaskError> {
+        self.rows += batch.num_rows() as u64;
+        let sizes = row_bytes(batch);
+        let mut start = 0;
+        for (i, size) in sizes.iter().enumerate() {
+            self.pending_rows += 1;
+            self.pending_bytes += size;
+            if self.pending_rows >= CHUNK_ROWS || self.pending_bytes >= CHUNK_BYTES {
+                self.pending.push(batch.slice(start, i + 1 - start));
+                start = i + 1;
+                self.send()?;
+            }
+        }
+        if start < batch.num_rows() {
+            self.pending.push(batch.slice(start, batch.num_rows() - start));
+        }
+        Ok(())
+    }
+
+    /// Rows given so far.
+    pub fn rows(&self) -> u64 {
+        self.rows
+    }
+
+    /// Writes what is left and the footer, syncs the file, and returns the number of rows.
+    pub fn finish(mut self) -> Result<u64, TaskError> {
+        self.send()?;
+        self.join()?;
+        Ok(self.rows)
+    }
+
+    fn send(&mut self) -> Result<(), TaskError> {
+        if self.pending.is_empty() {
+            return Ok(());
+        }
+        let chunk = match self.pending.as_slice() {
+            [one] => one.clone(),
+            many => concat_batches(&self.schema, many).map_err(|e| write_failed(&self.path, &e))?,
+        };
+        let bytes = self.pending_bytes;
+        self.pending.clear();
+        self.pending_rows = 0;
+        self.pending_bytes = 0;
+        match &self.encoder {
+            Some((sender, _)) if sender.send((chunk, bytes)).is_ok() => Ok(()),
+            // The encoder only hangs up when it failed: its own error says why.
+            _ => self.join(),
+        }
+    }
+
+    fn join(&mut self) -> Result<(), TaskError> {
+        let Some((sender, encoder)) = self.encoder.take() else {
+            return Err(TaskError::Failed(format!("{} was not written completely", self.path.display())));
+        };
+        drop(sender);
+        encoder.join().map_err(|_| TaskError::Failed(format!("writing {} panicked", self.path.display())))?
+    }
+}
+
+impl Drop for TableWriter {
+    fn drop(&mut self) {
+        // An abandoned table: let the encoder end before the draft folder goes away.
+        if let Some((sender, encoder)) = self.encoder.take() {
+            drop(sender);
+            let _ = encoder.join();
+        }
+    }
+}
+
+/// Reads columns of a table in order, `rows_per_batch` at a time, decoding ahead on a thread of its own.
+pub fn batches(path: &Path, columns: &[&str], rows_per_batch: usize) -> Result<Batches, TaskError> {
+    let file = open(path)?;
+    let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(|e| read_failed(path, &e))?;
+    let schema = builder.schema().clone();
+    let mut roots = Vec::with_capacity(columns.len());
+    for &column in columns {
+        roots.push(schema.index_of(column).map_err(|_| {
+            let there: Vec<&str> = schema.fields().iter().map(|f| f.name().as_str()).collect();
+            TaskError::Failed(format!("{} has no column `{column}`; it has {}", path.display(), there.join(", ")))
+        })?);
+    }
+    let mask = ProjectionMask::roots(builder.parquet_schema(), roots);
+    let reader = builder.with_projection(mask).with_batch_size(rows_per_batch.max(1));
+    let reader = reader.build().map_err(|e| read_failed(path, &e))?;
+    let (sender, receiver) = sync_channel(1);
+    let place = path.to_path_buf();
+    std::thread::spawn(move || {
+        for batch in reader {
+            if sender.send(batch.map_err(|e| read_failed(&place, &e))).is_err() {
+                return;
+            }
+        }
+    });
+    Ok(Batches { receiver })
+}
+
+/// The iterator that [`batches`] returns.
+pub struct Batches {
+    receiver: Receiver<Result<RecordBatch, TaskError>>,
+}
+
+impl Iterator for Batches {
+    type Item = Result<RecordBatch, TaskError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.receiver.recv().ok()
+    }
+}
+
+/// The number of rows, from the file's footer.
+pub fn row_count(path: &Path) -> Result<u64, TaskError> {
+    let metadata =
+        ArrowReaderMetadata::load(&open(path)?, Default::default()).map_err(|e| read_failed(path, &e))?;
+    Ok(metadata.metadata().file_metadata().num_rows().max(0) as u64)
+}
+
+/// The text column `name`.
+pub fn text_column<'a>(batch: &'a RecordBatch, name: &str) -> Result<&'a StringArray, TaskError> {
+    typed(batch, name)
+}
+
+/// The list column `name`.
+pub fn list_column<'a>(batch: &'a RecordBatch, name: &str) -> Result<&'a ListArray, TaskError> {
+    typed(batch, name)
+}
+
+/// The column `name` as the array type that its shape promises.
+pub fn typed<'a, A: Array + 'static>(batch: &'a RecordBatch, name: &str) -> Result<&'a A, TaskError> {
+    let column = batch.column_by_name(name);
+    column.and_then(|column| column.as_any().downcast_ref::<A>()).ok_or_else(|| {
+        TaskError::Failed(format!("a table between stages lacks the column `{name}`, or it has another type"))
+    })
+}
+
+/// The 32-bit integers of row `i` of a list column.
+pub fn int_list(column: &ListArray, i: usize) -> Result<&[i32], TaskError> {
+    let values = column.values().as_any().downcast_ref::<Int32Array>();
+    let values = values.ok_or_else(|| TaskError::Failed("a list between stages does not hold 32-bit integers".into()))?;
+    let offsets = column.value_offsets();
+    Ok(&values.values()[offsets[i] as usize..offsets[i + 1] as usize])
+}
+
+fn encode(
+    mut writer: ArrowWriter<File>,
+    chunks: &Receiver<(RecordBatch, usize)>,
+    path: &Path,
+) -> Result<(), TaskError> {
+    let mut group = 0;
+    while let Ok((chunk, bytes)) = chunks.recv() {
+        writer.write(&chunk).map_err(|e| write_failed(path, &e))?;
+        group += bytes;
+        if group >= ROW_GROUP_BYTES {
+            writer.flush().map_err(|e| write_failed(path, &e))?;
+            group = 0;
+        }
+    }
+    let file = writer.into_inner().map_err(|e| write_failed(path, &e))?;
+    file.sync_all().map_err(TaskError::io(format!("cannot write {}", path.display())))
+}
+
+/// Everything that decides bytes is fixed here. No dictionaries and no statistics: rows are near unique, and nothing
+/// filters on them. `created_by` is ours, so that an upgrade of the Parquet library does not make old outputs differ.
+fn properties(schema: &SchemaRef) -> Result<WriterProperties, TaskError> {
+    let level = ZstdLevel::try_new(1).map_err(|e| TaskError::Failed(e.to_string()))?;
+    let mut builder = WriterProperties::builder()
+        .set_created_by("pipe".to_string())
+        .set_writer_version(WriterVersion::PARQUET_1_0)
+        .set_compression(Compression::ZSTD(level))
+        .set_dictionary_enabled(false)
+        .set_statistics_enabled(EnabledStatistics::None)
+        .set_offset_index_disabled(true)
+        .set_max_row_group_row_count(Some(usize::MAX));
+    for field in schema.fields() {
+        if let DataType::List(item) = field.data_type()
+            && item.data_type() == &DataType::Int32
+        {
+            let column = ColumnPath::from(vec![field.name().clone(), "list".to_string(), item.name().clone()]);
+            builder = builder.set_column_encoding(column, Encoding::PLAIN);
+        }
+    }
+    Ok(builder.build())
+}
+
+/// Bytes of each row's variable parts, from the offsets alone.
+fn row_bytes(batch: &RecordBatch) -> Vec<usize> {
+    let mut sizes = vec![8; batch.num_rows()];
+    for column in batch.columns() {
+        add_row_bytes(column, &mut sizes);
+    }
+    sizes
+}
+
+fn add_row_bytes(column: &ArrayRef, sizes: &mut [usize]) {
+    let (offsets, width) = if let Some(text) = column.as_any().downcast_ref::<StringArray>() {
+        (text.value_offsets(), 1)
+    } else if let Some(list) = column.as_any().downcast_ref::<ListArray>() {
+        // Lists of text hold row ids here: 32 bytes each.
+        (list.value_offsets(), list.values().data_type().primitive_width().unwrap_or(32))
+    } else {
+        return;
+    };
+    for (size, pair) in sizes.iter_mut().zip(offsets.windows(2)) {
+        *size += (pair[1] - pair[0]) as usize * width;
+    }
+}
+
+fn open(path: &Path) -> Result<File, TaskError> {
+    File::open(path).map_err(TaskError::io(format!("cannot open {}", path.display())))
+}
+
+fn read_failed(path: &Path, error: &dyn std::fmt::Display) -> TaskError {
+    TaskError::Failed(format!("cannot read the table {}: {error}", path.display()))
+}
+
+fn write_failed(path: &Path, error: &dyn std::fmt::Display) -> TaskError {
+    TaskError::Failed(format!("cannot write the table {}: {error}", path.display()))
+}
+
+#[cfg(test)]
+#[path = "rows/tests.rs"]
+mod tests;
