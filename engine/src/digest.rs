@@ -6,7 +6,7 @@ use std::fmt;
 use std::io::{self, Read};
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 /// A BLAKE3-256 digest, written as 64 lower-case hex digits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -94,22 +94,10 @@ pub fn canonical_json(value: &Value) -> String {
     out
 }
 
-fn write_canonical(value: &Value, out: &mut String) {
+/// Appends a value's canonical JSON.
+pub fn write_canonical(value: &Value, out: &mut String) {
     match value {
-        Value::Object(map) => {
-            let mut keys: Vec<&String> = map.keys().collect();
-            keys.sort();
-            out.push('{');
-            for (i, key) in keys.into_iter().enumerate() {
-                if i > 0 {
-                    out.push(',');
-                }
-                out.push_str(&Value::from(key.as_str()).to_string());
-                out.push(':');
-                write_canonical(&map[key], out);
-            }
-            out.push('}');
-        }
+        Value::Object(map) => write_canonical_map(map, out),
         Value::Array(items) => {
             out.push('[');
             for (i, item) in items.iter().enumerate() {
@@ -127,8 +115,31 @@ fn write_canonical(value: &Value, out: &mut String) {
             }
             _ => out.push_str(&number.to_string()),
         },
+        Value::String(text) => write_canonical_text(text, out),
         other => out.push_str(&other.to_string()),
     }
+}
+
+/// Appends an object's canonical JSON.
+pub fn write_canonical_map(map: &Map<String, Value>, out: &mut String) {
+    let mut entries: Vec<(&String, &Value)> = map.iter().collect();
+    entries.sort_unstable_by_key(|(key, _)| *key);
+    out.push('{');
+    for (i, (key, value)) in entries.into_iter().enumerate() {
+        if i > 0 {
+            out.push(',');
+        }
+        write_canonical_text(key, out);
+        out.push(':');
+        write_canonical(value, out);
+    }
+    out.push('}');
+}
+
+/// Appends a text as a JSON string.
+pub fn write_canonical_text(text: &str, out: &mut String) {
+    // Writing a text to memory cannot fail; an empty object would still be distinct from every string.
+    out.push_str(&serde_json::to_string(text).unwrap_or_else(|_| "{}".to_string()));
 }
 
 #[cfg(test)]

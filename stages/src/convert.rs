@@ -8,41 +8,10 @@ use half::{bf16, f16};
 use pipe_engine::task::{Context, SourceFile, Summary, Task, TaskError, View};
 use pipe_job::WeightType;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::Value;
 
 use crate::model::BaseModel;
-
-/// Keys of the `convert` section.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct ConvertSection {
-    /// Element type of the published adapter: `float32` (default), `float16` or `bfloat16`.
-    pub dtype: Option<FloatType>,
-}
-
-/// A floating-point element type, by the names of torch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum FloatType {
-    #[serde(alias = "fp32", alias = "f32")]
-    Float32,
-    #[serde(alias = "fp16", alias = "f16")]
-    Float16,
-    #[serde(alias = "bf16")]
-    Bfloat16,
-}
-
-impl From<FloatType> for WeightType {
-    fn from(dtype: FloatType) -> WeightType {
-        match dtype {
-            FloatType::Float32 => WeightType::F32,
-            FloatType::Float16 => WeightType::F16,
-            FloatType::Bfloat16 => WeightType::Bf16,
-        }
-    }
-}
 
 /// Publishes an adapter.
 #[derive(Clone, Debug, PartialEq, Serialize)]

@@ -8,75 +8,34 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use arrow::array::{Array, AsArray, BooleanArray, RecordBatch, StringArray};
-use arrow::datatypes::{DataType, Field, Int32Type, Schema};
+use arrow::array::{Array, BooleanArray, RecordBatch, StringArray};
+use arrow::datatypes::{DataType, Field, Schema};
 use pipe_engine::task::{Context, Resources, SourceFile, Summary, Task, TaskError, View};
 use pipe_job::{BaseWeights, Compute, EvalJob, Generation};
-use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use tokenizers::Tokenizer;
 
 use crate::convert::tokenizer_part;
 use crate::model::BaseModel;
-use crate::rows::{TableWriter, batches};
+use crate::recipe::Metric;
+use crate::rows::{TableWriter, batches, int_list, list_column, text_column};
 use crate::worker::Worker;
-
-/// Keys of the `eval` section.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct EvalSection {
-    /// What to measure: `perplexity`, `exact_match`.
-    pub metrics: Option<Vec<EvalMetric>>,
-    /// Splits to measure on: `val`, `test`; default: those that have rows.
-    pub splits: Option<Vec<EvalSplit>>,
-    /// Prompts to answer freely, shown in the summary and the report.
-    pub samples: Option<Vec<String>>,
-    /// Longest answer in tokens; default 128.
-    #[schemars(range(min = 1, max = 32768))]
-    pub max_new_tokens: Option<u64>,
-    /// Measure the base model as well; default true when something was trained.
-    pub baseline: Option<bool>,
-}
-
-/// A measure.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum EvalMetric {
-    /// exp of the mean loss per trained token.
-    Perplexity,
-    /// Share of rows whose greedy answer equals the expected one, white space at both ends ignored.
-    ExactMatch,
-}
-
-/// A held-out split.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum EvalSplit {
-    Val,
-    Test,
-}
-
-impl EvalSplit {
-    pub fn name(self) -> &'static str {
-        match self {
-            EvalSplit::Val => "val",
-            EvalSplit::Test => "test",
-        }
-    }
-}
 
 /// Everything evaluation depends on besides its inputs (`adapter`, `packs.SPLIT`, `tokens.SPLIT.N`).
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Eval {
-    pub metrics: Vec<EvalMetric>,
+    pub metrics: Vec<Metric>,
     pub samples: Vec<(String, String)>,
     pub max_new_tokens: usize,
+    pub temperature: f64,
     pub baseline: bool,
     pub base: BaseWeights,
     pub compute: Compute,
     /// Token texts that end an answer, besides the model's own end tokens.
     pub stop: Vec<String>,
+    /// Rows answered together; cannot change greedy answers but for rounding.
+    pub batch: usize,
     #[serde(skip)]
     pub model: BaseModel,
     #[serde(skip)]
@@ -167,8 +126,8 @@ impl Eval {
         Ok(EvalJob {
             model: self.model.source(ctx.input_opt("adapter"), self.base, self.compute),
             baseline: self.baseline,
-            packs: inputs("packs.", wants(EvalMetric::Perplexity)),
-            answers: inputs("tokens.", wants(EvalMetric::ExactMatch)),
+            packs: inputs("packs.", wants(Metric::Perplexity)),
+            answers: inputs("tokens.", wants(Metric::ExactMatch)),
             generation: self.generation(tokenizer),
             samples: samples.collect::<Result<_, TaskError>>()?,
             output: scratch.to_path_buf(),
@@ -184,13 +143,13 @@ impl Eval {
         stop.dedup();
         Generation {
             max_new_tokens: self.max_new_tokens,
-            temperature: 0.0,
+            temperature: self.temperature,
             top_p: 1.0,
             top_k: 0,
             repetition_penalty: 1.0,
             seed: 0,
             stop,
-            batch: 32,
+            batch: self.batch,
         }
     }
 
@@ -242,13 +201,14 @@ fn read_expected(
         let rows = expected.entry(split.clone()).or_default();
         for batch in batches(path, &["row_id", "input_ids", "labels"], 1024)? {
             let batch = batch?;
+            let (names, ids) = (text_column(&batch, "row_id")?, list_column(&batch, "input_ids")?);
+            let labels = list_column(&batch, "labels")?;
             for i in 0..batch.num_rows() {
-                let ids = int_list(&batch, "input_ids", i)?;
-                let labels = int_list(&batch, "labels", i)?;
+                let (ids, labels) = (int_list(ids, i)?, int_list(labels, i)?);
                 let start = labels.iter().position(|&label| label != -100).unwrap_or(labels.len());
                 let end = labels[start..].iter().position(|&label| label == -100).map_or(labels.len(), |n| start + n);
                 let row = Expected { prompt: decode(tokenizer, &ids[..start])?, answer: decode(tokenizer, &ids[start..end])? };
-                rows.insert(text(&batch, "row_id", i)?, row);
+                rows.insert(names.value(i).to_string(), row);
             }
         }
     }
@@ -268,16 +228,18 @@ fn score_answers(
     let mut counts: BTreeMap<(String, String), (u64, u64)> = BTreeMap::new();
     for batch in batches(answers, &["model", "split", "row_id", "output_ids"], 1024)? {
         let batch = batch?;
+        let (models, splits) = (text_column(&batch, "model")?, text_column(&batch, "split")?);
+        let (names, outputs) = (text_column(&batch, "row_id")?, list_column(&batch, "output_ids")?);
         for i in 0..batch.num_rows() {
-            let (model, split, row_id) = (text(&batch, "model", i)?, text(&batch, "split", i)?, text(&batch, "row_id", i)?);
-            let Some(row) = expected.get(&split).and_then(|rows| rows.get(&row_id)) else { continue };
-            let answer = decode(tokenizer, &int_list(&batch, "output_ids", i)?)?;
+            let (model, split, row_id) = (models.value(i), splits.value(i), names.value(i));
+            let Some(row) = expected.get(split).and_then(|rows| rows.get(row_id)) else { continue };
+            let answer = decode(tokenizer, int_list(outputs, i)?)?;
             let same = answer == row.answer;
-            let count = counts.entry((model.clone(), split.clone())).or_default();
+            let count = counts.entry((model.to_string(), split.to_string())).or_default();
             count.0 += u64::from(same);
             count.1 += 1;
             exact.push(same);
-            let cells = [model, split, row_id, row.prompt.clone(), row.answer.clone(), answer];
+            let cells = [model.into(), split.into(), row_id.into(), row.prompt.clone(), row.answer.clone(), answer];
             columns.iter_mut().zip(cells).for_each(|(column, cell)| column.push(cell));
         }
     }
@@ -307,22 +269,6 @@ fn decode(tokenizer: &Tokenizer, ids: &[i32]) -> Result<String, TaskError> {
     let ids: Vec<u32> = ids.iter().filter_map(|&id| u32::try_from(id).ok()).collect();
     let text = tokenizer.decode(&ids, true).map_err(|e| TaskError::Failed(format!("decoding tokens: {e}")))?;
     Ok(text.trim().to_string())
-}
-
-fn text(batch: &RecordBatch, column: &str, row: usize) -> Result<String, TaskError> {
-    let array = batch.column_by_name(column).and_then(|array| array.as_string_opt::<i32>());
-    array.map(|array| array.value(row).to_string()).ok_or_else(|| missing(column))
-}
-
-fn int_list(batch: &RecordBatch, column: &str, row: usize) -> Result<Vec<i32>, TaskError> {
-    let list = batch.column_by_name(column).and_then(|array| array.as_list_opt::<i32>()).ok_or_else(|| missing(column))?;
-    let values = list.value(row);
-    let ints = values.as_primitive_opt::<Int32Type>().ok_or_else(|| missing(column))?;
-    Ok(ints.values().to_vec())
-}
-
-fn missing(column: &str) -> TaskError {
-    TaskError::Failed(format!("a table lacks its column `{column}`"))
 }
 
 fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, TaskError> {

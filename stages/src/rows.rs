@@ -11,12 +11,11 @@ use std::thread::JoinHandle;
 
 use arrow::array::{Array, ArrayRef, Int32Array, ListArray, RecordBatch, StringArray};
 use arrow::compute::concat_batches;
-use arrow::datatypes::{DataType, SchemaRef};
+use arrow::datatypes::SchemaRef;
 use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ParquetRecordBatchReaderBuilder};
 use parquet::arrow::{ArrowWriter, ProjectionMask};
-use parquet::basic::{Compression, Encoding, ZstdLevel};
+use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterVersion};
-use parquet::schema::types::ColumnPath;
 use pipe_engine::task::TaskError;
 
 /// The file that ingest, clean and convert-like stages write.
@@ -30,7 +29,7 @@ const CHUNK_BYTES: usize = 8 << 20;
 /// A row group is closed once it holds this much before compression.
 const ROW_GROUP_BYTES: usize = 32 << 20;
 
-/// The columns of every row shape. `docs` in [`SHAPES`] says what each holds.
+/// The columns of every row shape.
 pub mod shapes {
     use std::sync::Arc;
 
@@ -43,6 +42,7 @@ pub mod shapes {
             Field::new("row", DataType::UInt64, false),
             text("data"),
             Field::new("meta", DataType::Utf8, true),
+            Field::new("source", DataType::UInt16, false),
         ])
     }
 
@@ -71,7 +71,7 @@ pub mod shapes {
 
     /// Where a stage's rows came from, when it renames, drops or multiplies them; never read by a later stage.
     pub fn lineage() -> SchemaRef {
-        schema(vec![text("row_id"), text("from"), Field::new("row", DataType::UInt64, true)])
+        schema(vec![text("row_id"), text("from")])
     }
 
     fn schema(fields: Vec<Field>) -> SchemaRef {
@@ -107,7 +107,7 @@ impl TableWriter {
     /// Creates the file. The table is complete only after [`TableWriter::finish`].
     pub fn create(path: &Path, schema: SchemaRef) -> Result<Self, TaskError> {
         let file = File::create(path).map_err(TaskError::io(format!("cannot create {}", path.display())))?;
-        let properties = properties(&schema)?;
+        let properties = properties()?;
         let writer = ArrowWriter::try_new(file, schema.clone(), Some(properties)).map_err(|e| write_failed(path, &e))?;
         let (sender, receiver) = sync_channel(2);
         let place = path.to_path_buf();
@@ -286,9 +286,9 @@ fn encode(
 
 /// Everything that decides bytes is fixed here. No dictionaries and no statistics: rows are near unique, and nothing
 /// filters on them. `created_by` is ours, so that an upgrade of the Parquet library does not make old outputs differ.
-fn properties(schema: &SchemaRef) -> Result<WriterProperties, TaskError> {
+fn properties() -> Result<WriterProperties, TaskError> {
     let level = ZstdLevel::try_new(1).map_err(|e| TaskError::Failed(e.to_string()))?;
-    let mut builder = WriterProperties::builder()
+    let builder = WriterProperties::builder()
         .set_created_by("pipe".to_string())
         .set_writer_version(WriterVersion::PARQUET_1_0)
         .set_compression(Compression::ZSTD(level))
@@ -296,14 +296,6 @@ fn properties(schema: &SchemaRef) -> Result<WriterProperties, TaskError> {
         .set_statistics_enabled(EnabledStatistics::None)
         .set_offset_index_disabled(true)
         .set_max_row_group_row_count(Some(usize::MAX));
-    for field in schema.fields() {
-        if let DataType::List(item) = field.data_type()
-            && item.data_type() == &DataType::Int32
-        {
-            let column = ColumnPath::from(vec![field.name().clone(), "list".to_string(), item.name().clone()]);
-            builder = builder.set_column_encoding(column, Encoding::PLAIN);
-        }
-    }
     Ok(builder.build())
 }
 
@@ -343,5 +335,4 @@ fn write_failed(path: &Path, error: &dyn std::fmt::Display) -> TaskError {
 }
 
 #[cfg(test)]
-#[path = "rows/tests.rs"]
 mod tests;

@@ -1,7 +1,7 @@
 #![allow(clippy::unwrap_used)]
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, ListBuilder, StringBuilder, UInt64Array};
+use arrow::array::{ArrayRef, ListBuilder, StringBuilder, UInt16Array, UInt64Array};
 
 use super::*;
 
@@ -10,7 +10,13 @@ fn raw_rows(range: std::ops::Range<u64>) -> RecordBatch {
     let data = StringArray::from_iter_values(range.clone().map(|i| "x".repeat((i % 900) as usize)));
     let meta = StringArray::from(vec![None::<&str>; range.clone().count()]);
     let columns: Vec<ArrayRef> =
-        vec![Arc::new(ids), Arc::new(UInt64Array::from_iter_values(range)), Arc::new(data), Arc::new(meta)];
+        vec![
+            Arc::new(ids),
+            Arc::new(UInt64Array::from_iter_values(range.clone())),
+            Arc::new(data),
+            Arc::new(meta),
+            Arc::new(UInt16Array::from_iter_values(range.map(|_| 0))),
+        ];
     RecordBatch::try_new(shapes::raw(), columns).unwrap()
 }
 
@@ -52,7 +58,7 @@ fn rows_come_back_in_order_and_by_column() {
     }
     assert_eq!(next, 5000);
     let error = batches(&path, &["rwo"], 10).err().unwrap().to_string();
-    assert!(error.contains("row_id, row, data"), "{error}");
+    assert!(error.contains("row_id, row, data, meta, source"), "{error}");
 }
 
 #[test]

@@ -1,0 +1,313 @@
+//! The recipe as written: Axolotl's flat keys that have a meaning here, and our sections.
+//!
+//! Every key is optional, because blank means unset; what is derived from unset keys is in `resolved`. Known keys without
+//! a meaning here are in `known`. Doc texts become the schema and the reference, so they say unit and effect.
+
+use indexmap::IndexMap;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::dataset::Dataset;
+use super::sections::{
+    ConvertSection, EvalSection, MergeSection, MixSection, QuantizeSection, ReportSection, ResourcesSection,
+};
+use super::values::{
+    AdapterName, AutoFlag, Checkpointing, ExcessLength, OptimizerName, SchedulerName, SpecialTokensInContent, Strategy,
+    Targets, Toggle,
+};
+use crate::augment::AugmentSection;
+use crate::clean::CleanSection;
+use crate::split::SplitSection;
+
+/// A fine-tuning recipe: Axolotl's flat keys, plus a section for each thing Axolotl has no key for.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Recipe {
+    /// The model to start from: a Hugging Face folder, a GGUF file, or a hub id.
+    #[schemars(extend("examples" = ["mistralai/Mistral-7B-v0.1", "models/SmolLM2-135M-Instruct.gguf"]))]
+    pub base_model: Option<String>,
+    /// Folder, file or id whose config is used instead of the base model's.
+    pub base_model_config: Option<String>,
+    /// Revision of a hub model: branch, tag or commit.
+    pub revision_of_model: Option<String>,
+    /// Class name in transformers; the architecture itself is read from the model's config.
+    #[schemars(extend("default" = "AutoModelForCausalLM"))]
+    pub model_type: Option<String>,
+    /// Class name of the tokenizer in transformers; the tokenizer itself is read from its files.
+    #[schemars(extend("default" = "AutoTokenizer"))]
+    pub tokenizer_type: Option<String>,
+    /// Folder or id of the tokenizer, when it is not the base model's.
+    pub tokenizer_config: Option<String>,
+
+    /// Rows to train on.
+    pub datasets: Option<Vec<Dataset>>,
+    /// Rows to test on, instead of a share of `datasets`.
+    pub test_datasets: Option<Vec<Dataset>>,
+    /// Rows held out for evaluation: a share up to 1, or a count; alias of `split.val`.
+    #[schemars(range(min = 0), extend("default" = 0.0))]
+    pub val_set_size: Option<f64>,
+    /// Mix the rows of all datasets.
+    #[schemars(extend("default" = true))]
+    pub shuffle_merged_datasets: Option<bool>,
+    /// Mix each dataset before they are put together.
+    #[schemars(extend("default" = false))]
+    pub shuffle_before_merging_datasets: Option<bool>,
+    /// Train rows in the order of the data instead of at random.
+    #[schemars(extend("default" = false))]
+    pub curriculum_sampling: Option<bool>,
+    /// Drop rows that are equal; the same as `clean.dedup: exact`.
+    #[schemars(extend("default" = false))]
+    pub dataset_exact_deduplication: Option<bool>,
+
+    /// Longest row, in tokens.
+    #[schemars(range(min = 1, max = 10_000_000), extend("default" = 512))]
+    pub sequence_len: Option<u64>,
+    /// Longest row in evaluation, in tokens; as `sequence_len` by default.
+    #[schemars(range(min = 1, max = 10_000_000))]
+    pub eval_sequence_len: Option<u64>,
+    /// What happens to longer rows.
+    #[schemars(extend("default" = "drop"))]
+    pub excess_length_strategy: Option<ExcessLength>,
+    /// Shortest row, in tokens.
+    #[schemars(extend("default" = 2))]
+    pub min_sample_len: Option<u64>,
+    /// Put several rows in one sequence; attention stays within each row.
+    #[schemars(extend("default" = false))]
+    pub sample_packing: Option<bool>,
+    /// The same for evaluation; as `sample_packing` by default.
+    pub eval_sample_packing: Option<bool>,
+    /// Rows in one pack at most.
+    #[schemars(range(min = 1), extend("default" = 200))]
+    pub sample_packing_bin_size: Option<u64>,
+    /// Rows looked at together when packing.
+    #[schemars(range(min = 1), extend("default" = 100_000))]
+    pub sample_packing_group_size: Option<u64>,
+    /// Pack rows in their order.
+    #[schemars(extend("default" = false))]
+    pub sample_packing_sequentially: Option<bool>,
+    /// Train the prompts as well as the answers.
+    #[schemars(extend("default" = false))]
+    pub train_on_inputs: Option<bool>,
+    /// Put rows of similar length in one batch.
+    #[schemars(extend("default" = false))]
+    pub group_by_length: Option<bool>,
+
+    /// Chat template: a built-in name, `tokenizer_default`, `jinja`, or a file; the tokenizer's own by default.
+    #[schemars(extend("examples" = ["chatml", "llama3", "tokenizer_default"]))]
+    pub chat_template: Option<String>,
+    /// Text or file of the template when `chat_template` is `jinja`.
+    pub chat_template_jinja: Option<String>,
+    /// Extra variables for the template, such as `enable_thinking`.
+    pub chat_template_kwargs: Option<IndexMap<String, Value>>,
+    /// System prompt of conversations that have none.
+    pub default_system_message: Option<String>,
+    /// Tokens that end a turn; the end-of-sequence token by default.
+    pub eot_tokens: Option<Vec<String>>,
+    /// Special tokens to set or replace.
+    pub special_tokens: Option<SpecialTokens>,
+    /// Tokens to add to the vocabulary.
+    pub tokens: Option<Vec<String>>,
+    /// What special-token text inside content means.
+    #[schemars(extend("default" = "parse"))]
+    pub special_tokens_in_content: Option<SpecialTokensInContent>,
+
+    /// What to train; all weights when blank.
+    pub adapter: Option<AdapterName>,
+    /// PEFT adapter to go on training.
+    pub lora_model_dir: Option<String>,
+    /// Hold the base in 4 bits (NF4); needed by `adapter: qlora`.
+    #[schemars(extend("default" = false))]
+    pub load_in_4bit: Option<bool>,
+    /// Hold the base in 8 bits; only with `adapter: lora`.
+    #[schemars(extend("default" = false))]
+    pub load_in_8bit: Option<bool>,
+    /// Settings of the 4-bit base.
+    pub bnb_config_kwargs: Option<BnbConfig>,
+    /// Rank of the adapter.
+    #[schemars(range(min = 1, max = 65_536))]
+    pub lora_r: Option<u64>,
+    /// The adapter's scale is this divided by the rank.
+    #[schemars(extend("exclusiveMinimum" = 0))]
+    pub lora_alpha: Option<f64>,
+    /// Share of the adapter's inputs zeroed in training.
+    #[schemars(range(min = 0, max = 1), extend("default" = 0.0))]
+    pub lora_dropout: Option<f64>,
+    /// Adapt every linear module except the output head.
+    pub lora_target_linear: Option<bool>,
+    /// Modules to adapt: names, or one regular expression.
+    #[schemars(extend("examples" = [["q_proj", "v_proj"]]))]
+    pub lora_target_modules: Option<Targets>,
+    /// Modules trained in full beside the adapter.
+    pub lora_modules_to_save: Option<Vec<String>>,
+    /// Scale by the root of the rank (rsLoRA).
+    #[schemars(extend("default" = false))]
+    pub peft_use_rslora: Option<bool>,
+    /// Weight-decomposed adaptation (DoRA).
+    #[schemars(extend("default" = false))]
+    pub peft_use_dora: Option<bool>,
+
+    /// Rows (packs, when packing) per forward pass.
+    #[schemars(range(min = 1), extend("default" = 1))]
+    pub micro_batch_size: Option<u64>,
+    /// Forward passes per optimizer step.
+    #[schemars(range(min = 1), extend("default" = 1))]
+    pub gradient_accumulation_steps: Option<u64>,
+    /// Rows per optimizer step; instead of `gradient_accumulation_steps`.
+    #[schemars(range(min = 1))]
+    pub batch_size: Option<u64>,
+    /// Rows per forward pass in evaluation; as `micro_batch_size` by default.
+    #[schemars(range(min = 1))]
+    pub eval_batch_size: Option<u64>,
+    /// Passes over the data.
+    #[schemars(extend("exclusiveMinimum" = 0), extend("default" = 1.0))]
+    pub num_epochs: Option<f64>,
+    /// Optimizer steps at most.
+    #[schemars(range(min = 1))]
+    pub max_steps: Option<u64>,
+    /// The optimizer.
+    #[schemars(extend("default" = "adamw_torch_fused"))]
+    pub optimizer: Option<OptimizerName>,
+    /// Peak learning rate.
+    #[schemars(range(min = 0, max = 100), extend("examples" = [0.0002]))]
+    pub learning_rate: Option<f64>,
+    /// Course of the learning rate.
+    #[schemars(extend("default" = "cosine"))]
+    pub lr_scheduler: Option<SchedulerName>,
+    /// Floor of the cosine course, as a share of the peak.
+    #[schemars(range(min = 0, max = 1), extend("default" = 0.0))]
+    pub cosine_min_lr_ratio: Option<f64>,
+    /// Warm-up as a share of all steps.
+    #[schemars(range(min = 0, max = 1))]
+    pub warmup_ratio: Option<f64>,
+    /// Warm-up in steps; by default 3% of all steps, at most 100.
+    pub warmup_steps: Option<u64>,
+    /// Decoupled weight decay.
+    #[schemars(range(min = 0), extend("default" = 0.0))]
+    pub weight_decay: Option<f64>,
+    /// Adam's decay of the mean.
+    #[schemars(range(min = 0, max = 1), extend("default" = 0.9))]
+    pub adam_beta1: Option<f64>,
+    /// Adam's decay of the square.
+    #[schemars(range(min = 0, max = 1), extend("default" = 0.999))]
+    pub adam_beta2: Option<f64>,
+    /// Adam's epsilon.
+    #[schemars(range(min = 0), extend("default" = 1e-8))]
+    pub adam_epsilon: Option<f64>,
+    /// Largest gradient norm; 0 for no clipping.
+    #[schemars(range(min = 0), extend("default" = 1.0))]
+    pub max_grad_norm: Option<f64>,
+    /// Noise on the embeddings (NEFTune).
+    #[schemars(range(min = 0))]
+    pub neftune_noise_alpha: Option<f64>,
+    /// Seed of everything random.
+    #[schemars(extend("default" = 42))]
+    pub seed: Option<u64>,
+
+    /// bfloat16 arithmetic; `auto` where the machine has it.
+    #[schemars(extend("default" = "auto"))]
+    pub bf16: Option<AutoFlag>,
+    /// float16 arithmetic.
+    #[schemars(extend("default" = false))]
+    pub fp16: Option<bool>,
+    /// Recompute activations in the backward pass to save memory.
+    #[schemars(extend("default" = false))]
+    pub gradient_checkpointing: Option<Checkpointing>,
+
+    /// Evaluate every so many steps, or at this share of all steps when below 1.
+    #[schemars(extend("exclusiveMinimum" = 0))]
+    pub eval_steps: Option<f64>,
+    /// Evaluations in each epoch.
+    #[schemars(range(min = 1))]
+    pub evals_per_epoch: Option<u64>,
+    /// When to evaluate.
+    pub eval_strategy: Option<Strategy>,
+    /// Save every so many steps, or at this share of all steps when below 1.
+    #[schemars(extend("exclusiveMinimum" = 0))]
+    pub save_steps: Option<f64>,
+    /// Checkpoints in each epoch.
+    #[schemars(range(min = 1))]
+    pub saves_per_epoch: Option<u64>,
+    /// When to save.
+    pub save_strategy: Option<Strategy>,
+    /// Checkpoints kept.
+    #[schemars(range(min = 1), extend("default" = 4))]
+    pub save_total_limit: Option<u64>,
+    /// Optimizer steps between lines on the terminal; every step is recorded.
+    #[schemars(range(min = 1))]
+    pub logging_steps: Option<u64>,
+    /// Stop after this many evaluations without a better loss.
+    #[schemars(range(min = 1))]
+    pub early_stopping_patience: Option<u64>,
+    /// Stop when the loss stays above this.
+    pub loss_watchdog_threshold: Option<f64>,
+    /// Steps above the threshold before stopping.
+    #[schemars(range(min = 1), extend("default" = 3))]
+    pub loss_watchdog_patience: Option<u64>,
+    /// Folder for the final artifacts.
+    #[schemars(extend("default" = "./model-out"))]
+    pub output_dir: Option<String>,
+
+    /// Which rows to drop before anything else.
+    pub clean: Option<CleanSection>,
+    /// Rows for training, validation and test.
+    pub split: Option<SplitSection>,
+    /// More training rows from those there are.
+    pub augment: Option<AugmentSection>,
+    /// How datasets are put together.
+    pub mix: Option<MixSection>,
+    /// `false` for a recipe that only prepares data or evaluates.
+    #[schemars(extend("default" = true))]
+    pub train: Option<bool>,
+    /// Measure the base and the tuned model.
+    pub eval: Option<Toggle<EvalSection>>,
+    /// The adapter as a PEFT folder.
+    pub convert: Option<Toggle<ConvertSection>>,
+    /// Fold the adapter into the base weights.
+    pub merge: Option<Toggle<MergeSection>>,
+    /// Smaller copies of the merged model.
+    pub quantize: Option<Toggle<QuantizeSection>>,
+    /// The closing report.
+    pub report: Option<Toggle<ReportSection>>,
+    /// What a run may use of the machine.
+    pub resources: Option<ResourcesSection>,
+}
+
+/// Special tokens by role.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct SpecialTokens {
+    /// Beginning of sequence.
+    pub bos_token: Option<String>,
+    /// End of sequence.
+    pub eos_token: Option<String>,
+    /// Padding; never trained.
+    pub pad_token: Option<String>,
+    /// Unknown text.
+    pub unk_token: Option<String>,
+    /// Others, added where the vocabulary lacks them.
+    pub additional_special_tokens: Option<Vec<String>>,
+}
+
+/// Settings of a 4-bit base, by bitsandbytes' names.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct BnbConfig {
+    /// Quantise the scales too.
+    #[schemars(extend("default" = true))]
+    pub bnb_4bit_use_double_quant: Option<bool>,
+    /// Only `nf4`.
+    pub bnb_4bit_quant_type: Option<FourBit>,
+    /// Arithmetic type; follows `bf16` and `fp16`.
+    pub bnb_4bit_compute_dtype: Option<String>,
+    /// Type in which the packed weights are stored; without effect here.
+    pub bnb_4bit_quant_storage: Option<String>,
+}
+
+/// Number formats of a 4-bit base.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum FourBit {
+    Nf4,
+}
+

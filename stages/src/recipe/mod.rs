@@ -1,0 +1,73 @@
+//! Recipes: the typed keys, their schema, and the checks that find everything wrong with one before anything runs.
+//!
+//! [`load`] is the only way in. A [`Recipe`] is what was written; what follows from it (defaults, derived points) is in
+//! [`resolved`]. Nothing here reads data, starts a stage or touches the network.
+
+mod checks;
+pub mod dataset;
+mod files;
+mod keys;
+mod known;
+mod reference;
+pub mod resolved;
+mod schema;
+pub mod sections;
+mod structure;
+pub mod values;
+
+use std::path::{Path, PathBuf};
+
+use pipe_engine::document::{self, Node};
+use pipe_engine::problem::Problem;
+
+pub use dataset::{Dataset, Role, Source, UserDefined};
+pub use keys::{BnbConfig, FourBit, Recipe, SpecialTokens};
+pub use reference::reference_markdown;
+pub use schema::schema;
+pub use sections::*;
+pub use values::*;
+
+use crate::project::Project;
+
+/// A recipe as read from disk, with everything that is wrong with it.
+#[derive(Debug)]
+pub struct Loaded {
+    /// Present exactly when no problem is an error.
+    pub recipe: Option<Recipe>,
+    /// Errors, warnings and notices, sorted by place.
+    pub problems: Vec<Problem>,
+    pub project: Project,
+    /// The recipe and every file it extends, as read.
+    pub sources: Vec<PathBuf>,
+    /// The tree that was checked, with positions; absent when the file could not be read as YAML.
+    pub tree: Option<Node>,
+}
+
+/// Reads, merges and checks the recipe at `path`, with `--set` assignments such as `datasets[0].path=x` on top.
+pub fn load(path: &Path, sets: &[String]) -> Loaded {
+    let project = Project::of(path);
+    let document = match document::read(path, sets) {
+        Ok(document) => document,
+        Err(failure) => {
+            return Loaded {
+                recipe: None,
+                problems: failure.problems,
+                project,
+                sources: failure.sources,
+                tree: None,
+            };
+        }
+    };
+    let checked = structure::check(&document);
+    let mut problems = checked.problems;
+    checks::run(&checked.recipe, &checked.tree, &checked.tainted, &project, &mut problems);
+    document.sort(&mut problems);
+    let valid = !problems.iter().any(Problem::is_error);
+    Loaded {
+        recipe: valid.then_some(checked.recipe),
+        problems,
+        project,
+        sources: document.sources,
+        tree: Some(document.root),
+    }
+}

@@ -1,0 +1,235 @@
+//! Sections that Axolotl has no key for, except clean, split and augment, which live with their stages.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Measure the base and the tuned model.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct EvalSection {
+    /// What to measure; perplexity when unset, and exact match of greedy answers where a test split exists.
+    pub metrics: Option<Vec<Metric>>,
+    /// Splits to measure on; those that exist when unset.
+    pub splits: Option<Vec<SplitName>>,
+    /// Prompts to answer freely with both models.
+    pub samples: Option<Vec<String>>,
+    /// Answer `samples` during training, every so many optimizer steps.
+    #[schemars(range(min = 1))]
+    pub sample_every: Option<u64>,
+    /// Longest answer, in tokens.
+    #[schemars(range(min = 1), extend("default" = 128))]
+    pub max_new_tokens: Option<u64>,
+    /// Measure the base model as well.
+    #[schemars(extend("default" = true))]
+    pub baseline: Option<bool>,
+    /// Rows answered per split at most; all when unset.
+    #[schemars(range(min = 1))]
+    pub max_rows: Option<u64>,
+    /// Rows answered together.
+    #[schemars(range(min = 1), extend("default" = 16))]
+    pub batch_size: Option<u64>,
+    /// Randomness of answers; 0 is greedy.
+    #[schemars(range(min = 0.0), extend("default" = 0.0))]
+    pub temperature: Option<f64>,
+}
+
+/// What evaluation measures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Metric {
+    /// exp of the mean loss per trained token.
+    Perplexity,
+    /// Share of greedy answers equal to the reference, surrounding white space aside.
+    ExactMatch,
+}
+
+/// The three parts of the rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum SplitName {
+    Train,
+    Val,
+    Test,
+}
+
+/// Fold the adapter into the base weights.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct MergeSection {
+    /// Type of the written weights; the base's own when unset.
+    pub dtype: Option<Dtype>,
+    /// Largest file, such as `5GB`.
+    #[schemars(regex(pattern = "^[0-9]+(\\.[0-9]+)?\\s*([KMGT]i?)?B?$"), extend("default" = "5GB"))]
+    pub max_shard_size: Option<String>,
+    /// Which base the adapter is folded into.
+    #[schemars(extend("default" = "as_trained"))]
+    pub base: Option<MergeOnto>,
+}
+
+/// Which base weights a merge uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum MergeOnto {
+    /// As training saw them: dequantised where the base was quantised.
+    AsTrained,
+    /// As the model's files hold them.
+    Original,
+}
+
+/// Types of written weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Dtype {
+    #[serde(rename = "float32")]
+    Float32,
+    #[serde(rename = "float16")]
+    Float16,
+    #[serde(rename = "bfloat16")]
+    Bfloat16,
+    #[serde(rename = "fp32")]
+    Fp32,
+    #[serde(rename = "fp16")]
+    Fp16,
+    #[serde(rename = "bf16")]
+    Bf16,
+}
+
+/// The adapter as a PEFT folder.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ConvertSection {
+    /// Type of the written adapter weights.
+    #[schemars(extend("default" = "float32"))]
+    pub dtype: Option<Dtype>,
+}
+
+/// Smaller copies of the merged model.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct QuantizeSection {
+    /// One output per type; `[q8_0]` when unset.
+    pub types: Option<Vec<QuantType>>,
+}
+
+/// GGUF types, and bitsandbytes' two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum QuantType {
+    F32,
+    F16,
+    Bf16,
+    #[serde(rename = "q8_0")]
+    Q8_0,
+    #[serde(rename = "q4_0")]
+    Q4_0,
+    #[serde(rename = "q4_1")]
+    Q4_1,
+    #[serde(rename = "q5_0")]
+    Q5_0,
+    #[serde(rename = "q5_1")]
+    Q5_1,
+    #[serde(rename = "q2_k")]
+    Q2K,
+    #[serde(rename = "q3_k_m")]
+    Q3KM,
+    #[serde(rename = "q4_k_s")]
+    Q4KS,
+    #[serde(rename = "q4_k_m")]
+    Q4KM,
+    #[serde(rename = "q5_k_m")]
+    Q5KM,
+    #[serde(rename = "q6_k")]
+    Q6K,
+    /// bitsandbytes' 4-bit NormalFloat.
+    Nf4,
+    /// bitsandbytes' LLM.int8().
+    Int8,
+}
+
+/// How datasets are put together.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct MixSection {
+    /// One after the other, or drawn by their share.
+    #[schemars(extend("default" = "concatenate"))]
+    pub strategy: Option<MixStrategy>,
+    /// Rows of each epoch that all datasets give together.
+    #[schemars(range(min = 1))]
+    pub max_rows: Option<u64>,
+}
+
+/// Ways to put datasets together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum MixStrategy {
+    Concatenate,
+    Interleave,
+}
+
+/// The closing report.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ReportSection {
+    /// Heading of the page.
+    pub title: Option<String>,
+    /// Sample answers shown.
+    #[schemars(extend("default" = 3))]
+    pub samples: Option<u64>,
+}
+
+/// What a run may use of the machine; never changes results.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ResourcesSection {
+    /// Cores to use; all when unset.
+    #[schemars(range(min = 1))]
+    pub cores: Option<u64>,
+    /// Memory that the run's stages may plan with, such as `8GB`.
+    #[schemars(regex(pattern = "^[0-9]+(\\.[0-9]+)?\\s*([KMGT]i?)?B?$"))]
+    pub memory: Option<String>,
+}
+
+impl Dtype {
+    pub fn weight_type(self) -> pipe_job::WeightType {
+        match self {
+            Dtype::Float32 | Dtype::Fp32 => pipe_job::WeightType::F32,
+            Dtype::Float16 | Dtype::Fp16 => pipe_job::WeightType::F16,
+            Dtype::Bfloat16 | Dtype::Bf16 => pipe_job::WeightType::Bf16,
+        }
+    }
+}
+
+impl QuantType {
+    /// The name written in recipes and file names.
+    pub fn name(self) -> String {
+        match serde_json::to_value(self) {
+            Ok(serde_json::Value::String(name)) => name,
+            _ => String::new(),
+        }
+    }
+
+    /// Whether the output is a GGUF file; otherwise a Hugging Face folder in bitsandbytes' layout.
+    pub fn is_gguf(self) -> bool {
+        !matches!(self, QuantType::Nf4 | QuantType::Int8)
+    }
+}
+
+/// Bytes of a size such as `5GB` (powers of 1000) or `5GiB` (powers of 1024).
+pub fn parse_size(text: &str) -> Option<u64> {
+    let text = text.trim();
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let number: f64 = text[..digits].parse().ok()?;
+    let unit = text[digits..].trim().trim_end_matches('B');
+    let scale: f64 = match unit {
+        "" => 1.0,
+        "K" => 1e3,
+        "M" => 1e6,
+        "G" => 1e9,
+        "T" => 1e12,
+        "Ki" => 1024.0,
+        "Mi" => 1024.0 * 1024.0,
+        "Gi" => 1024.0 * 1024.0 * 1024.0,
+        "Ti" => 1024.0 * 1024.0 * 1024.0 * 1024.0,
+        _ => return None,
+    };
+    Some((number * scale) as u64)
+}
