@@ -430,6 +430,3 @@ pub fn names(row: &Map<String, Value>) -> String {
     if names.is_empty() { "nothing".into() } else { names.join(", ") }
 }
 
-#[cfg(test)]
-#[path = "format_tests.rs"]
-mod tests;
