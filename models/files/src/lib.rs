@@ -6,14 +6,20 @@
 mod blocks;
 mod config;
 mod error;
+mod fingerprint;
 mod gguf;
 mod kquants;
 mod mapped;
 mod model;
 mod shards;
+mod special;
+mod tokenizer;
 
 pub use blocks::TensorType;
 pub use config::{Family, ModelConfig, Module, RopeScaling};
 pub use error::FilesError;
+pub use fingerprint::{chat_template_bytes, tokenizer_bytes, weight_files};
 pub use gguf::{Gguf, Value};
 pub use model::{ModelFiles, Source};
+pub use special::{SpecialToken, TokenizerInfo};
+pub use tokenizer::{tokenizer, tokenizer_json};
