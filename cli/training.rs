@@ -1,6 +1,9 @@
 //! What training will be, as far as it is known before it runs: for `plan`.
 
 use pipe_engine::state::NodeState;
+use pipe_stages::compile::base_model;
+use pipe_stages::memory::{self, Estimate};
+use pipe_stages::recipe::Checkpointing;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
@@ -29,7 +32,7 @@ impl Forecast {
             }
             settings.insert("steps".to_string(), json!(steps(rows, settings.get("batching"))));
         }
-        let memory = pipe_stages::memory::estimate(&opened.recipe, &opened.project);
+        let memory = estimate(opened, &Value::Object(settings.clone()));
         let memory = memory.and_then(|estimate| serde_json::to_value(estimate).ok());
         let memory = memory.and_then(|value| value.as_object().cloned()).unwrap_or_default();
         Forecast { train: settings, memory }
@@ -38,6 +41,13 @@ impl Forecast {
     pub fn steps(&self) -> Option<u64> {
         self.train.get("steps")?.as_u64()
     }
+}
+
+fn estimate(opened: &Opened, train: &Value) -> Option<Estimate> {
+    let recipe = &opened.recipe;
+    let model = base_model(recipe, &opened.project)?;
+    let checkpointing = recipe.gradient_checkpointing == Some(Checkpointing::On);
+    memory::estimate(&model.path, train, recipe.sequence_len.unwrap_or(512), checkpointing)
 }
 
 /// Optimizer steps: each epoch's windows, its last one possibly short; a fraction of an epoch rounds up; max_steps caps.
