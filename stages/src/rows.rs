@@ -266,6 +266,12 @@ pub fn int_list(column: &ListArray, i: usize) -> Result<&[i32], TaskError> {
     Ok(&values.values()[offsets[i] as usize..offsets[i + 1] as usize])
 }
 
+/// A pool of a task's own, so that it uses no more threads than it was given.
+pub fn workers(threads: usize) -> Result<rayon::ThreadPool, TaskError> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.max(1)).build();
+    pool.map_err(|e| TaskError::Failed(format!("cannot start threads: {e}")))
+}
+
 fn encode(
     mut writer: ArrowWriter<File>,
     chunks: &Receiver<(RecordBatch, usize)>,
