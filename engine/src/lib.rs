@@ -6,6 +6,22 @@
 pub mod digest;
 pub mod document;
 pub mod event;
+mod execute;
+pub mod key;
+mod lock;
+pub mod manifest;
+pub mod memo;
+pub mod memory;
 pub mod plan;
 pub mod problem;
+pub mod record;
+pub mod runs;
+pub mod schedule;
+pub mod seen;
+pub mod state;
+pub mod store;
 pub mod task;
+pub mod why;
+
+#[cfg(test)]
+mod tests;

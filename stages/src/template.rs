@@ -232,7 +232,7 @@ impl Template {
 
     /// One example as text.
     pub fn row(&self, template: Option<&ChatTemplate>, data: &str) -> Result<Row, String> {
-        let example: Example = serde_json::from_str(data).map_err(|error| error.to_string())?;
+        let example = Example::parse(data)?;
         match example {
             Example::Chat { messages, tools } => {
                 let template = template.ok_or("the recipe has no chat template for conversations")?;
