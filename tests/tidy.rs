@@ -46,7 +46,7 @@ const LICENCES: &[&str] = &[
 ];
 
 const LONGEST_FILE: usize = 800;
-const FEWEST_RECIPES: usize = 3;
+const FEWEST_RECIPES: usize = 8;
 const VAGUE_NAMES: &[&str] = &["utils", "util", "common", "helpers", "core", "misc", "imp"];
 /// Places that exist on one machine only.
 const MACHINE_PATHS: &[&str] = &["/root/.", "/work/", "/tmp/wt", "/home/user"];
