@@ -226,7 +226,7 @@ impl Blocks {
         loop {
             let wanted = CHUNK_BYTES.max(block.len());
             block.reserve(wanted);
-            let read = reader.by_ref().take(wanted as u64).read_to_end(&mut block)?;
+            let read = (&mut *reader).take(wanted as u64).read_to_end(&mut block)?;
             if read == 0 {
                 self.done = true;
                 return Ok((!block.is_empty()).then_some(block));
