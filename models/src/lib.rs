@@ -4,18 +4,25 @@
 //! a job comes in, events and files go out.
 
 pub mod attention;
+pub mod chat;
 pub mod decoder;
 pub mod device;
 pub mod error;
+pub mod eval;
 pub mod events;
 #[cfg(test)]
 mod fixture;
+pub mod generate;
 pub mod kernels;
 pub mod linear;
 pub mod load;
 pub mod loss;
+pub mod merge;
 pub mod nf4;
+pub mod quantize;
 pub mod random;
 pub mod shim;
+pub mod token_rows;
+pub mod tuned;
 
 pub use error::{ModelError, Result};
