@@ -6,22 +6,29 @@
 pub mod adapter;
 pub mod attention;
 pub mod checkpoint;
+pub mod chat;
 pub mod decoder;
 pub mod device;
 pub mod error;
+pub mod eval;
 pub mod events;
 #[cfg(test)]
 mod fixture;
+pub mod generate;
 pub mod kernels;
 pub mod linear;
 pub mod load;
 pub mod loss;
+pub mod merge;
 pub mod nf4;
 pub mod optimizer;
 pub mod packs;
+pub mod quantize;
 pub mod random;
 pub mod schedule;
 pub mod shim;
 pub mod train;
+pub mod token_rows;
+pub mod tuned;
 
 pub use error::{ModelError, Result};

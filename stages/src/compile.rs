@@ -1,1 +1,185 @@
-//! compile
+//! Recipe to nodes: which stages a recipe has, what each reads, and their resolved configurations.
+//!
+//! This is the only place that knows the whole pipeline. It reads no data and runs nothing.
+
+mod data;
+mod training;
+
+use training::{eval_section, evaluates};
+
+use std::sync::Arc;
+
+use pipe_engine::plan::{Input, Kind, Node, NodeName};
+use pipe_engine::problem::{Problem, Severity};
+use pipe_engine::task::Task;
+
+use crate::model::BaseModel;
+use crate::project::{Place, Project};
+use crate::recipe::{Recipe, Role, SplitName};
+use crate::worker::Worker;
+
+/// One row per line of the source, as read.
+pub const RAW: Kind = Kind("rows");
+/// Rows as examples, before any template.
+pub const EXAMPLES: Kind = Kind("examples");
+/// Rows as text with spans.
+pub const RENDERED: Kind = Kind("rendered rows");
+/// Rows as token ids with labels.
+pub const TOKENS: Kind = Kind("tokens");
+/// Rows put together to sequences.
+pub const PACKS: Kind = Kind("packs");
+/// What training made: an adapter or a model.
+pub const TRAINED: Kind = Kind("a trained adapter");
+/// A folder or file for use elsewhere.
+pub const PUBLISHED: Kind = Kind("a published artifact");
+/// A Hugging Face folder.
+pub const MODEL: Kind = Kind("a model folder");
+/// Measurements.
+pub const MEASURES: Kind = Kind("measurements");
+
+/// What compiling needs to know of this machine; none of it may decide what a recipe means, except `bf16: auto`.
+#[derive(Clone, Debug, Default)]
+pub struct Machine {
+    pub worker: Worker,
+    /// Whether bfloat16 arithmetic runs in hardware.
+    pub bf16: bool,
+}
+
+impl Machine {
+    /// This machine, with the worker the caller found.
+    pub fn here(worker: Worker) -> Machine {
+        Machine { worker, bf16: has_bf16() }
+    }
+}
+
+/// Which splits have rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Splits {
+    pub val: bool,
+    pub test: bool,
+}
+
+/// The nodes of a recipe, in pipeline order.
+///
+/// # Errors
+/// Problems that only show once stages are put together, such as a chat template that does not parse.
+pub fn compile(recipe: &Recipe, project: &Project, machine: &Machine) -> Result<Vec<Node>, Vec<Problem>> {
+    let model = base_model(recipe, project);
+    let splits = splits(recipe);
+    let mut nodes = Vec::new();
+    let tokenized = data::nodes(recipe, project, model.as_ref(), splits, &mut nodes).map_err(|problem| vec![problem])?;
+    data::packs(recipe, splits, &tokenized, &mut nodes);
+    if let Some(model) = &model {
+        model_nodes(recipe, machine, model, splits, &tokenized, &mut nodes).map_err(|problem| vec![problem])?;
+    }
+    Ok(nodes)
+}
+
+/// Which splits a recipe's rows fall into.
+pub fn splits(recipe: &Recipe) -> Splits {
+    let split = recipe.split.clone().unwrap_or_default();
+    let val = split.val.or(recipe.val_set_size).unwrap_or(0.0);
+    let tests = recipe.sources().iter().any(|source| source.role == Role::Test);
+    Splits { val: val > 0.0, test: tests || split.test.unwrap_or(0.0) > 0.0 }
+}
+
+/// Train, eval, convert, merge and quantize, where the recipe has them.
+fn model_nodes(
+    recipe: &Recipe,
+    machine: &Machine,
+    model: &BaseModel,
+    splits: Splits,
+    tokenized: &[data::Tokenized],
+    nodes: &mut Vec<Node>,
+) -> Result<(), Problem> {
+    let trains = recipe.train != Some(false) && tokenized.iter().any(|tokens| tokens.has_train);
+    if trains {
+        let mut inputs = vec![input("train", "pack.train", Some("packs.parquet"), PACKS)];
+        if splits.val {
+            inputs.push(input("val", "pack.val", Some("packs.parquet"), PACKS));
+        }
+        nodes.push(node("train", TRAINED, inputs, training::train(recipe, model, machine, splits.val)));
+    }
+    let adapter = || trains.then(|| input("adapter", "train", None, TRAINED));
+    let off = recipe.eval.as_ref().is_some_and(|toggle| toggle.on().is_none());
+    if !off && (splits.val || splits.test || recipe.eval.is_some()) {
+        let mut inputs: Vec<Input> = adapter().into_iter().collect();
+        data::evaluation_inputs(recipe, splits, tokenized, &mut inputs);
+        let samples = data::samples(recipe, model)?;
+        nodes.push(node("eval", MEASURES, inputs, training::eval(recipe, model, machine, samples, trains)));
+    }
+    if trains {
+        let inputs = adapter().into_iter().collect();
+        nodes.push(node("convert", PUBLISHED, inputs, training::convert(recipe, model)));
+    }
+    let merge = recipe.merge.as_ref().and_then(|toggle| toggle.on());
+    if let Some(section) = merge {
+        let inputs = adapter().into_iter().collect();
+        nodes.push(node("merge", MODEL, inputs, training::merge(recipe, section, model, machine)));
+    }
+    if let Some(section) = recipe.quantize.as_ref().and_then(|toggle| toggle.on()) {
+        let merged = merge.is_some();
+        let inputs = merged.then(|| input("model", "merge", None, MODEL)).into_iter().collect();
+        nodes.push(node("quantize", PUBLISHED, inputs, training::quantize(section, model, machine, merged)));
+    }
+    Ok(())
+}
+
+/// The base model a recipe names, wherever it is.
+pub fn base_model(recipe: &Recipe, project: &Project) -> Option<BaseModel> {
+    let written = recipe.base_model.clone()?;
+    let path = match project.place(&written) {
+        Place::Local(path) | Place::Missing(path) => path,
+        Place::Remote(id) => project.resolve(&id),
+    };
+    Some(BaseModel { written, path })
+}
+
+fn node(name: &str, kind: Kind, inputs: Vec<Input>, task: impl Task + 'static) -> Node {
+    Node { name: NodeName::new(name), kind, inputs, task: Arc::new(task) }
+}
+
+fn input(role: impl Into<String>, from: &str, file: Option<&str>, kind: Kind) -> Input {
+    Input { role: role.into(), from: NodeName::new(from), file: file.map(str::to_string), kind }
+}
+
+/// A problem of the recipe as a whole.
+fn problem(code: &'static str, key: &str, message: String) -> Problem {
+    Problem {
+        severity: Severity::Error,
+        code,
+        message,
+        file: String::new(),
+        line: None,
+        column: None,
+        key: Some(key.to_string()),
+        suggestion: None,
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn has_bf16() -> bool {
+    std::is_x86_feature_detected!("avx512bf16")
+}
+
+#[cfg(target_arch = "aarch64")]
+fn has_bf16() -> bool {
+    std::arch::is_aarch64_feature_detected!("bf16")
+}
+
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+fn has_bf16() -> bool {
+    false
+}
+
+// Which splits an evaluation may be asked for is a recipe's word; what exists is decided here.
+impl Splits {
+    /// Whether `split` has rows.
+    pub fn has(self, split: SplitName) -> bool {
+        match split {
+            SplitName::Train => true,
+            SplitName::Val => self.val,
+            SplitName::Test => self.test,
+        }
+    }
+}

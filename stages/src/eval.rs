@@ -135,10 +135,10 @@ impl Eval {
     }
 
     fn generation(&self, tokenizer: &Tokenizer) -> Generation {
-        let info = pipe_files::tokenizer_info(&self.model.path).ok();
-        let own = info.map(|info| info.stop_ids()).unwrap_or_default();
+        let info = pipe_files::TokenizerInfo::read(&self.model.path).ok();
+        let own = info.map(|info| info.stops).unwrap_or_default().into_iter().map(i64::from);
         let named = self.stop.iter().filter_map(|token| tokenizer.token_to_id(token)).map(i64::from);
-        let mut stop: Vec<i64> = own.into_iter().chain(named).collect();
+        let mut stop: Vec<i64> = own.chain(named).collect();
         stop.sort_unstable();
         stop.dedup();
         Generation {

@@ -17,11 +17,7 @@ pub struct BaseModel {
 impl BaseModel {
     /// Every file whose bytes decide the weights and the architecture; empty when the model is not on this machine.
     pub fn weight_sources(&self) -> Vec<SourceFile> {
-        let mut paths = pipe_files::weight_files(&self.path).unwrap_or_default();
-        let config = self.path.join("config.json");
-        if config.is_file() {
-            paths.push(config);
-        }
+        let paths = pipe_files::weight_files(&self.path).unwrap_or_default();
         paths.into_iter().map(|path| whole("model", &self.path, path)).collect()
     }
 

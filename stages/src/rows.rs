@@ -18,8 +18,10 @@ use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterVersion};
 use pipe_engine::task::TaskError;
 
-/// The file that ingest, clean and convert-like stages write.
+/// The file that ingest and clean write.
 pub const ROWS_FILE: &str = "rows.parquet";
+/// Where a stage that renames or multiplies rows says what each came from.
+pub const LINEAGE_FILE: &str = "lineage.parquet";
 /// The file that pack writes.
 pub const PACKS_FILE: &str = "packs.parquet";
 
@@ -264,6 +266,12 @@ pub fn int_list(column: &ListArray, i: usize) -> Result<&[i32], TaskError> {
     let values = values.ok_or_else(|| TaskError::Failed("a list between stages does not hold 32-bit integers".into()))?;
     let offsets = column.value_offsets();
     Ok(&values.values()[offsets[i] as usize..offsets[i + 1] as usize])
+}
+
+/// A pool of a task's own, so that it uses no more threads than it was given.
+pub fn workers(threads: usize) -> Result<rayon::ThreadPool, TaskError> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.max(1)).build();
+    pool.map_err(|e| TaskError::Failed(format!("cannot start threads: {e}")))
 }
 
 fn encode(

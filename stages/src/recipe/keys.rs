@@ -30,7 +30,7 @@ pub struct Recipe {
     /// Folder, file or id whose config is used instead of the base model's.
     pub base_model_config: Option<String>,
     /// Revision of a hub model: branch, tag or commit.
-    pub revision_of_model: Option<String>,
+    pub model_revision: Option<String>,
     /// Class name in transformers; the architecture itself is read from the model's config.
     #[schemars(extend("default" = "AutoModelForCausalLM"))]
     pub model_type: Option<String>,
@@ -106,8 +106,6 @@ pub struct Recipe {
     pub eot_tokens: Option<Vec<String>>,
     /// Special tokens to set or replace.
     pub special_tokens: Option<SpecialTokens>,
-    /// Tokens to add to the vocabulary.
-    pub tokens: Option<Vec<String>>,
     /// What special-token text inside content means.
     #[schemars(extend("default" = "parse"))]
     pub special_tokens_in_content: Option<SpecialTokensInContent>,
@@ -138,8 +136,6 @@ pub struct Recipe {
     /// Modules to adapt: names, or one regular expression.
     #[schemars(extend("examples" = [["q_proj", "v_proj"]]))]
     pub lora_target_modules: Option<Targets>,
-    /// Modules trained in full beside the adapter.
-    pub lora_modules_to_save: Option<Vec<String>>,
     /// Scale by the root of the rank (rsLoRA).
     #[schemars(extend("default" = false))]
     pub peft_use_rslora: Option<bool>,
@@ -236,14 +232,6 @@ pub struct Recipe {
     /// Optimizer steps between lines on the terminal; every step is recorded.
     #[schemars(range(min = 1))]
     pub logging_steps: Option<u64>,
-    /// Stop after this many evaluations without a better loss.
-    #[schemars(range(min = 1))]
-    pub early_stopping_patience: Option<u64>,
-    /// Stop when the loss stays above this.
-    pub loss_watchdog_threshold: Option<f64>,
-    /// Steps above the threshold before stopping.
-    #[schemars(range(min = 1), extend("default" = 3))]
-    pub loss_watchdog_patience: Option<u64>,
     /// Folder for the final artifacts.
     #[schemars(extend("default" = "./model-out"))]
     pub output_dir: Option<String>,

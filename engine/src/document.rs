@@ -1,1 +1,0 @@
-//! Recipe documents: YAML trees with positions.
