@@ -52,7 +52,11 @@ impl ModelError {
 
     /// Whether what was given is at fault, rather than the work.
     pub fn is_input(&self) -> bool {
-        matches!(self, Self::Input(_) | Self::Files(_))
+        match self {
+            Self::Input(_) => true,
+            Self::Files(error) => error.is_input(),
+            _ => false,
+        }
     }
 }
 

@@ -89,11 +89,11 @@ impl Events {
     pub fn listen(&self, input: impl BufRead + Send + 'static) -> Receiver<Command> {
         let (sender, receiver) = channel();
         let events = self.clone();
-        std::thread::spawn(move || events.follow(input, &sender));
+        std::thread::spawn(move || events.follow(input, sender));
         receiver
     }
 
-    fn follow(&self, input: impl BufRead, others: &Sender<Command>) {
+    fn follow(&self, input: impl BufRead, others: Sender<Command>) {
         for line in input.lines() {
             let Ok(line) = line else { break };
             match serde_json::from_str(&line) {
@@ -103,6 +103,8 @@ impl Events {
             }
         }
         self.cancel();
+        // Whoever waits for a command learns that none will come.
+        drop(others);
         std::thread::sleep(ORPHAN_GRACE);
         std::process::exit(1);
     }
