@@ -182,7 +182,7 @@ fn ingest(recipe: &Recipe, project: &Project, source: &Source<'_>) -> Result<Ing
     let split = recipe.split.clone().unwrap_or_default();
     Ok(Ingest {
         sources: sources(project, dataset),
-        file_format: dataset.ds_type.map(file_format),
+        file_format: dataset.ds_type.map(file_format).transpose()?,
         rows,
         keys: DatasetKeys::of(dataset),
         keep: split.stratify_by.into_iter().chain(split.group_by).collect(),
@@ -214,15 +214,18 @@ fn files_of(path: PathBuf) -> Vec<PathBuf> {
     files
 }
 
-fn file_format(kind: FileKind) -> FileFormat {
-    match kind {
+fn file_format(kind: FileKind) -> Result<FileFormat, Problem> {
+    Ok(match kind {
         FileKind::Json => FileFormat::Json,
         FileKind::Jsonl => FileFormat::Jsonl,
         FileKind::Csv => FileFormat::Csv,
         FileKind::Parquet => FileFormat::Parquet,
-        FileKind::Arrow => FileFormat::Arrow,
+        FileKind::Arrow => {
+            let why = "ds_type: arrow is not supported yet; convert the file to parquet".to_string();
+            return Err(problem("unsupported-value", "datasets", why));
+        }
         FileKind::Text => FileFormat::Text,
-    }
+    })
 }
 
 fn uses_template(dataset: &Dataset) -> bool {
