@@ -17,7 +17,7 @@ use crate::recipe::{
     Dataset, DatasetType, FileKind, Format, Recipe, Role, Source, SpecialTokensInContent, SplitName, TrainOn, UserDefined,
 };
 use crate::rows::ROWS_FILE;
-use crate::split::Split;
+use crate::split::{Part, Split};
 use crate::template::prompts::PromptStyle;
 use crate::template::render::{ChatTemplate, SpecialTexts, find, special_texts};
 use crate::template::{Template, TemplateSource, builtin};
@@ -135,7 +135,7 @@ fn chain(
     let own = section_splits(recipe, test);
     nodes.push(node(&name("ingest"), RAW, Vec::new(), ingest(recipe, project, source)?));
     nodes.push(node(&name("clean"), EXAMPLES, rows("ingest", RAW), Clean::resolve(clean_section(recipe, test).as_ref())));
-    let split = if test { Split::all_to("test") } else { Split::resolve(recipe.split.as_ref(), recipe.val_set_size) };
+    let split = if test { Split::all_to(Part::Test) } else { Split::resolve(recipe.split.as_ref(), recipe.val_set_size) };
     nodes.push(node(&name("split"), EXAMPLES, rows("clean", EXAMPLES), split));
     let mut parts = Vec::new();
     if !test {
@@ -207,7 +207,7 @@ fn files_of(path: PathBuf) -> Vec<PathBuf> {
     let mut files: Vec<PathBuf> = entries
         .flatten()
         .map(|entry| entry.path())
-        .filter(|file| file.is_file() && FileFormat::of_name(&file.to_string_lossy()).is_some())
+        .filter(|file| file.is_file() && FileFormat::of_path(file) != FileFormat::Unknown)
         .collect();
     files.sort();
     files
