@@ -208,7 +208,7 @@ fn files_of(path: PathBuf) -> Vec<PathBuf> {
     let mut files: Vec<PathBuf> = entries
         .flatten()
         .map(|entry| entry.path())
-        .filter(|file| file.is_file() && FileFormat::of_name(&file.to_string_lossy()).is_some())
+        .filter(|file| file.is_file() && FileFormat::of_path(file) != FileFormat::Unknown)
         .collect();
     files.sort();
     files
