@@ -18,7 +18,6 @@ use arrow::array::{
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use pipe_engine::task::{Context, SourceFile, Summary, Task, TaskError, View};
 use rayon::prelude::*;
-use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use crate::conversation::Example;
@@ -232,7 +231,7 @@ impl Template {
 
     /// One example as text.
     pub fn row(&self, template: Option<&ChatTemplate>, data: &str) -> Result<Row, String> {
-        let example: Example = serde_json::from_str(data).map_err(|error| error.to_string())?;
+        let example = Example::parse(data)?;
         match example {
             Example::Chat { messages, tools } => {
                 let template = template.ok_or("the recipe has no chat template for conversations")?;

@@ -41,7 +41,7 @@ fn tojson(value: &Value, options: Kwargs) -> Result<String, Error> {
     let _: Option<bool> = options.get("ensure_ascii")?;
     options.assert_all_used()?;
     let failed = |error: serde_json::Error| Error::new(ErrorKind::BadSerialization, error.to_string());
-    let mut json = serde_json::to_value(value).map_err(failed)?;
+    let mut json = json_of(value)?;
     if sort == Some(true) {
         json.sort_all_objects();
     }
@@ -64,6 +64,28 @@ fn tojson(value: &Value, options: Kwargs) -> Result<String, Error> {
         }
     }
     String::from_utf8(out).map_err(|error| Error::new(ErrorKind::BadSerialization, error.to_string()))
+}
+
+fn json_of(value: &Value) -> Result<serde_json::Value, Error> {
+    use serde_json::Value as Json;
+    Ok(match value.kind() {
+        ValueKind::None => Json::Null,
+        ValueKind::Bool => Json::Bool(value.is_true()),
+        ValueKind::Number => match i64::try_from(value.clone()) {
+            Ok(whole) if value.is_integer() => Json::from(whole),
+            _ => Json::from(f64::try_from(value.clone())?),
+        },
+        ValueKind::String => Json::from(value.as_str().unwrap_or_default()),
+        ValueKind::Seq | ValueKind::Iterable => Json::Array(value.try_iter()?.map(|v| json_of(&v)).collect::<Result<_, _>>()?),
+        ValueKind::Map => {
+            let mut map = serde_json::Map::new();
+            for key in value.try_iter()? {
+                map.insert(key.to_string(), json_of(&value.get_item(&key)?)?);
+            }
+            Json::Object(map)
+        }
+        kind => return Err(Error::new(ErrorKind::BadSerialization, format!("a value of kind {kind} has no JSON"))),
+    })
 }
 
 /// Python's one-line JSON: `, ` between items and `: ` after keys, unless told otherwise.

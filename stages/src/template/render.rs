@@ -6,7 +6,8 @@
 
 use std::path::{Path, PathBuf};
 
-use minijinja::value::Value;
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::{Serde, Value};
 use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior};
 use serde_json::{Map, Value as Json};
 
@@ -54,8 +55,8 @@ impl ChatTemplate {
     /// Parses template text.
     pub fn parse(source: &str, special: &SpecialTexts) -> Result<ChatTemplate, TemplateError> {
         let mut environment = Environment::new();
-        environment.set_trim_blocks(true);
-        environment.set_lstrip_blocks(true);
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+        environment.set_syntax(syntax.map_err(|error| TemplateError::Syntax(error.to_string()))?);
         environment.set_undefined_behavior(UndefinedBehavior::Lenient);
         environment.set_fuel(Some(FUEL));
         python::install(&mut environment);
@@ -74,8 +75,8 @@ impl ChatTemplate {
         add_generation_prompt: bool,
     ) -> Result<String, TemplateError> {
         let mut variables: Vec<(String, Value)> = vec![
-            ("messages".into(), Value::from_serialize(messages)),
-            ("tools".into(), tools.map_or(Value::from(()), Value::from_serialize)),
+            ("messages".into(), Value::from(Serde(messages))),
+            ("tools".into(), tools.map_or(Value::from(()), |tools| Value::from(Serde(tools)))),
             ("documents".into(), Value::from(())),
             ("add_generation_prompt".into(), add_generation_prompt.into()),
         ];
@@ -86,7 +87,7 @@ impl ChatTemplate {
             ("unk_token", &self.special.unk),
         ];
         variables.extend(named.map(|(name, text)| (name.to_string(), Value::from(text.as_str()))));
-        variables.extend(kwargs.iter().map(|(name, value)| (name.clone(), Value::from_serialize(value))));
+        variables.extend(kwargs.iter().map(|(name, value)| (name.clone(), Value::from(Serde(value)))));
         let template = self.environment.get_template(NAME).map_err(|e| TemplateError::Syntax(located(&e)))?;
         template.render(Value::from_iter(variables)).map_err(explain)
     }

@@ -110,7 +110,7 @@ fn unmark(marked: &str, plain: &str, messages: &[Map<String, Value>]) -> Option<
         let message = (n / 2) as usize;
         if n % 2 == 0 {
             // A content that is rendered twice has no one place.
-            if starts.get(message)?.replace(text.len()).is_some() {
+            if starts.get_mut(message)?.replace(text.len()).is_some() {
                 return None;
             }
         } else {
