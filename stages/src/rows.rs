@@ -18,8 +18,10 @@ use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterVersion};
 use pipe_engine::task::TaskError;
 
-/// The file that ingest, clean and convert-like stages write.
+/// The file that ingest and clean write.
 pub const ROWS_FILE: &str = "rows.parquet";
+/// Where a stage that renames or multiplies rows says what each came from.
+pub const LINEAGE_FILE: &str = "lineage.parquet";
 /// The file that pack writes.
 pub const PACKS_FILE: &str = "packs.parquet";
 

@@ -184,10 +184,13 @@ fn a_hundred_cached_nodes_take_a_moment() {
         world.node(&format!("clean.{i}"), "clean", json!(i), &["ingest"]);
     }
     world.executed();
-    let began = Instant::now();
-    assert_eq!(world.executed(), "");
-    let took = began.elapsed();
-    assert!(took.as_secs_f64() < 0.15, "{took:?}");
+    let once = || {
+        let began = Instant::now();
+        assert_eq!(world.executed(), "");
+        began.elapsed()
+    };
+    let took = (0..5).map(|_| once()).min().unwrap();
+    assert!(took.as_secs_f64() < 0.1, "{took:?}");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The engine run with fake stages: what runs, what does not, and what is left behind.
 #![allow(clippy::unwrap_used)]
 
+mod caring;
 mod damage;
 mod fake;
 mod incremental;

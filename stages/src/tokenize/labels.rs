@@ -119,8 +119,8 @@ impl<'a> Labeller<'a> {
         let mut tokens = Vec::new();
         let mut start = 0;
         for &end in row.piece_ends {
-            let end = end as usize;
-            for token in found.iter().filter(|token| (start..end).contains(&token.start)) {
+            let (first, end) = (start, end as usize);
+            for token in found.iter().filter(|token| (first..end).contains(&token.start)) {
                 self.encode_part(&self.tokenizer, row.text, start, token.start, &mut tokens)?;
                 self.encode_part(&self.literal, row.text, token.start, token.end, &mut tokens)?;
                 start = token.end;
