@@ -3,9 +3,27 @@
 //! It names no stage and knows nothing of tables, tokenizers or models: a node is a [`task::Task`] with inputs, and its
 //! output is a folder of files. What a stage means lives in `pipe-stages`.
 
+pub mod cache;
 pub mod digest;
 pub mod document;
 pub mod event;
+mod execute;
+mod export;
+pub mod key;
+mod lock;
+pub mod manifest;
+pub mod memo;
+pub mod memory;
 pub mod plan;
 pub mod problem;
+pub mod record;
+pub mod runs;
+pub mod schedule;
+pub mod seen;
+pub mod state;
+pub mod store;
 pub mod task;
+pub mod why;
+
+#[cfg(test)]
+mod tests;

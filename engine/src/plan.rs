@@ -1,11 +1,10 @@
 //! The plan: an acyclic, kind-checked graph of named nodes. Only [`plan`] makes one.
 
-use std::collections::HashMap;
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
 use std::fmt;
 use std::sync::Arc;
 
-use petgraph::algo::toposort;
-use petgraph::graph::{DiGraph, NodeIndex};
 use serde::{Deserialize, Serialize};
 
 use crate::task::Task;
@@ -38,6 +37,7 @@ impl fmt::Display for NodeName {
 
 /// What a node's files are, so that a wire from the wrong kind of node is refused when the plan is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(transparent)]
 pub struct Kind(pub &'static str);
 
 /// A wire into a node.
@@ -80,14 +80,15 @@ pub enum PlanError {
 
 /// Orders and checks nodes.
 pub fn plan(nodes: Vec<Node>) -> Result<Plan, PlanError> {
-    let mut graph: DiGraph<usize, ()> = DiGraph::new();
-    let mut at: HashMap<NodeName, (NodeIndex, Kind)> = HashMap::new();
+    let mut at: HashMap<NodeName, (usize, Kind)> = HashMap::new();
     for (i, node) in nodes.iter().enumerate() {
-        if at.insert(node.name.clone(), (graph.add_node(i), node.kind)).is_some() {
+        if at.insert(node.name.clone(), (i, node.kind)).is_some() {
             return Err(PlanError::Duplicate(node.name.clone()));
         }
     }
-    for node in &nodes {
+    let mut readers: Vec<Vec<usize>> = vec![Vec::new(); nodes.len()];
+    let mut unmet = vec![0usize; nodes.len()];
+    for (i, node) in nodes.iter().enumerate() {
         for input in &node.inputs {
             let Some(&(from, made)) = at.get(&input.from) else {
                 return Err(PlanError::Missing { node: node.name.clone(), from: input.from.clone() });
@@ -101,14 +102,26 @@ pub fn plan(nodes: Vec<Node>) -> Result<Plan, PlanError> {
                     made: made.0,
                 });
             }
-            graph.add_edge(from, at[&node.name].0, ());
+            readers[from].push(i);
+            unmet[i] += 1;
         }
     }
-    let order = toposort(&graph, None).map_err(|cycle| PlanError::Cycle(nodes[graph[cycle.node_id()]].name.clone()))?;
+    // Of the nodes that could come next, the one the compiler emitted first: it emits them in pipeline order.
+    let mut next: BinaryHeap<Reverse<usize>> = (0..nodes.len()).filter(|&i| unmet[i] == 0).map(Reverse).collect();
     let mut slots: Vec<Option<Node>> = nodes.into_iter().map(Some).collect();
-    // toposort visits depth first; a stable order by the compiler's own numbering reads better and is just as valid
-    // because the compiler emits nodes in pipeline order wherever it can.
-    let sorted: Vec<Node> = order.into_iter().filter_map(|i| slots[graph[i]].take()).collect();
+    let mut sorted: Vec<Node> = Vec::with_capacity(slots.len());
+    while let Some(Reverse(i)) = next.pop() {
+        sorted.extend(slots[i].take());
+        for &reader in &readers[i] {
+            unmet[reader] -= 1;
+            if unmet[reader] == 0 {
+                next.push(Reverse(reader));
+            }
+        }
+    }
+    if let Some(stuck) = on_a_cycle(&slots, &at) {
+        return Err(PlanError::Cycle(stuck));
+    }
     let index = sorted.iter().enumerate().map(|(i, node)| (node.name.clone(), i)).collect();
     Ok(Plan { nodes: sorted, index })
 }
@@ -132,4 +145,19 @@ impl Plan {
         let names = self.nodes.iter().map(|node| &node.name);
         names.filter(|name| name.as_str() == selector || name.stage() == selector).cloned().collect()
     }
+}
+
+/// Among nodes left unsorted, one that reaches itself: follow unsorted inputs until a node comes round again.
+fn on_a_cycle(unsorted: &[Option<Node>], at: &HashMap<NodeName, (usize, Kind)>) -> Option<NodeName> {
+    let mut i = unsorted.iter().position(Option::is_some)?;
+    let mut visited = vec![false; unsorted.len()];
+    while let Some(node) = &unsorted[i] {
+        if std::mem::replace(&mut visited[i], true) {
+            return Some(node.name.clone());
+        }
+        let unsorted_input =
+            |from: &NodeName| at.get(from).map(|&(from, _)| from).filter(|&from| unsorted[from].is_some());
+        i = node.inputs.iter().find_map(|input| unsorted_input(&input.from))?;
+    }
+    None
 }

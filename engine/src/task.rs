@@ -59,6 +59,16 @@ pub enum View {
     Part { name: &'static str, bytes: fn(&Path) -> Result<Vec<u8>, String> },
 }
 
+impl View {
+    /// Tells the parts of one file apart; empty for all of it.
+    pub fn name(self) -> &'static str {
+        match self {
+            View::Whole => "",
+            View::Part { name, .. } => name,
+        }
+    }
+}
+
 /// What a node occupies while it runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Resources {
@@ -104,6 +114,12 @@ pub enum TaskError {
     Cancelled,
     #[error("{context}: {source}")]
     Io { context: String, source: std::io::Error },
+    /// The store did not do its part; made by the engine.
+    #[error("{message}")]
+    Store { message: String, hint: String },
+    /// The task panicked; made by the engine.
+    #[error("{0}")]
+    Bug(String),
 }
 
 impl TaskError {

@@ -5,6 +5,8 @@
 mod data;
 mod training;
 
+use training::{eval_section, evaluates};
+
 use std::sync::Arc;
 
 use pipe_engine::plan::{Input, Kind, Node, NodeName};

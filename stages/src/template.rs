@@ -1,1 +1,387 @@
-//! template
+//! `template`: examples become text, with the places of what a model may learn from.
+//!
+//! One row of output is one example: its text, where the text must be tokenised apart (`piece_ends`), and its spans with
+//! role and training flag. Nothing here knows a tokenizer or decides labels; that is `tokenize`.
+
+mod ast;
+mod bridge;
+pub mod builtin;
+mod chat;
+mod clock;
+mod expression;
+mod filter;
+mod format;
+mod function;
+mod json;
+mod lexer;
+mod method;
+mod operator;
+mod parser;
+pub mod prompts;
+pub mod render;
+mod run;
+pub mod spans;
+mod test;
+mod text;
+mod transpile;
+mod value;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use arrow::array::{
+    ArrayRef, BooleanBuilder, Int8Builder, Int32Builder, ListBuilder, RecordBatch, StringBuilder,
+};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use pipe_engine::task::{Context, SourceFile, Summary, Task, TaskError, View};
+use rayon::prelude::*;
+use serde_json::{Map, Value, json};
+
+use crate::conversation::Example;
+use crate::rows::{TableWriter, batches, text_column};
+use prompts::PromptStyle;
+use render::{ChatTemplate, SpecialTexts};
+
+/// The splits a row stage passes on, by file stem.
+pub const SPLITS: [&str; 3] = ["train", "val", "test"];
+const BATCH_ROWS: usize = 2048;
+
+/// Where the chat template's text comes from.
+#[derive(Clone, Debug, PartialEq)]
+pub enum TemplateSource {
+    /// Built-in or written in the recipe.
+    Text(String),
+    /// A `.jinja` file.
+    File(PathBuf),
+    /// The model's or tokenizer's own.
+    Model(PathBuf),
+    /// No row needs one.
+    Unused,
+}
+
+/// Everything rendering depends on besides its rows.
+#[derive(Clone, Debug)]
+pub struct Template {
+    pub source: TemplateSource,
+    /// Folder or GGUF whose special tokens the template may name.
+    pub tokenizer: Option<PathBuf>,
+    pub kwargs: Map<String, Value>,
+    /// System prompt of conversations that have none.
+    pub default_system: Option<String>,
+    pub style: PromptStyle,
+    /// Special tokens the recipe replaces.
+    pub special: SpecialTexts,
+}
+
+impl Task for Template {
+    fn stage(&self) -> &'static str {
+        "template"
+    }
+
+    fn version(&self) -> String {
+        "2".into()
+    }
+
+    fn params(&self) -> Value {
+        let source = match &self.source {
+            TemplateSource::Text(text) => json!({ "text": text }),
+            TemplateSource::File(_) => json!("file"),
+            TemplateSource::Model(_) => json!("model"),
+            TemplateSource::Unused => json!(null),
+        };
+        let special = [&self.special.bos, &self.special.eos, &self.special.pad, &self.special.unk];
+        json!({
+            "template": source,
+            "kwargs": self.kwargs,
+            "default_system": self.default_system,
+            "style": self.style,
+            "special": special,
+        })
+    }
+
+    fn files(&self) -> Vec<SourceFile> {
+        let mut files = Vec::new();
+        match &self.source {
+            TemplateSource::File(path) => {
+                files.push(SourceFile { role: "template".into(), path: path.clone(), view: View::Whole });
+            }
+            TemplateSource::Model(path) => {
+                let view = View::Part { name: "chat-template", bytes: template_part };
+                files.push(SourceFile { role: "template".into(), path: path.clone(), view });
+            }
+            TemplateSource::Text(_) | TemplateSource::Unused => {}
+        }
+        if let (Some(path), false) = (&self.tokenizer, self.source == TemplateSource::Unused) {
+            let view = View::Part { name: "special-tokens", bytes: special_part };
+            files.push(SourceFile { role: "special".into(), path: path.clone(), view });
+        }
+        files
+    }
+
+    fn run(&self, ctx: &Context) -> Result<Summary, TaskError> {
+        let template = self.load()?;
+        let mut counts = Counts::default();
+        for split in SPLITS {
+            if let Some(input) = ctx.input_opt(split) {
+                let out = ctx.out().join(format!("{split}.parquet"));
+                self.render_file(template.as_ref(), input, &out, ctx, &mut counts)?;
+            }
+        }
+        Ok(counts.summary())
+    }
+}
+
+#[derive(Default)]
+struct Counts {
+    rows: u64,
+    lost: u64,
+    first_lost: Option<String>,
+}
+
+impl Counts {
+    fn summary(self) -> Summary {
+        let mut summary = Summary { rows: Some(self.rows), rows_computed: Some(self.rows), ..Summary::default() };
+        if let Some(row) = self.first_lost {
+            summary.stats.insert("messages_not_located".into(), self.lost.into());
+            summary.warnings.push(format!(
+                "{} messages could not be located in the rendered text and are not trained (first in row {row})",
+                self.lost
+            ));
+        }
+        summary
+    }
+}
+
+/// A rendered row: text, places to cut, spans, and whether BOS and EOS go around it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Row {
+    pub text: String,
+    pub piece_ends: Vec<i32>,
+    pub spans: Vec<RoleSpan>,
+    pub bos: bool,
+    pub eos: bool,
+    /// Only for rows that came tokenised.
+    pub tokens: Vec<i32>,
+    pub labels: Vec<i32>,
+    pub lost: u64,
+}
+
+/// A span of text that a role wrote.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RoleSpan {
+    pub start: i32,
+    pub end: i32,
+    /// Where the turn ends: what ends it lies before this, unless it is the tokenizer's own end of sequence.
+    pub limit: i32,
+    pub role: String,
+    /// The row's own word on training this span: 1 yes, 0 no, -1 unsaid.
+    pub train: i8,
+}
+
+/// Columns of rendered rows.
+pub fn rendered() -> SchemaRef {
+    let list = |name: &str, item: DataType| {
+        Field::new(name, DataType::List(Arc::new(Field::new("item", item, true))), false)
+    };
+    Arc::new(Schema::new(vec![
+        Field::new("row_id", DataType::Utf8, false),
+        Field::new("text", DataType::Utf8, false),
+        list("piece_ends", DataType::Int32),
+        list("span_starts", DataType::Int32),
+        list("span_ends", DataType::Int32),
+        list("span_limits", DataType::Int32),
+        list("span_roles", DataType::Utf8),
+        list("span_train", DataType::Int8),
+        Field::new("bos", DataType::Boolean, false),
+        Field::new("eos", DataType::Boolean, false),
+        list("tokens", DataType::Int32),
+        list("labels", DataType::Int32),
+    ]))
+}
+
+impl Template {
+    fn load(&self) -> Result<Option<ChatTemplate>, TaskError> {
+        let wrong = |error: render::TemplateError| TaskError::Input(error.to_string());
+        let (text, mut special) = match &self.source {
+            TemplateSource::Unused => return Ok(None),
+            TemplateSource::Text(text) => (text.clone(), SpecialTexts::default()),
+            TemplateSource::File(path) | TemplateSource::Model(path) => {
+                render::find(&path.to_string_lossy()).map_err(wrong)?
+            }
+        };
+        if let Some(path) = &self.tokenizer {
+            let info = pipe_files::TokenizerInfo::read(path).map_err(|e| TaskError::Input(e.to_string()))?;
+            special = render::special_texts(&info);
+        }
+        let own = [&self.special.bos, &self.special.eos, &self.special.pad, &self.special.unk];
+        let all = [&mut special.bos, &mut special.eos, &mut special.pad, &mut special.unk];
+        all.into_iter().zip(own).filter(|(_, own)| !own.is_empty()).for_each(|(slot, own)| slot.clone_from(own));
+        ChatTemplate::parse(&text, &special).map(Some).map_err(wrong)
+    }
+
+    fn render_file(
+        &self,
+        template: Option<&ChatTemplate>,
+        input: &Path,
+        out: &Path,
+        ctx: &Context,
+        counts: &mut Counts,
+    ) -> Result<(), TaskError> {
+        let mut writer = TableWriter::create(out, rendered())?;
+        for batch in batches(input, &["row_id", "data"], BATCH_ROWS)? {
+            ctx.cancel.check()?;
+            let batch = batch?;
+            let (ids, data) = (text_column(&batch, "row_id")?, text_column(&batch, "data")?);
+            let rows: Vec<Row> = (0..batch.num_rows())
+                .into_par_iter()
+                .map(|i| self.row(template, data.value(i)).map_err(|why| located(ids.value(i), why)))
+                .collect::<Result<_, _>>()?;
+            for (i, row) in rows.iter().enumerate() {
+                counts.rows += 1;
+                counts.lost += row.lost;
+                if row.lost > 0 && counts.first_lost.is_none() {
+                    counts.first_lost = Some(ids.value(i).to_string());
+                }
+            }
+            writer.write(&record(batch.column(0).clone(), &rows)?)?;
+            ctx.progress(counts.rows, 0, "rows");
+        }
+        writer.finish().map(|_| ())
+    }
+
+    /// One example as text.
+    pub fn row(&self, template: Option<&ChatTemplate>, data: &str) -> Result<Row, String> {
+        let example = Example::parse(data)?;
+        match example {
+            Example::Chat { messages, tools } => {
+                let template = template.ok_or("the recipe has no chat template for conversations")?;
+                self.chat(template, messages, tools.as_ref())
+            }
+            Example::Instruct { system, instruction, input, output } => {
+                let prompt = self.style.prompt(system.as_deref(), &instruction, &input);
+                let pieces = [(prompt, "user", -1), (output, "assistant", -1)];
+                Ok(Row { bos: true, eos: true, ..joined(&pieces) })
+            }
+            Example::Completion { text } => Ok(Row { bos: true, eos: true, ..joined(&[(text, "text", 1)]) }),
+            Example::Segments { segments } => {
+                let pieces: Vec<_> = segments.into_iter().map(|s| (s.text, "text", i8::from(s.label))).collect();
+                Ok(joined(&pieces))
+            }
+            Example::Tokens { input_ids, labels } => {
+                let narrow = |ids: Vec<i64>| ids.into_iter().map(|id| id as i32).collect();
+                Ok(Row { tokens: narrow(input_ids), labels: narrow(labels), ..Row::default() })
+            }
+        }
+    }
+
+    fn chat(
+        &self,
+        template: &ChatTemplate,
+        mut messages: Vec<Map<String, Value>>,
+        tools: Option<&Value>,
+    ) -> Result<Row, String> {
+        let role = |message: &Map<String, Value>| message.get("role").and_then(Value::as_str).unwrap_or("").to_string();
+        if let (Some(system), false) = (&self.default_system, messages.first().is_some_and(|m| role(m) == "system")) {
+            let mut first = Map::new();
+            first.insert("role".into(), json!("system"));
+            first.insert("content".into(), json!(system));
+            messages.insert(0, first);
+        }
+        let flags: Vec<i8> = messages.iter_mut().map(take_flag).collect();
+        let rendered =
+            spans::render(template, &messages, tools, &self.kwargs).map_err(|error| error.to_string())?;
+        let spans = rendered.spans.iter().map(|span| RoleSpan {
+            start: span.start as i32,
+            end: span.end as i32,
+            limit: span.limit as i32,
+            role: role(&messages[span.message]),
+            train: flags[span.message],
+        });
+        let spans = spans.collect();
+        let answers = rendered.lost.iter().filter(|&&i| role(&messages[i]) == "assistant").count();
+        Ok(Row {
+            piece_ends: vec![rendered.text.len() as i32],
+            text: rendered.text,
+            spans,
+            lost: answers as u64,
+            ..Row::default()
+        })
+    }
+}
+
+/// The training flag of a message, taken out so that no template sees it.
+fn take_flag(message: &mut Map<String, Value>) -> i8 {
+    match message.shift_remove("train").and_then(|flag| flag.as_bool()) {
+        Some(flag) => i8::from(flag),
+        None => -1,
+    }
+}
+
+fn joined(pieces: &[(String, &str, i8)]) -> Row {
+    let mut row = Row::default();
+    for (text, role, train) in pieces {
+        let start = row.text.len() as i32;
+        row.text.push_str(text);
+        let end = row.text.len() as i32;
+        row.piece_ends.push(end);
+        row.spans.push(RoleSpan { start, end, limit: end, role: (*role).to_string(), train: *train });
+    }
+    row
+}
+
+fn located(row_id: &str, why: String) -> TaskError {
+    TaskError::Input(format!("row {row_id}: {why}"))
+}
+
+fn record(ids: ArrayRef, rows: &[Row]) -> Result<RecordBatch, TaskError> {
+    let mut text = StringBuilder::new();
+    let mut ints: [ListBuilder<Int32Builder>; 6] = Default::default();
+    let mut roles = ListBuilder::new(StringBuilder::new());
+    let mut train = ListBuilder::new(Int8Builder::new());
+    let (mut bos, mut eos) = (BooleanBuilder::new(), BooleanBuilder::new());
+    for row in rows {
+        text.append_value(&row.text);
+        let starts: Vec<i32> = row.spans.iter().map(|span| span.start).collect();
+        let ends: Vec<i32> = row.spans.iter().map(|span| span.end).collect();
+        let limits: Vec<i32> = row.spans.iter().map(|span| span.limit).collect();
+        let lists = [&row.piece_ends, &starts, &ends, &limits, &row.tokens, &row.labels];
+        for (list, values) in ints.iter_mut().zip(lists) {
+            list.values().append_slice(values);
+            list.append(true);
+        }
+        for span in &row.spans {
+            roles.values().append_value(&span.role);
+            train.values().append_value(span.train);
+        }
+        roles.append(true);
+        train.append(true);
+        bos.append_value(row.bos);
+        eos.append_value(row.eos);
+    }
+    let [mut pieces, mut starts, mut ends, mut limits, mut tokens, mut labels] = ints;
+    let columns: Vec<ArrayRef> = vec![
+        ids,
+        Arc::new(text.finish()),
+        Arc::new(pieces.finish()),
+        Arc::new(starts.finish()),
+        Arc::new(ends.finish()),
+        Arc::new(limits.finish()),
+        Arc::new(roles.finish()),
+        Arc::new(train.finish()),
+        Arc::new(bos.finish()),
+        Arc::new(eos.finish()),
+        Arc::new(tokens.finish()),
+        Arc::new(labels.finish()),
+    ];
+    RecordBatch::try_new(rendered(), columns).map_err(|error| TaskError::Failed(error.to_string()))
+}
+
+fn template_part(path: &Path) -> Result<Vec<u8>, String> {
+    pipe_files::chat_template_bytes(path).map_err(|error| error.to_string())
+}
+
+fn special_part(path: &Path) -> Result<Vec<u8>, String> {
+    let info = pipe_files::TokenizerInfo::read(path).map_err(|error| error.to_string())?;
+    let special = render::special_texts(&info);
+    Ok(format!("{special:?}").into_bytes())
+}

@@ -1,1 +1,280 @@
-//! tokenize
+//! `tokenize`: rendered rows become token ids with labels, -100 where masked.
+//!
+//! Each row is tokenised once. A token is trained when it overlaps a trained span; the first special token right after a
+//! trained answer ends its turn and is trained with it. Nothing is guessed: what cannot be decided is counted and said.
+
+mod labels;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use arrow::array::{Array, ArrayRef, BooleanArray, Int8Array, Int32Builder, ListArray, ListBuilder, RecordBatch, StringArray, StringBuilder};
+use pipe_engine::task::{Context, Resources, SourceFile, Summary, Task, TaskError, View};
+use rayon::prelude::*;
+use serde::Serialize;
+use serde_json::{Value, json};
+use tokenizers::Tokenizer;
+
+use crate::recipe::{SpecialTokensInContent, TrainOn};
+use crate::rows::{TableWriter, batches, int_list, list_column, shapes, text_column, typed};
+use crate::template::SPLITS;
+use labels::Labeller;
+
+const BATCH_ROWS: usize = 4096;
+
+/// Everything tokenising depends on besides its rows.
+#[derive(Clone, Debug, Serialize)]
+pub struct Tokenize {
+    /// Roles whose text is trained.
+    pub roles_to_train: Vec<String>,
+    /// Train every span, prompts too.
+    pub train_on_inputs: bool,
+    pub train_on_eos: TrainOn,
+    pub train_on_eot: TrainOn,
+    /// Token texts that end a turn, besides the tokenizer's own special tokens.
+    pub eot_tokens: Vec<String>,
+    /// Special tokens the recipe adds to the vocabulary.
+    pub added_tokens: Vec<String>,
+    /// Replaces the tokenizer's end-of-sequence token.
+    pub eos_token: Option<String>,
+    pub special_in_content: SpecialTokensInContent,
+    /// Folder or GGUF of the tokenizer.
+    #[serde(skip)]
+    pub tokenizer: PathBuf,
+}
+
+/// What was seen while tokenising.
+#[derive(Clone, Debug, Default)]
+pub struct Counts {
+    pub rows: u64,
+    pub tokens: u64,
+    pub trained: u64,
+    pub untrained_rows: u64,
+    pub missing_terminators: u64,
+    pub double_bos: u64,
+    pub special_in_content: u64,
+    pub by_role: BTreeMap<String, u64>,
+}
+
+/// One tokenised row.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Tokenized {
+    pub ids: Vec<i32>,
+    pub labels: Vec<i32>,
+}
+
+impl Task for Tokenize {
+    fn stage(&self) -> &'static str {
+        "tokenize"
+    }
+
+    fn version(&self) -> String {
+        // The tokenizers crate decides the ids.
+        "2+tokenizers-0.23".into()
+    }
+
+    fn params(&self) -> Value {
+        serde_json::to_value(self).unwrap_or(Value::Null)
+    }
+
+    fn files(&self) -> Vec<SourceFile> {
+        let view = View::Part { name: "tokenizer", bytes: tokenizer_part };
+        vec![SourceFile { role: "tokenizer".into(), path: self.tokenizer.clone(), view }]
+    }
+
+    fn resources(&self) -> Resources {
+        Resources { cores: usize::MAX, weight: 10, ..Resources::default() }
+    }
+
+    fn run(&self, ctx: &Context) -> Result<Summary, TaskError> {
+        let labeller = Labeller::new(self)?;
+        let mut counts = Counts::default();
+        for split in SPLITS {
+            if let Some(input) = ctx.input_opt(split) {
+                let out = ctx.out().join(format!("{split}.parquet"));
+                tokenize_file(&labeller, input, &out, ctx, &mut counts)?;
+            }
+        }
+        Ok(summary(counts))
+    }
+}
+
+/// The tokenizer a recipe uses, with the tokens it adds.
+pub fn load_tokenizer(path: &Path, added: &[String]) -> Result<Tokenizer, TaskError> {
+    let mut tokenizer = pipe_files::tokenizer(path).map_err(|error| TaskError::Input(error.to_string()))?;
+    let unknown = added.iter().filter(|token| tokenizer.token_to_id(token).is_none());
+    if let Some(token) = unknown.into_iter().next() {
+        return Err(TaskError::Input(format!(
+            "the token `{token}` is not in the vocabulary; adding tokens needs new embedding rows, which is not supported \
+             yet: choose a token the tokenizer has"
+        )));
+    }
+    // Offsets must cover white space too, and special tokens around a row are decided by the row.
+    tokenizer.with_post_processor(None::<tokenizers::PostProcessorWrapper>);
+    let _ = tokenizer.with_truncation(None);
+    tokenizer.with_padding(None);
+    Ok(tokenizer)
+}
+
+fn tokenize_file(
+    labeller: &Labeller,
+    input: &Path,
+    out: &Path,
+    ctx: &Context,
+    counts: &mut Counts,
+) -> Result<(), TaskError> {
+    let mut writer = TableWriter::create(out, shapes::tokens())?;
+    let columns = [
+        "row_id", "text", "piece_ends", "span_starts", "span_ends", "span_limits", "span_roles", "span_train", "bos", "eos", "tokens",
+        "labels",
+    ];
+    for batch in batches(input, &columns, BATCH_ROWS)? {
+        ctx.cancel.check()?;
+        let batch = batch?;
+        let rows = Rendered::of(&batch)?;
+        let results: Vec<(Tokenized, Counts)> = (0..batch.num_rows())
+            .into_par_iter()
+            .map(|i| labeller.row(&rows.view(i)?).map_err(|why| TaskError::Input(format!("row {}: {why}", rows.ids.value(i)))))
+            .collect::<Result<_, _>>()?;
+        writer.write(&record(rows.ids, &results)?)?;
+        results.iter().for_each(|(_, seen)| counts.add(seen));
+        ctx.progress(counts.rows, 0, "rows");
+    }
+    writer.finish().map(|_| ())
+}
+
+/// A batch of rendered rows by column.
+struct Rendered<'a> {
+    ids: &'a StringArray,
+    text: &'a StringArray,
+    pieces: &'a ListArray,
+    starts: &'a ListArray,
+    ends: &'a ListArray,
+    limits: &'a ListArray,
+    roles: &'a ListArray,
+    train: &'a ListArray,
+    bos: &'a BooleanArray,
+    eos: &'a BooleanArray,
+    tokens: &'a ListArray,
+    labels: &'a ListArray,
+}
+
+/// One rendered row, borrowed.
+pub struct RowView<'a> {
+    pub text: &'a str,
+    pub piece_ends: &'a [i32],
+    pub spans: Vec<labels::SpanView<'a>>,
+    pub bos: bool,
+    pub eos: bool,
+    pub tokens: &'a [i32],
+    pub labels: &'a [i32],
+}
+
+impl<'a> Rendered<'a> {
+    fn of(batch: &'a RecordBatch) -> Result<Self, TaskError> {
+        Ok(Rendered {
+            ids: text_column(batch, "row_id")?,
+            text: text_column(batch, "text")?,
+            pieces: list_column(batch, "piece_ends")?,
+            starts: list_column(batch, "span_starts")?,
+            ends: list_column(batch, "span_ends")?,
+            limits: list_column(batch, "span_limits")?,
+            roles: list_column(batch, "span_roles")?,
+            train: list_column(batch, "span_train")?,
+            bos: typed(batch, "bos")?,
+            eos: typed(batch, "eos")?,
+            tokens: list_column(batch, "tokens")?,
+            labels: list_column(batch, "labels")?,
+        })
+    }
+
+    fn view(&self, i: usize) -> Result<RowView<'a>, TaskError> {
+        let broken = || TaskError::Failed("a rendered row has columns of unexpected types".into());
+        let (starts, ends) = (int_list(self.starts, i)?, int_list(self.ends, i)?);
+        let limits = int_list(self.limits, i)?;
+        let roles = self.roles.values().as_any().downcast_ref::<StringArray>().ok_or_else(broken)?;
+        let train = self.train.values().as_any().downcast_ref::<Int8Array>().ok_or_else(broken)?;
+        let first = self.roles.value_offsets()[i] as usize;
+        let spans = starts.iter().zip(ends).enumerate().map(|(n, (&start, &end))| labels::SpanView {
+            start: start as usize,
+            end: end as usize,
+            limit: limits[n] as usize,
+            role: roles.value(first + n),
+            train: train.value(first + n),
+        });
+        Ok(RowView {
+            text: self.text.value(i),
+            piece_ends: int_list(self.pieces, i)?,
+            spans: spans.collect(),
+            bos: self.bos.value(i),
+            eos: self.eos.value(i),
+            tokens: int_list(self.tokens, i)?,
+            labels: int_list(self.labels, i)?,
+        })
+    }
+}
+
+impl Counts {
+    fn add(&mut self, other: &Counts) {
+        self.rows += other.rows;
+        self.tokens += other.tokens;
+        self.trained += other.trained;
+        self.untrained_rows += other.untrained_rows;
+        self.missing_terminators += other.missing_terminators;
+        self.double_bos += other.double_bos;
+        self.special_in_content += other.special_in_content;
+        for (role, tokens) in &other.by_role {
+            *self.by_role.entry(role.clone()).or_default() += tokens;
+        }
+    }
+}
+
+/// Rows without a trained token are dropped here.
+fn record(ids: &StringArray, rows: &[(Tokenized, Counts)]) -> Result<RecordBatch, TaskError> {
+    let mut names = StringBuilder::new();
+    let (mut inputs, mut labels) = (ListBuilder::new(Int32Builder::new()), ListBuilder::new(Int32Builder::new()));
+    let mut lengths = Int32Builder::new();
+    for (i, (row, counts)) in rows.iter().enumerate() {
+        if counts.untrained_rows > 0 {
+            continue;
+        }
+        names.append_value(ids.value(i));
+        inputs.values().append_slice(&row.ids);
+        inputs.append(true);
+        labels.values().append_slice(&row.labels);
+        labels.append(true);
+        lengths.append_value(row.ids.len() as i32);
+    }
+    let columns: Vec<ArrayRef> = vec![
+        Arc::new(names.finish()),
+        Arc::new(inputs.finish()),
+        Arc::new(labels.finish()),
+        Arc::new(lengths.finish()),
+    ];
+    let schema = shapes::tokens();
+    let columns = columns.into_iter().zip(schema.fields()).map(|(column, field)| arrow::compute::cast(&column, field.data_type()));
+    let columns = columns.collect::<Result<_, _>>().map_err(|error| TaskError::Failed(error.to_string()))?;
+    RecordBatch::try_new(schema, columns).map_err(|error| TaskError::Failed(error.to_string()))
+}
+
+fn summary(counts: Counts) -> Summary {
+    let kept = counts.rows - counts.untrained_rows;
+    let mut summary = Summary { rows: Some(kept), rows_computed: Some(counts.rows), ..Summary::default() };
+    summary.stats.insert("tokens".into(), counts.tokens.into());
+    summary.stats.insert("trained_tokens".into(), counts.trained.into());
+    summary.stats.insert("trained_tokens_by_role".into(), json!(counts.by_role));
+    summary.stats.insert("dropped_untrained_rows".into(), counts.untrained_rows.into());
+    let said = [
+        (counts.untrained_rows, "rows have no trained token and were dropped"),
+        (counts.missing_terminators, "answers are not followed by an end-of-turn token: the model will not learn to stop there"),
+        (counts.double_bos, "rows start with two beginning-of-sequence tokens"),
+        (counts.special_in_content, "special tokens occur inside content; set special_tokens_in_content to escape or error if that is not meant"),
+    ];
+    summary.warnings.extend(said.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}")));
+    summary
+}
+
+fn tokenizer_part(path: &Path) -> Result<Vec<u8>, String> {
+    pipe_files::tokenizer_bytes(path).map_err(|error| error.to_string())
+}

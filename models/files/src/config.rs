@@ -69,6 +69,42 @@ pub struct ModelConfig {
     pub pad: Option<u32>,
 }
 
+impl RopeScaling {
+    /// The scheme behind a GGUF's per-frequency divisors: Llama 3's where the numbers are its numbers.
+    pub(crate) fn recognise(config: &ModelConfig, factors: Vec<f32>) -> Self {
+        let plain = ModelConfig {
+            rope_scaling: None,
+            ..config.clone()
+        };
+        for factor in [8.0, 32.0, 16.0, 4.0] {
+            let (low_freq_factor, high_freq_factor, original_max_positions) = (1.0, 4.0, 8192.0);
+            let scheme = Self::Llama3 {
+                factor,
+                low_freq_factor,
+                high_freq_factor,
+                original_max_positions,
+            };
+            let scaled = ModelConfig {
+                rope_scaling: Some(scheme.clone()),
+                ..config.clone()
+            }
+            .inverse_frequencies();
+            let close = |((p, s), f): ((f32, f32), &f32)| (p / s / f - 1.0).abs() < 1e-3;
+            if factors.len() == scaled.len()
+                && plain
+                    .inverse_frequencies()
+                    .into_iter()
+                    .zip(scaled)
+                    .zip(&factors)
+                    .all(close)
+            {
+                return scheme;
+            }
+        }
+        Self::Factors(factors)
+    }
+}
+
 impl Family {
     /// Each supported family with the name `architectures[0]` has for it.
     pub const ALL: [(Self, &'static str); 2] = [

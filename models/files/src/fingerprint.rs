@@ -44,7 +44,7 @@ pub fn chat_template_bytes(path: &Path) -> Result<Vec<u8>, FilesError> {
         .into_bytes())
 }
 
-/// The files that decide a model's numbers: configuration and weights.
+/// The files that hold a model's weights; a folder's `config.json` is not among them.
 pub fn weight_files(path: &Path) -> Result<Vec<PathBuf>, FilesError> {
     if !path.exists() {
         return Err(FilesError::Missing {
@@ -54,9 +54,7 @@ pub fn weight_files(path: &Path) -> Result<Vec<PathBuf>, FilesError> {
     if !path.is_dir() {
         return Ok(vec![path.to_owned()]);
     }
-    let mut files = shards::weight_files(path)?;
-    files.insert(0, path.join("config.json"));
-    Ok(files)
+    shards::weight_files(path)
 }
 
 fn put(bytes: &mut Vec<u8>, value: &Value) {

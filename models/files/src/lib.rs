@@ -5,21 +5,32 @@
 
 mod blocks;
 mod config;
+mod encode;
 mod error;
 mod fingerprint;
 mod gguf;
+mod gguf_tokenizer;
 mod kquants;
 mod mapped;
+mod mixture;
 mod model;
+mod peft;
 mod shards;
 mod special;
 mod tokenizer;
+mod write_folder;
+mod write_gguf;
 
 pub use blocks::TensorType;
 pub use config::{Family, ModelConfig, Module, RopeScaling};
 pub use error::FilesError;
 pub use fingerprint::{chat_template_bytes, tokenizer_bytes, weight_files};
 pub use gguf::{Gguf, Value};
+pub use mixture::GgufKind;
 pub use model::{ModelFiles, Source};
-pub use special::{SpecialToken, TokenizerInfo};
+pub use peft::{PeftAdapter, PeftModule};
+pub use special::{SpecialToken, TokenizerInfo, tokenizer_info};
 pub use tokenizer::{tokenizer, tokenizer_json};
+pub use tokenizers::Tokenizer;
+pub use write_folder::{FolderWriter, write_config, write_tokenizer};
+pub use write_gguf::write_gguf;

@@ -191,7 +191,7 @@ impl ModelFiles {
                 let mut factors = vec![0.0; t.shape.iter().product()];
                 t.dtype
                     .decode(&mapped.bytes()[t.offset..t.offset + t.len], &mut factors);
-                config.rope_scaling = Some(RopeScaling::Factors(factors));
+                config.rope_scaling = Some(RopeScaling::recognise(&config, factors));
                 continue;
             }
             let Some(name) = folder_name(&t.name) else {

@@ -30,7 +30,17 @@ pub struct TokenizerInfo {
     pub stops: Vec<u32>,
 }
 
+/// Special tokens and chat template of a folder or GGUF file; the same as [`TokenizerInfo::read`].
+pub fn tokenizer_info(path: &Path) -> Result<TokenizerInfo, FilesError> {
+    TokenizerInfo::read(path)
+}
+
 impl TokenizerInfo {
+    /// Ids that end a generated answer, as job descriptions hold ids.
+    pub fn stop_ids(&self) -> Vec<i64> {
+        self.stops.iter().map(|id| i64::from(*id)).collect()
+    }
+
     /// Reads a Hugging Face folder or a GGUF file; the weights are not touched.
     pub fn read(path: &Path) -> Result<Self, FilesError> {
         if path.is_dir() {

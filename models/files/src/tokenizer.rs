@@ -99,10 +99,11 @@ struct Parts {
 }
 
 /// GGUF token types.
+pub(crate) const NORMAL: i64 = 1;
 const UNKNOWN: i64 = 2;
-const CONTROL: i64 = 3;
-const USER_DEFINED: i64 = 4;
-const UNUSED: i64 = 5;
+pub(crate) const CONTROL: i64 = 3;
+pub(crate) const USER_DEFINED: i64 = 4;
+pub(crate) const UNUSED: i64 = 5;
 
 struct Vocabulary<'a> {
     /// Text and type, by id.
@@ -185,12 +186,38 @@ fn byte_level(gguf: &Gguf, vocabulary: &Vocabulary<'_>) -> Result<Parts, FilesEr
         .filter_map(|m| m.split_once(' '))
         .map(|(a, b)| json!([a, b]))
         .collect();
-    let bytes = |splits: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": splits});
+    let Some((pre_tokenizer, normalizer)) = splitting(word) else {
+        let what = format!(
+            "its text splitting {word:?} is not known here, and guessing would change token ids; use the model's \
+             Hugging Face folder, or name its tokenizer folder"
+        );
+        return Err(broken(&gguf.path, what));
+    };
+    let whole_words = WHOLE_WORDS.contains(&word);
+    let model = json!({
+        "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+        "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": whole_words,
+        "vocab": vocabulary.map(), "merges": merges,
+    });
+    Ok(Parts {
+        normalizer,
+        pre_tokenizer,
+        decoder: bytes(true),
+        model,
+    })
+}
+
+fn bytes(splits: bool) -> Json {
+    json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": splits})
+}
+
+/// The pre-tokenizer and normalizer behind a GGUF's word for text splitting.
+fn splitting(word: &str) -> Option<(Json, Json)> {
     let by_pattern = |pattern: &str| {
         let split = json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false});
         json!({"type": "Sequence", "pretokenizers": [split, bytes(false)]})
     };
-    let (pre_tokenizer, normalizer) = match word {
+    Some(match word {
         "gpt-2" | "mpt" | "olmo" | "jais" => (bytes(true), Json::Null),
         "smollm" | "starcoder" | "refact" | "command-r" | "codeshell" | "exaone" => {
             let digits = json!({"type": "Digits", "individual_digits": true});
@@ -205,26 +232,44 @@ fn byte_level(gguf: &Gguf, vocabulary: &Vocabulary<'_>) -> Result<Parts, FilesEr
         "qwen2" | "deepseek-r1-qwen" => (by_pattern(&modern(r"\p{N}")), json!({"type": "NFC"})),
         "tekken" => (by_pattern(TEKKEN), Json::Null),
         "default" => (default_split(&bytes(false)), Json::Null),
-        other => {
-            let what = format!(
-                "its text splitting {other:?} is not known here, and guessing would change token ids; use the model's \
-                 Hugging Face folder, or name its tokenizer folder"
-            );
-            return Err(broken(&gguf.path, what));
-        }
-    };
-    let whole_words = WHOLE_WORDS.contains(&word);
-    let model = json!({
-        "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
-        "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": whole_words,
-        "vocab": vocabulary.map(), "merges": merges,
-    });
-    Ok(Parts {
-        normalizer,
-        pre_tokenizer,
-        decoder: bytes(true),
-        model,
+        _ => return None,
     })
+}
+
+/// GGUF's word for the text splitting of a `tokenizer.json`.
+pub(crate) fn split_word(path: &Path, tokenizer: &Json) -> Result<&'static str, FilesError> {
+    let own = tokenizer
+        .get("pre_tokenizer")
+        .map(essence)
+        .unwrap_or_default();
+    let words = ["smollm", "gpt-2", "llama-bpe", "qwen2", "tekken", "default"];
+    let same = |word: &&str| splitting(word).is_some_and(|(known, _)| essence(&known) == own);
+    words.into_iter().find(same).ok_or_else(|| {
+        let what = "GGUF has no name for its text splitting that is known here, so llama.cpp could not repeat it";
+        broken(path, what)
+    })
+}
+
+/// The steps of a pre-tokenizer that decide where text is split.
+fn essence(pre_tokenizer: &Json) -> Vec<String> {
+    let steps = pre_tokenizer.get("pretokenizers").and_then(Json::as_array);
+    let steps = steps.map_or_else(|| vec![pre_tokenizer], |s| s.iter().collect());
+    let keys = [
+        "type",
+        "pattern",
+        "individual_digits",
+        "use_regex",
+        "add_prefix_space",
+        "behavior",
+        "invert",
+    ];
+    steps
+        .iter()
+        .map(|s| {
+            keys.map(|k| s.get(k).map(Json::to_string).unwrap_or_default())
+                .join(" ")
+        })
+        .collect()
 }
 
 /// The splitting pattern of newer byte-level tokenizers; they differ in how digits group.

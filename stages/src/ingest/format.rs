@@ -8,9 +8,11 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::conversation::{Example, Segment};
+use crate::recipe::dataset::Dataset;
+use crate::recipe::values::DatasetType;
 
 /// The field keys of a dataset as written in a recipe; unset ones take the format's default.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct DatasetKeys {
     pub field: Option<String>,
     pub field_messages: Option<String>,
@@ -75,6 +77,19 @@ pub struct InstructColumns {
     pub input: Option<String>,
     pub output: String,
     pub system_prompt: Option<String>,
+    pub answer: Answer,
+}
+
+/// How the answer is put together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Answer {
+    /// The output column as it is.
+    Plain,
+    /// A quiz answer, put as a question.
+    WhatIs,
+    /// A thought, a reflection on it, and the corrected answer.
+    Reflected,
 }
 
 /// Why a row does not fit its format.
@@ -96,6 +111,11 @@ const SINGLE_TURN: &[(&str, &str, &str, &str, &str)] = &[
     ("alpaca_chat.load_camel_ai", "", "message_1", "", "message_2"),
     ("alpaca_w_system", "system", "instruction", "input", "output"),
     ("alpaca_w_system.load_open_orca", "system_prompt", "question", "", "response"),
+    ("alpaca_w_system.load_open_orca_chatml", "system_prompt", "question", "", "response"),
+    ("jeopardy", "", "question", "category", "answer"),
+    ("reflection", "", "instruction", "input", "output"),
+    ("explainchoice", "", "question", "choices", "explanation"),
+    ("concisechoice", "", "question", "choices", "solution"),
     ("orcamini", "system", "instruction", "input", "output"),
     ("gpteacher", "", "instruction", "input", "response"),
     ("oasst", "", "INSTRUCTION", "", "RESPONSE"),
@@ -107,6 +127,16 @@ const SINGLE_TURN: &[(&str, &str, &str, &str, &str)] = &[
 ];
 
 impl RowFormat {
+    /// The format of a recipe's dataset entry.
+    pub fn of_dataset(dataset: &Dataset) -> Result<RowFormat, String> {
+        let keys = DatasetKeys::of(dataset);
+        match &dataset.kind {
+            Some(DatasetType::Named(format)) => RowFormat::of_type(&format.name(), &keys),
+            Some(DatasetType::UserDefined(_)) => RowFormat::of_type("user_defined", &keys),
+            None => Ok(RowFormat::Tokens),
+        }
+    }
+
     /// The format that a recipe's `type` names. A suffix after `:` chooses a prompt style, which is no concern of ingest,
     /// except that `:chat_template` makes conversations. An error says which types there are.
     pub fn of_type(name: &str, keys: &DatasetKeys) -> Result<RowFormat, String> {
@@ -117,7 +147,7 @@ impl RowFormat {
                 return Ok(RowFormat::Completion { field: keys.field.clone().unwrap_or_else(|| "text".into()) });
             }
             "input_output" => return Ok(RowFormat::InputOutput),
-            "tokens" | "" => return Ok(RowFormat::Tokens),
+            "tokens" | "pretokenized" | "" => return Ok(RowFormat::Tokens),
             "self_instruct" => return Ok(RowFormat::SelfInstruct),
             "auto" => return Ok(RowFormat::Auto),
             _ => {}
@@ -156,8 +186,8 @@ impl RowFormat {
         RowFormat::of_type(name, keys).ok().map(|format| (name, format))
     }
 
-    /// Reads one row.
-    pub fn example(&self, row: Map<String, Value>) -> Result<Example, Misfit> {
+    /// Reads one row. Its values are moved out, its keys stay.
+    pub fn example(&self, row: &mut Map<String, Value>) -> Result<Example, Misfit> {
         match self {
             RowFormat::Chat(columns) => columns.example(row),
             RowFormat::Instruct(columns) => columns.example(row),
@@ -168,6 +198,41 @@ impl RowFormat {
             RowFormat::Tokens => tokens(row),
             RowFormat::Auto => Err(Misfit::Wrong("its format is not known yet".into())),
         }
+    }
+}
+
+impl DatasetKeys {
+    /// As the recipe says, with the older `message_field_*` spellings folded in.
+    pub fn of(dataset: &Dataset) -> DatasetKeys {
+        let mut mappings = dataset.message_property_mappings.clone().unwrap_or_default();
+        let older = [("role", &dataset.message_field_role), ("content", &dataset.message_field_content)];
+        for (target, source) in older {
+            if let Some(source) = source {
+                mappings.entry(target.to_string()).or_insert_with(|| source.clone());
+            }
+        }
+        let mut keys = DatasetKeys {
+            field: dataset.field.clone(),
+            field_messages: dataset.field_messages.clone(),
+            field_tools: dataset.field_tools.clone(),
+            field_system: dataset.field_system.clone(),
+            message_field_training: dataset.message_field_training.clone(),
+            message_field_training_detail: dataset.message_field_training_detail.clone(),
+            message_property_mappings: mappings,
+            roles: dataset.roles.clone().unwrap_or_default(),
+            drop_system_message: dataset.drop_system_message == Some(true),
+            field_instruction: dataset.field_human.clone(),
+            field_output: dataset.field_model.clone(),
+            ..DatasetKeys::default()
+        };
+        if let Some(DatasetType::UserDefined(user)) = &dataset.kind {
+            keys.field_system = user.field_system.clone();
+            keys.field_instruction = user.field_instruction.clone();
+            keys.field_input = user.field_input.clone();
+            keys.field_output = user.field_output.clone();
+            keys.system_prompt = user.system_prompt.clone();
+        }
+        keys
     }
 }
 
@@ -214,7 +279,7 @@ impl ChatColumns {
         }
     }
 
-    fn example(&self, mut row: Map<String, Value>) -> Result<Example, Misfit> {
+    fn example(&self, row: &mut Map<String, Value>) -> Result<Example, Misfit> {
         let Some(column) = self.messages.iter().find(|name| row.contains_key(*name)) else {
             return Err(Misfit::NoColumn(self.messages.clone()));
         };
@@ -229,7 +294,7 @@ impl ChatColumns {
         for (i, item) in items.into_iter().enumerate() {
             messages.push(self.message(item).map_err(|why| Misfit::Wrong(format!("message {} of `{column}` {why}", i + 1)))?);
         }
-        self.add_system(&mut row, &mut messages);
+        self.add_system(row, &mut messages);
         let tools = match row.get_mut(&self.tools).map(Value::take) {
             Some(Value::String(text)) if text.trim().is_empty() => None,
             Some(Value::String(text)) => Some(serde_json::from_str(&text).map_err(|e| {
@@ -302,12 +367,17 @@ impl ChatColumns {
 
 impl InstructColumns {
     fn new(row: (&str, &str, &str, &str, &str), keys: &DatasetKeys) -> InstructColumns {
-        let (_, system, instruction, input, output) = row;
+        let (name, system, instruction, input, output) = row;
         let optional = |key: &Option<String>, name: &str| match key {
             Some(key) => Some(key.clone()).filter(|key| !key.is_empty()),
             None => Some(name.to_string()).filter(|name| !name.is_empty()),
         };
         InstructColumns {
+            answer: match name {
+                "jeopardy" => Answer::WhatIs,
+                "reflection" => Answer::Reflected,
+                _ => Answer::Plain,
+            },
             system: optional(&keys.field_system, system),
             instruction: keys.field_instruction.clone().unwrap_or_else(|| instruction.into()),
             input: optional(&keys.field_input, input),
@@ -316,7 +386,7 @@ impl InstructColumns {
         }
     }
 
-    fn example(&self, mut row: Map<String, Value>) -> Result<Example, Misfit> {
+    fn example(&self, row: &mut Map<String, Value>) -> Result<Example, Misfit> {
         let missing = [&self.instruction, &self.output].into_iter().filter(|name| !row.contains_key(*name));
         let missing: Vec<String> = missing.cloned().collect();
         if let Some(first) = missing.into_iter().next() {
@@ -332,7 +402,15 @@ impl InstructColumns {
             system: Some(system).filter(|text| !text.is_empty()).or_else(|| self.system_prompt.clone()),
             instruction: optional(&Some(self.instruction.clone()))?,
             input,
-            output: optional(&Some(self.output.clone()))?,
+            output: match self.answer {
+                Answer::Plain => optional(&Some(self.output.clone()))?,
+                Answer::WhatIs => format!("what is {}", optional(&Some(self.output.clone()))?),
+                Answer::Reflected => {
+                    let mut part = |name: &str| optional(&Some(name.to_string()));
+                    let (thought, reflection, corrected) = (part(&self.output)?, part("reflection")?, part("corrected")?);
+                    format!("{thought}\n\n### Agent Reflection:\n{reflection}\n\n### Final Response:\n{corrected}")
+                }
+            },
         })
     }
 }
@@ -347,7 +425,7 @@ fn as_chat(example: Example) -> Example {
     Example::Chat { messages, tools: None }
 }
 
-fn self_instruct(mut row: Map<String, Value>) -> Result<Example, Misfit> {
+fn self_instruct(row: &mut Map<String, Value>) -> Result<Example, Misfit> {
     let instance = match row.get_mut("instances").map(Value::take) {
         Some(Value::Array(items)) => items.into_iter().next(),
         Some(other) => return Err(Misfit::Wrong(format!("`instances` is {}, not a list", kind(&other)))),
@@ -361,7 +439,7 @@ fn self_instruct(mut row: Map<String, Value>) -> Result<Example, Misfit> {
     Ok(Example::Instruct { system: None, instruction: required(row, "instruction")?, input, output })
 }
 
-fn input_output(mut row: Map<String, Value>) -> Result<Example, Misfit> {
+fn input_output(row: &mut Map<String, Value>) -> Result<Example, Misfit> {
     let Some(segments) = row.get_mut("segments").map(Value::take) else {
         return Err(Misfit::NoColumn(vec!["segments".into()]));
     };
@@ -374,7 +452,7 @@ fn input_output(mut row: Map<String, Value>) -> Result<Example, Misfit> {
     Ok(Example::Segments { segments })
 }
 
-fn tokens(mut row: Map<String, Value>) -> Result<Example, Misfit> {
+fn tokens(row: &mut Map<String, Value>) -> Result<Example, Misfit> {
     let mut ids = |name: &str| -> Result<Option<Vec<i64>>, Misfit> {
         let wrong = |e: serde_json::Error| Misfit::Wrong(format!("`{name}` is not a list of token ids: {e}"));
         match row.get_mut(name).map(Value::take) {
@@ -394,7 +472,7 @@ fn tokens(mut row: Map<String, Value>) -> Result<Example, Misfit> {
     Ok(Example::Tokens { input_ids, labels })
 }
 
-fn required(mut row: Map<String, Value>, name: &str) -> Result<String, Misfit> {
+fn required(row: &mut Map<String, Value>, name: &str) -> Result<String, Misfit> {
     let value = row.get_mut(name).ok_or_else(|| Misfit::NoColumn(vec![name.to_string()]))?.take();
     text_of(name, value)
 }
@@ -405,6 +483,11 @@ fn text_of(name: &str, value: Value) -> Result<String, Misfit> {
         Value::String(text) => Ok(text),
         Value::Null => Ok(String::new()),
         Value::Number(_) | Value::Bool(_) => Ok(value.to_string()),
+        // Choices of a multiple-choice question.
+        Value::Array(items) if name == "choices" => {
+            let lines = items.iter().map(|item| format!("- {}", item.as_str().map_or_else(|| item.to_string(), str::to_string)));
+            Ok(lines.collect::<Vec<_>>().join("\n"))
+        }
         other => Err(Misfit::Wrong(format!("`{name}` is {}, not a text", kind(&other)))),
     }
 }

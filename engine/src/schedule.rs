@@ -1,0 +1,534 @@
+//! The scheduler: runs what has no stored output, independent nodes at once, the longest path first.
+//!
+//! A node is looked at when the outputs above it are known, so a key covers real content: where an output comes out byte-equal,
+//! nothing below it runs. Outputs that were let go are made again only for a reader. This file decides; `execute` does.
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use indexmap::IndexMap;
+
+use crate::event::{Event, NodeFinished, NodeOutcome, RunFinished, Sink};
+pub use crate::execute::{Failure, FailureKind};
+use crate::execute::{Job, JobInput, Report, execute};
+use crate::memory::{self, Resident};
+use crate::plan::{NodeName, Plan};
+use crate::record::Record;
+pub use crate::runs::About;
+use crate::runs::RunLog;
+use crate::seen::Seen;
+use crate::state::{Evaluated, Selection, UnknownNode, Wanted, causes, evaluate, resolve, warm};
+use crate::store::{Depth, Lookup, Store, StoreError};
+use crate::task::{Cancel, Resources};
+use crate::why::line;
+
+/// How often memory is sampled and cancellation looked for.
+const TICK: Duration = Duration::from_millis(40);
+/// How long tasks get to stop before they are left to die with the process.
+const GRACE: Duration = Duration::from_millis(1600);
+
+/// How to run a plan.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    pub about: About,
+    pub selection: Selection,
+    /// Nodes at once; as many as the budget allows when absent.
+    pub jobs: Option<usize>,
+    /// Stop everything at the first failure.
+    pub fail_fast: bool,
+    pub budget: Budget,
+}
+
+/// What running nodes may occupy together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Budget {
+    pub cores: usize,
+    pub memory_bytes: u64,
+    pub gpus: usize,
+}
+
+impl Default for Budget {
+    /// All cores and nine tenths of the memory of this machine.
+    fn default() -> Budget {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Budget { cores, memory_bytes: memory::installed() / 10 * 9, gpus: 0 }
+    }
+}
+
+/// How a run ended.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    pub finished: RunFinished,
+    pub failures: Vec<Failure>,
+    pub interrupted: bool,
+}
+
+/// A run that could not begin.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    #[error(transparent)]
+    UnknownNode(#[from] UnknownNode),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Runs the plan. Every event, the last one included, goes to `sink` and to the run's record.
+pub fn run(
+    plan: &Plan,
+    store: &Arc<Store>,
+    options: &Options,
+    sink: Arc<dyn Sink>,
+    cancel: &Cancel,
+) -> Result<Outcome, RunError> {
+    let began = Instant::now();
+    let wanted = resolve(plan, &options.selection)?;
+    let log = Arc::new(RunLog::create(store, plan, &options.about, sink)?);
+    log.emit(Event::RunStarted {
+        run: log.id.clone(),
+        recipe: options.about.recipe.clone(),
+        project: options.about.project.clone(),
+        nodes: plan.nodes().iter().map(|node| node.name.clone()).collect(),
+    });
+    warm(plan, store, &wanted.wanted);
+    let mut driver = Driver::new(plan, store, options, wanted, log.clone());
+    driver.drive(cancel);
+    let outcome = driver.outcome(began);
+    driver.note_seen();
+    store.memo().save();
+    // On a full disk the record stays unfinished, and the caller still learns how the run went.
+    let _ = log.finish(&outcome.finished, &outcome.failures, outcome.interrupted);
+    log.emit(Event::RunFinished(Box::new(outcome.finished.clone())));
+    Ok(outcome)
+}
+
+enum Phase {
+    /// Something above has no known output yet.
+    Waiting,
+    /// Has to run, and waits for inputs to be present and for room.
+    Ready(Box<Evaluated>),
+    Running {
+        peak: Arc<AtomicU64>,
+        held: Budget,
+    },
+    Done(NodeOutcome),
+    Failed,
+    Skipped,
+}
+
+struct Slot {
+    phase: Phase,
+    /// Its output lies in the store, so that readers can start.
+    present: bool,
+    /// A reader needs its output: being known is not enough.
+    demanded: bool,
+    /// A reader found its stored bytes wrong.
+    suspect: bool,
+    forced: bool,
+}
+
+struct Driver<'a> {
+    plan: &'a Plan,
+    store: &'a Arc<Store>,
+    options: &'a Options,
+    wanted: HashSet<usize>,
+    slots: Vec<Slot>,
+    /// Latest output of each node, from the store or just made.
+    known: Vec<Option<Arc<Record>>>,
+    /// Weight of the heaviest path from a node to an end.
+    priority: Vec<u64>,
+    free: Budget,
+    log: Arc<RunLog>,
+    stop: Cancel,
+    interrupted: bool,
+    failures: Vec<Failure>,
+    seen: OnceLock<Seen>,
+    sender: Sender<(usize, Report)>,
+    reports: Receiver<(usize, Report)>,
+}
+
+impl<'a> Driver<'a> {
+    fn new(
+        plan: &'a Plan,
+        store: &'a Arc<Store>,
+        options: &'a Options,
+        wanted: Wanted,
+        log: Arc<RunLog>,
+    ) -> Driver<'a> {
+        let slot = |i| {
+            let phase = if wanted.wanted.contains(&i) { Phase::Waiting } else { Phase::Skipped };
+            let (demanded, forced) = (wanted.ends.contains(&i), wanted.forced.contains(&i));
+            Slot { phase, present: false, demanded, suspect: false, forced }
+        };
+        let (sender, reports) = channel();
+        Driver {
+            plan,
+            store,
+            options,
+            slots: (0..plan.nodes().len()).map(slot).collect(),
+            wanted: wanted.wanted,
+            known: vec![None; plan.nodes().len()],
+            priority: priorities(plan),
+            free: options.budget,
+            log,
+            stop: Cancel::default(),
+            interrupted: false,
+            failures: Vec::new(),
+            seen: OnceLock::new(),
+            sender,
+            reports,
+        }
+    }
+
+    fn drive(&mut self, cancel: &Cancel) {
+        let mut stopping_since = None;
+        loop {
+            if cancel.is_cancelled() && !self.interrupted {
+                self.interrupted = true;
+                self.stop.cancel();
+            }
+            if self.stop.is_cancelled() {
+                let since = *stopping_since.get_or_insert_with(Instant::now);
+                if self.running() == 0 || since.elapsed() > GRACE {
+                    return self.skip_the_rest();
+                }
+            } else {
+                while self.settle() {}
+                self.start_what_fits();
+                if self.running() == 0 {
+                    return self.skip_the_rest();
+                }
+            }
+            match self.reports.recv_timeout(TICK) {
+                Ok((i, report)) => self.take_report(i, report),
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => self.sample_memory(),
+            }
+        }
+    }
+
+    /// Looks at every waiting node whose inputs are known; true when something changed.
+    fn settle(&mut self) -> bool {
+        let mut changed = false;
+        for i in 0..self.slots.len() {
+            if !matches!(self.slots[i].phase, Phase::Waiting) {
+                continue;
+            }
+            if let Some(above) = self.broken_input(i) {
+                self.skip(i, format!("{above} did not finish"));
+                changed = true;
+                continue;
+            }
+            let depth = if self.options.selection.verify || self.slots[i].suspect { Depth::Bytes } else { Depth::Stat };
+            let gate = self.store.gate();
+            match evaluate(self.plan, i, self.store, &self.known, depth) {
+                Ok(None) => continue,
+                Ok(Some(evaluated)) => self.decide(i, evaluated),
+                Err(error) => {
+                    let failure = Failure::new(self.plan.nodes()[i].name.clone(), error);
+                    self.fail(i, failure);
+                }
+            }
+            drop(gate);
+            changed = true;
+        }
+        changed
+    }
+
+    /// Cached, known without its output, or to be run.
+    fn decide(&mut self, i: usize, evaluated: Evaluated) {
+        let slot = &self.slots[i];
+        match &evaluated.lookup {
+            Lookup::Hit(record) if !slot.forced => {
+                let record = Arc::new((**record).clone());
+                self.log.pin(record.output);
+                self.finish(i, record, NodeOutcome::Cached, 0.0);
+            }
+            Lookup::Evicted(record) if !slot.forced && !slot.demanded => {
+                let record = Arc::new((**record).clone());
+                self.finish(i, record, NodeOutcome::Cached, 0.0);
+                self.slots[i].present = false;
+            }
+            _ => {
+                self.slots[i].phase = Phase::Ready(Box::new(evaluated));
+                self.demand_inputs(i);
+            }
+        }
+    }
+
+    /// Outputs that were let go must be made again for a node that runs.
+    fn demand_inputs(&mut self, i: usize) {
+        for from in inputs_of(self.plan, i) {
+            let slot = &mut self.slots[from];
+            if matches!(slot.phase, Phase::Done(_)) && !slot.present {
+                slot.demanded = true;
+                slot.phase = Phase::Waiting;
+            }
+        }
+    }
+
+    fn start_what_fits(&mut self) {
+        let mut ready: Vec<usize> = (0..self.slots.len()).filter(|&i| self.is_startable(i)).collect();
+        ready.sort_by_key(|&i| (std::cmp::Reverse(self.priority[i]), i));
+        for i in ready {
+            let running = self.running();
+            if self.options.jobs.is_some_and(|jobs| running >= jobs.max(1)) {
+                return;
+            }
+            let need = self.options.budget.part(self.plan.nodes()[i].task.resources());
+            if running == 0 || self.free.covers(need) {
+                self.start(i, need);
+            }
+        }
+    }
+
+    fn is_startable(&self, i: usize) -> bool {
+        matches!(self.slots[i].phase, Phase::Ready(_)) && inputs_of(self.plan, i).all(|from| self.slots[from].present)
+    }
+
+    fn start(&mut self, i: usize, held: Budget) {
+        let peak = Arc::new(AtomicU64::new(0));
+        let running = Phase::Running { peak: peak.clone(), held };
+        let Phase::Ready(evaluated) = std::mem::replace(&mut self.slots[i].phase, running) else {
+            return;
+        };
+        let node = &self.plan.nodes()[i];
+        let slot = &self.slots[i];
+        let causes = causes(&evaluated, self.seen(), &self.options.about.recipe, node, slot.forced);
+        let reason =
+            if causes.is_empty() { "its output was let go and is needed".to_string() } else { line(&causes, None) };
+        let input = |input: &crate::plan::Input| {
+            let from = self.plan.position(&input.from)?;
+            let record = self.known[from].clone()?;
+            Some(JobInput { role: input.role.clone(), file: input.file.clone(), from, record })
+        };
+        let job = Job {
+            store: self.store.clone(),
+            node: node.name.clone(),
+            task: node.task.clone(),
+            key: evaluated.key,
+            ingredients: evaluated.ingredients,
+            origin: evaluated.origin,
+            inputs: node.inputs.iter().filter_map(input).collect(),
+            threads: held.cores,
+            forced: slot.forced,
+            suspect: slot.suspect || matches!(evaluated.lookup, Lookup::Damaged(..)),
+            reason,
+            sink: self.log.clone(),
+            stop: self.stop.clone(),
+            peak,
+        };
+        self.free.take(held);
+        let sender = self.sender.clone();
+        let work = move || {
+            let report = execute(&job);
+            let _ = sender.send((i, report));
+        };
+        let thread = std::thread::Builder::new().name(format!("node {}", self.plan.nodes()[i].name)).spawn(work);
+        if let Err(error) = thread {
+            let error = crate::task::TaskError::Failed(format!("cannot start a thread: {error}"));
+            let _ = self.sender.send((i, Report::Failed(Failure::new(self.plan.nodes()[i].name.clone(), error))));
+        }
+    }
+
+    fn take_report(&mut self, i: usize, report: Report) {
+        if let Phase::Running { held, .. } = self.slots[i].phase {
+            self.free.give_back(held);
+        }
+        match report {
+            Report::Finished { record, outcome, seconds } => {
+                self.log.pin(record.output);
+                self.finish(i, Arc::new(*record), outcome, seconds);
+            }
+            Report::InputDamaged { from, what } => {
+                let message = format!("{}: {what}; it is made again", self.plan.nodes()[from].name);
+                self.log.emit(Event::Warning { node: self.plan.nodes()[i].name.clone(), message });
+                self.slots[i].phase = Phase::Waiting;
+                let slot = &mut self.slots[from];
+                if matches!(slot.phase, Phase::Done(_)) {
+                    slot.phase = Phase::Waiting;
+                    slot.suspect = true;
+                    slot.demanded = true;
+                    slot.present = false;
+                    self.known[from] = None;
+                }
+            }
+            Report::Failed(failure) => self.fail(i, failure),
+            Report::Cancelled => self.skip(i, "interrupted".to_string()),
+        }
+    }
+
+    fn finish(&mut self, i: usize, record: Arc<Record>, outcome: NodeOutcome, seconds: f64) {
+        let before = self.known[i].replace(record.clone());
+        let was_executed = matches!(self.slots[i].phase, Phase::Done(NodeOutcome::Executed));
+        let outcome = if was_executed { NodeOutcome::Executed } else { outcome };
+        let slot = &mut self.slots[i];
+        slot.phase = Phase::Done(outcome);
+        slot.present = true;
+        slot.forced = false;
+        slot.suspect = false;
+        if before.is_some_and(|before| before.output != record.output) {
+            self.reconsider_below(i);
+        }
+        let cached = outcome == NodeOutcome::Cached;
+        let summary = &record.summary;
+        let by_rows = summary.rows_computed.is_some() || summary.rows_reused.is_some();
+        self.log.emit(Event::NodeFinished(Box::new(NodeFinished {
+            node: self.plan.nodes()[i].name.clone(),
+            outcome,
+            key: record.key,
+            output: record.output,
+            seconds,
+            peak_rss_bytes: if cached { 0 } else { record.peak_rss_bytes },
+            rows: summary.rows,
+            rows_computed: if cached { by_rows.then_some(0) } else { summary.rows_computed },
+            rows_reused: if cached && by_rows { summary.rows } else { summary.rows_reused },
+            stats: summary.stats.clone(),
+            warnings: summary.warnings.clone(),
+        })));
+    }
+
+    /// An output came out otherwise than its record said: what was settled on the record has to be settled again.
+    fn reconsider_below(&mut self, i: usize) {
+        for below in i + 1..self.slots.len() {
+            let settled = matches!(self.slots[below].phase, Phase::Done(NodeOutcome::Cached) | Phase::Ready(_));
+            if settled && inputs_of(self.plan, below).any(|from| from == i) {
+                self.slots[below].phase = Phase::Waiting;
+                self.slots[below].present = false;
+                self.known[below] = None;
+                self.reconsider_below(below);
+            }
+        }
+    }
+
+    fn fail(&mut self, i: usize, failure: Failure) {
+        self.slots[i].phase = Phase::Failed;
+        self.log.emit(Event::NodeFailed {
+            node: failure.node.clone(),
+            error: failure.error.clone(),
+            hint: failure.hint.clone(),
+        });
+        self.failures.push(failure);
+        if self.options.fail_fast {
+            self.stop.cancel();
+        }
+    }
+
+    fn skip(&mut self, i: usize, reason: String) {
+        self.slots[i].phase = Phase::Skipped;
+        self.log.emit(Event::NodeSkipped { node: self.plan.nodes()[i].name.clone(), reason });
+    }
+
+    fn skip_the_rest(&mut self) {
+        for i in 0..self.slots.len() {
+            let reason = match self.slots[i].phase {
+                Phase::Done(_) | Phase::Failed | Phase::Skipped => continue,
+                _ if self.interrupted => "interrupted".to_string(),
+                _ => match self.broken_input(i) {
+                    Some(above) => format!("{above} did not finish"),
+                    None => "the run was stopped".to_string(),
+                },
+            };
+            self.skip(i, reason);
+        }
+    }
+
+    fn broken_input(&self, i: usize) -> Option<&NodeName> {
+        let broken = |&from: &usize| matches!(self.slots[from].phase, Phase::Failed | Phase::Skipped);
+        inputs_of(self.plan, i).find(broken).map(|from| &self.plan.nodes()[from].name)
+    }
+
+    fn running(&self) -> usize {
+        self.slots.iter().filter(|slot| matches!(slot.phase, Phase::Running { .. })).count()
+    }
+
+    fn sample_memory(&self) {
+        let now = Resident::read().now;
+        for slot in &self.slots {
+            if let Phase::Running { peak, .. } = &slot.phase {
+                peak.fetch_max(now, Ordering::Relaxed);
+            }
+        }
+    }
+
+    fn seen(&self) -> &Seen {
+        self.seen.get_or_init(|| Seen::load(self.store))
+    }
+
+    fn note_seen(&self) {
+        let done = |i: usize| matches!(self.slots[i].phase, Phase::Done(_));
+        let nodes: Vec<(NodeName, &Record)> = (0..self.slots.len())
+            .filter(|&i| done(i))
+            .filter_map(|i| Some((self.plan.nodes()[i].name.clone(), self.known[i].as_deref()?)))
+            .collect();
+        Seen::note(self.store, &self.options.about.recipe, &nodes);
+    }
+
+    fn outcome(&self, began: Instant) -> Outcome {
+        let pick = |wanted: &dyn Fn(&Phase) -> bool| -> Vec<NodeName> {
+            let chosen = self.slots.iter().zip(self.plan.nodes()).filter(|(slot, _)| wanted(&slot.phase));
+            chosen.map(|(_, node)| node.name.clone()).collect()
+        };
+        let outputs: IndexMap<NodeName, PathBuf> = (self.plan.nodes().iter().zip(&self.known).zip(&self.slots))
+            .filter(|(_, slot)| matches!(slot.phase, Phase::Done(_)))
+            .filter_map(|((node, record), _)| Some((node.name.clone(), self.store.object(record.as_ref()?.output))))
+            .collect();
+        let complete = self.wanted.iter().all(|&i| matches!(self.slots[i].phase, Phase::Done(_)));
+        let finished = RunFinished {
+            ok: complete && self.failures.is_empty() && !self.interrupted,
+            run: self.log.id.clone(),
+            executed: pick(&|phase| matches!(phase, Phase::Done(NodeOutcome::Executed))),
+            cached: pick(&|phase| matches!(phase, Phase::Done(NodeOutcome::Cached))),
+            skipped: pick(&|phase| matches!(phase, Phase::Skipped)),
+            failed: pick(&|phase| matches!(phase, Phase::Failed)),
+            seconds: began.elapsed().as_secs_f64(),
+            outputs,
+        };
+        Outcome { finished, failures: self.failures.clone(), interrupted: self.interrupted }
+    }
+}
+
+impl Budget {
+    /// What a node with these wishes holds: never more than there is.
+    fn part(self, wish: Resources) -> Budget {
+        Budget {
+            cores: wish.cores.clamp(1, self.cores.max(1)),
+            memory_bytes: wish.memory_bytes.min(self.memory_bytes),
+            gpus: wish.gpus.min(self.gpus),
+        }
+    }
+
+    fn covers(self, need: Budget) -> bool {
+        self.cores >= need.cores && self.memory_bytes >= need.memory_bytes && self.gpus >= need.gpus
+    }
+
+    /// The first node may hold more than is free when it alone exceeds the budget, hence the saturation.
+    fn take(&mut self, part: Budget) {
+        self.cores = self.cores.saturating_sub(part.cores);
+        self.memory_bytes = self.memory_bytes.saturating_sub(part.memory_bytes);
+        self.gpus = self.gpus.saturating_sub(part.gpus);
+    }
+
+    fn give_back(&mut self, part: Budget) {
+        self.cores += part.cores;
+        self.memory_bytes += part.memory_bytes;
+        self.gpus += part.gpus;
+    }
+}
+
+fn inputs_of(plan: &Plan, i: usize) -> impl Iterator<Item = usize> + '_ {
+    plan.nodes()[i].inputs.iter().filter_map(|input| plan.position(&input.from))
+}
+
+fn priorities(plan: &Plan) -> Vec<u64> {
+    let weight = |i: usize| u64::from(plan.nodes()[i].task.resources().weight.max(1));
+    let mut priority: Vec<u64> = (0..plan.nodes().len()).map(weight).collect();
+    for i in (0..plan.nodes().len()).rev() {
+        for from in inputs_of(plan, i) {
+            priority[from] = priority[from].max(weight(from) + priority[i]);
+        }
+    }
+    priority
+}

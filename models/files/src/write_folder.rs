@@ -1,0 +1,357 @@
+//! Writing Hugging Face folders: weights in shards, configuration, tokenizer, chat template.
+//!
+//! What is written loads in transformers without any trust in this program, also when the source was a GGUF. Equal
+//! input gives equal bytes: no times, no paths, no map order.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use rayon::prelude::*;
+use serde_json::{Map, Value as Json, json};
+
+use crate::blocks::TensorType;
+use crate::encode::encode;
+use crate::special::{TokenizerInfo, json_file};
+use crate::{FilesError, Gguf, ModelConfig, ModelFiles, RopeScaling, Source, tokenizer};
+
+/// Writes a folder's weights one tensor at a time, in the order announced.
+#[derive(Debug)]
+pub struct FolderWriter {
+    folder: PathBuf,
+    kind: TensorType,
+    /// Tensor names with element counts, per shard.
+    shards: Vec<Vec<Planned>>,
+    shard: usize,
+    next: usize,
+    file: Option<BufWriter<File>>,
+    bytes: Vec<u8>,
+}
+
+#[derive(Clone, Debug)]
+struct Planned {
+    name: String,
+    shape: Vec<usize>,
+    elements: usize,
+}
+
+impl FolderWriter {
+    /// Plans the shards of `tensors` (name and shape) in `kind` (F32, F16 or Bf16). A shard holds at most `max_bytes`
+    /// unless a single tensor is larger.
+    pub fn create(
+        folder: &Path,
+        tensors: &[(String, Vec<usize>)],
+        kind: TensorType,
+        max_bytes: u64,
+    ) -> Result<Self, FilesError> {
+        std::fs::create_dir_all(folder).map_err(FilesError::write(folder))?;
+        let mut shards: Vec<Vec<Planned>> = vec![Vec::new()];
+        let mut filled = 0u64;
+        for (name, shape) in tensors {
+            let elements: usize = shape.iter().product();
+            let size = kind.bytes(elements) as u64;
+            if filled > 0 && filled + size > max_bytes {
+                shards.push(Vec::new());
+                filled = 0;
+            }
+            filled += size;
+            let planned = Planned {
+                name: name.clone(),
+                shape: shape.clone(),
+                elements,
+            };
+            if let Some(shard) = shards.last_mut() {
+                shard.push(planned);
+            }
+        }
+        Ok(Self {
+            folder: folder.to_owned(),
+            kind,
+            shards,
+            shard: 0,
+            next: 0,
+            file: None,
+            bytes: Vec::new(),
+        })
+    }
+
+    /// Writes the next tensor; `name` and length must be the announced ones.
+    pub fn write(&mut self, name: &str, values: &[f32]) -> Result<(), FilesError> {
+        let path = self.path(self.shard);
+        let planned = self.shards.get(self.shard).and_then(|s| s.get(self.next));
+        if planned.is_none_or(|p| p.name != name || p.elements != values.len()) {
+            let what = "was written out of turn".to_owned();
+            return Err(FilesError::Tensor {
+                path,
+                name: name.to_owned(),
+                what,
+            });
+        }
+        if self.file.is_none() {
+            self.file = Some(self.start(&path)?);
+        }
+        let (step, size) = (1 << 16, self.kind.bytes(1 << 16));
+        self.bytes.resize(self.kind.bytes(values.len()), 0);
+        self.bytes
+            .par_chunks_mut(size)
+            .zip(values.par_chunks(step))
+            .for_each(|(d, s)| {
+                encode(self.kind, s, d);
+            });
+        if let Some(file) = &mut self.file {
+            file.write_all(&self.bytes)
+                .map_err(FilesError::write(&path))?;
+        }
+        self.next += 1;
+        if self.next == self.shards[self.shard].len() {
+            self.end(&path)?;
+            self.shard += 1;
+            self.next = 0;
+        }
+        Ok(())
+    }
+
+    /// Writes the index where there are several shards.
+    pub fn finish(self) -> Result<(), FilesError> {
+        if self.shard != self.shards.len() {
+            let name = self.shards[self.shard][self.next].name.clone();
+            let what = "was never written".to_owned();
+            return Err(FilesError::Tensor {
+                path: self.folder,
+                name,
+                what,
+            });
+        }
+        if self.shards.len() < 2 {
+            return Ok(());
+        }
+        let mut map = Map::new();
+        let mut total = 0;
+        for (shard, tensors) in self.shards.iter().enumerate() {
+            let file = self.path(shard);
+            for tensor in tensors {
+                total += self.kind.bytes(tensor.elements);
+                map.insert(
+                    tensor.name.clone(),
+                    json!(file.file_name().and_then(|f| f.to_str())),
+                );
+            }
+        }
+        let index = json!({"metadata": {"total_size": total}, "weight_map": map});
+        write_json(&self.folder.join("model.safetensors.index.json"), &index)
+    }
+
+    fn path(&self, shard: usize) -> PathBuf {
+        let count = self.shards.len();
+        let name = match count {
+            1 => "model.safetensors".to_owned(),
+            _ => format!("model-{:05}-of-{count:05}.safetensors", shard + 1),
+        };
+        self.folder.join(name)
+    }
+
+    /// Creates the current shard with its header.
+    fn start(&self, path: &Path) -> Result<BufWriter<File>, FilesError> {
+        let dtype = match self.kind {
+            TensorType::F16 => "F16",
+            TensorType::Bf16 => "BF16",
+            _ => "F32",
+        };
+        let mut header = Map::new();
+        header.insert("__metadata__".to_owned(), json!({"format": "pt"}));
+        let mut at = 0;
+        for tensor in &self.shards[self.shard] {
+            let end = at + self.kind.bytes(tensor.elements);
+            let entry = json!({"dtype": dtype, "shape": tensor.shape, "data_offsets": [at, end]});
+            header.insert(tensor.name.clone(), entry);
+            at = end;
+        }
+        let mut text = Json::Object(header).to_string().into_bytes();
+        text.resize(text.len().next_multiple_of(8), b' ');
+        let mut file = BufWriter::with_capacity(
+            1 << 20,
+            File::create(path).map_err(FilesError::write(path))?,
+        );
+        file.write_all(&(text.len() as u64).to_le_bytes())
+            .map_err(FilesError::write(path))?;
+        file.write_all(&text).map_err(FilesError::write(path))?;
+        Ok(file)
+    }
+
+    fn end(&mut self, path: &Path) -> Result<(), FilesError> {
+        let Some(file) = self.file.take() else {
+            return Ok(());
+        };
+        let file = file
+            .into_inner()
+            .map_err(|e| FilesError::write(path)(e.into_error()))?;
+        file.sync_all().map_err(FilesError::write(path))
+    }
+}
+
+/// Writes `config.json` and `generation_config.json` for weights stored as `kind`: the source's own with the type
+/// changed, or written anew from a GGUF.
+pub fn write_config(
+    source: &ModelFiles,
+    kind: TensorType,
+    folder: &Path,
+) -> Result<(), FilesError> {
+    std::fs::create_dir_all(folder).map_err(FilesError::write(folder))?;
+    let dtype = match kind {
+        TensorType::F16 => "float16",
+        TensorType::Bf16 => "bfloat16",
+        _ => "float32",
+    };
+    let mut config = match source.source() {
+        Source::Folder => json_file(&source.path().join("config.json"))?,
+        Source::Gguf(_) => describe(source.path(), source.config())?,
+    };
+    if let Some(object) = config.as_object_mut() {
+        object.shift_remove("quantization_config");
+        let key = if object.contains_key("dtype") {
+            "dtype"
+        } else {
+            "torch_dtype"
+        };
+        object.insert(key.to_owned(), json!(dtype));
+    }
+    write_json(&folder.join("config.json"), &config)?;
+    let (own, out) = (
+        source.path().join("generation_config.json"),
+        folder.join("generation_config.json"),
+    );
+    if own.is_file() {
+        return std::fs::copy(&own, &out)
+            .map(|_| ())
+            .map_err(FilesError::write(&out));
+    }
+    let mut generation = json!({"_from_model_config": true});
+    for key in ["bos_token_id", "eos_token_id", "pad_token_id"] {
+        if let Some(value) = config.get(key).filter(|v| !v.is_null()) {
+            generation[key] = value.clone();
+        }
+    }
+    write_json(&out, &generation)
+}
+
+/// Writes a model's tokenizer files into `folder`: a folder's own files as they are, or the same set built from a GGUF.
+pub fn write_tokenizer(source: &Path, folder: &Path) -> Result<(), FilesError> {
+    std::fs::create_dir_all(folder).map_err(FilesError::write(folder))?;
+    if source.is_dir() {
+        return copy_tokenizer(source, folder);
+    }
+    let gguf = Gguf::open(source)?;
+    let info = TokenizerInfo::from_gguf(&gguf)?;
+    let text = tokenizer::describe(&gguf)?.to_string();
+    write(&folder.join("tokenizer.json"), text.as_bytes())?;
+    let mut map = Map::new();
+    for (key, token) in [
+        ("bos_token", &info.bos),
+        ("eos_token", &info.eos),
+        ("pad_token", &info.pad),
+        ("unk_token", &info.unk),
+    ] {
+        if let Some(token) = token {
+            map.insert(key.to_owned(), json!(token.text));
+        }
+    }
+    write_json(
+        &folder.join("special_tokens_map.json"),
+        &Json::Object(map.clone()),
+    )?;
+    let mut config = map;
+    config.insert(
+        "tokenizer_class".to_owned(),
+        json!("PreTrainedTokenizerFast"),
+    );
+    config.insert("clean_up_tokenization_spaces".to_owned(), json!(false));
+    config.insert("add_bos_token".to_owned(), json!(info.add_bos));
+    if let Some(length) = gguf.arch("context_length").and_then(crate::Value::as_i64) {
+        config.insert("model_max_length".to_owned(), json!(length));
+    }
+    if let Some(template) = &info.chat_template {
+        config.insert("chat_template".to_owned(), json!(template));
+        write(&folder.join("chat_template.jinja"), template.as_bytes())?;
+    }
+    write_json(&folder.join("tokenizer_config.json"), &Json::Object(config))
+}
+
+fn copy_tokenizer(source: &Path, folder: &Path) -> Result<(), FilesError> {
+    const FILES: [&str; 9] = [
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "chat_template.jinja",
+        "chat_template.json",
+        "tokenizer.model",
+        "vocab.json",
+        "merges.txt",
+    ];
+    for name in FILES {
+        let (from, to) = (source.join(name), folder.join(name));
+        if from.is_file() {
+            // Content only: a copy must not inherit a read-only cache's permissions.
+            let bytes = std::fs::read(&from).map_err(FilesError::read(&from))?;
+            write(&to, &bytes)?;
+        }
+    }
+    Ok(())
+}
+
+/// `config.json` for a model known from GGUF metadata.
+fn describe(path: &Path, c: &ModelConfig) -> Result<Json, FilesError> {
+    let scaling = match &c.rope_scaling {
+        None => Json::Null,
+        Some(RopeScaling::Linear { factor }) => json!({"rope_type": "linear", "factor": factor}),
+        Some(RopeScaling::Llama3 {
+            factor,
+            low_freq_factor,
+            high_freq_factor,
+            original_max_positions,
+        }) => json!({
+            "rope_type": "llama3", "factor": factor, "low_freq_factor": low_freq_factor,
+            "high_freq_factor": high_freq_factor, "original_max_position_embeddings": *original_max_positions as u64,
+        }),
+        Some(RopeScaling::Factors(_)) => {
+            let what = "its rope_freqs follow no scheme that config.json can express; use the Hugging Face folder";
+            return Err(FilesError::unsupported(path, what));
+        }
+    };
+    let eos = match c.eos.as_slice() {
+        [] => Json::Null,
+        [one] => json!(one),
+        many => json!(many),
+    };
+    let model_type = if c.sliding_window.is_some() {
+        "mistral"
+    } else {
+        "llama"
+    };
+    let architecture = if c.sliding_window.is_some() {
+        "MistralForCausalLM"
+    } else {
+        "LlamaForCausalLM"
+    };
+    let mut config = json!({
+        "architectures": [architecture], "model_type": model_type, "hidden_size": c.hidden,
+        "intermediate_size": c.intermediate, "num_hidden_layers": c.layers, "num_attention_heads": c.heads,
+        "num_key_value_heads": c.kv_heads, "head_dim": c.head_dim, "vocab_size": c.vocab, "hidden_act": "silu",
+        "max_position_embeddings": c.max_positions, "rms_norm_eps": c.rms_eps, "rope_theta": c.rope_theta,
+        "rope_scaling": scaling, "tie_word_embeddings": c.tied_embeddings, "attention_bias": c.attention_bias,
+        "mlp_bias": c.mlp_bias, "attention_dropout": 0.0, "initializer_range": 0.02, "use_cache": true,
+        "bos_token_id": c.bos, "eos_token_id": eos, "pad_token_id": c.pad,
+    });
+    if let Some(window) = c.sliding_window {
+        config["sliding_window"] = json!(window);
+    }
+    Ok(config)
+}
+
+fn write_json(path: &Path, value: &Json) -> Result<(), FilesError> {
+    write(path, format!("{value:#}\n").as_bytes())
+}
+
+fn write(path: &Path, bytes: &[u8]) -> Result<(), FilesError> {
+    std::fs::write(path, bytes).map_err(FilesError::write(path))
+}

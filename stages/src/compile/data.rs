@@ -1,0 +1,394 @@
+//! The data half of the pipeline: one chain of nodes per dataset, then one pack per split.
+
+use std::path::PathBuf;
+
+use pipe_engine::plan::{Input, Node};
+use pipe_engine::problem::Problem;
+use serde_json::Map;
+
+use super::{EXAMPLES, PACKS, RAW, RENDERED, Splits, TOKENS, evaluates, input, node, problem};
+use crate::augment::Augment;
+use crate::clean::Clean;
+use crate::ingest::{DatasetKeys, FileFormat, Ingest, RowFormat};
+use crate::model::BaseModel;
+use crate::pack::Pack;
+use crate::project::{Place, Project};
+use crate::recipe::{
+    Dataset, DatasetType, FileKind, Format, Recipe, Role, Source, SpecialTokensInContent, SplitName, TrainOn, UserDefined,
+};
+use crate::rows::ROWS_FILE;
+use crate::split::{Part, Split};
+use crate::template::prompts::PromptStyle;
+use crate::template::render::{ChatTemplate, SpecialTexts, find, special_texts};
+use crate::template::{Template, TemplateSource, builtin};
+use crate::tokenize::Tokenize;
+
+/// A dataset that has been tokenised, and the splits its rows are in.
+pub struct Tokenized {
+    pub node: String,
+    pub has_train: bool,
+    pub splits: Splits,
+}
+
+/// Adds every dataset's chain; returns where the tokens are, in recipe order.
+pub fn nodes(
+    recipe: &Recipe,
+    project: &Project,
+    model: Option<&BaseModel>,
+    splits: Splits,
+    nodes: &mut Vec<Node>,
+) -> Result<Vec<Tokenized>, Problem> {
+    let mut all = Vec::new();
+    for source in recipe.sources() {
+        all.push(chain(recipe, project, model, splits, &source, nodes)?);
+    }
+    Ok(all)
+}
+
+/// Packs of every split that has rows.
+pub fn packs(recipe: &Recipe, splits: Splits, tokenized: &[Tokenized], nodes: &mut Vec<Node>) {
+    for split in [SplitName::Train, SplitName::Val, SplitName::Test] {
+        let from: Vec<&Tokenized> = tokenized.iter().filter(|tokens| tokens.has(split)).collect();
+        if from.is_empty() || !splits.has(split) {
+            continue;
+        }
+        let name = split_name(split);
+        let file = format!("{name}.parquet");
+        let inputs = from.iter().enumerate();
+        let inputs = inputs.map(|(i, tokens)| input(i.to_string(), &tokens.node, Some(&file), TOKENS)).collect();
+        nodes.push(node(&format!("pack.{name}"), PACKS, inputs, pack(recipe, split)));
+    }
+}
+
+/// Wires evaluation to the packs and tokens of the splits it measures.
+pub fn evaluation_inputs(recipe: &Recipe, splits: Splits, tokenized: &[Tokenized], inputs: &mut Vec<Input>) {
+    for split in [SplitName::Val, SplitName::Test] {
+        let name = split_name(split);
+        if !splits.has(split) || !evaluates(recipe, split) {
+            continue;
+        }
+        inputs.push(input(format!("packs.{name}"), &format!("pack.{name}"), Some("packs.parquet"), PACKS));
+        // Answers are generated for the test rows; where there are none, for the validation rows.
+        if split == SplitName::Val && splits.test {
+            continue;
+        }
+        let file = format!("{name}.parquet");
+        for (i, tokens) in tokenized.iter().filter(|tokens| tokens.has(split)).enumerate() {
+            inputs.push(input(format!("tokens.{name}.{i}"), &tokens.node, Some(&file), TOKENS));
+        }
+    }
+}
+
+/// The `eval.samples` prompts, each with the text the model is given.
+pub fn samples(recipe: &Recipe, model: &BaseModel) -> Result<Vec<(String, String)>, Problem> {
+    let prompts = super::eval_section(recipe).samples.unwrap_or_default();
+    if prompts.is_empty() || !model.path.exists() {
+        return Ok(prompts.into_iter().map(|prompt| (prompt.clone(), prompt)).collect());
+    }
+    let style = recipe.datasets.iter().flatten().next().map(prompt_style).unwrap_or(PromptStyle::Alpaca);
+    let chats = recipe.datasets.iter().flatten().any(uses_template);
+    let special = pipe_files::TokenizerInfo::read(&model.path).map(|info| special_texts(&info)).unwrap_or_default();
+    let wrong = |why: String| problem("chat-template", "chat_template", why);
+    let template = match chats {
+        true => {
+            let text = match source_text(recipe, model) {
+                Ok(text) => text,
+                Err(why) => return Err(wrong(why)),
+            };
+            Some(ChatTemplate::parse(&text, &special).map_err(|error| wrong(error.to_string()))?)
+        }
+        false => None,
+    };
+    let kwargs: Map<_, _> = recipe.chat_template_kwargs.clone().unwrap_or_default().into_iter().collect();
+    let render = |prompt: &String| match &template {
+        Some(template) => {
+            let mut turns: Vec<Map<_, _>> = Vec::new();
+            let turn = |role: &str, text: &str| {
+                Map::from_iter([("role".to_string(), role.into()), ("content".to_string(), text.into())])
+            };
+            turns.extend(recipe.default_system_message.iter().map(|text| turn("system", text)));
+            turns.push(turn("user", prompt));
+            template.render(&turns, None, &kwargs, true).map_err(|error| wrong(error.to_string()))
+        }
+        None => Ok(style.prompt(None, prompt, "")),
+    };
+    prompts.iter().map(|prompt| Ok((prompt.clone(), render(prompt)?))).collect()
+}
+
+impl Tokenized {
+    fn has(&self, split: SplitName) -> bool {
+        if split == SplitName::Train { self.has_train } else { self.splits.has(split) }
+    }
+}
+
+fn chain(
+    recipe: &Recipe,
+    project: &Project,
+    model: Option<&BaseModel>,
+    splits: Splits,
+    source: &Source<'_>,
+    nodes: &mut Vec<Node>,
+) -> Result<Tokenized, Problem> {
+    let name = |stage: &str| format!("{stage}.{}", source.label);
+    let rows = |stage: &str, kind| vec![input("rows", &name(stage), Some(ROWS_FILE), kind)];
+    let test = source.role == Role::Test;
+    let own = section_splits(recipe, test);
+    nodes.push(node(&name("ingest"), RAW, Vec::new(), ingest(recipe, project, source)?));
+    nodes.push(node(&name("clean"), EXAMPLES, rows("ingest", RAW), Clean::resolve(clean_section(recipe, test).as_ref())));
+    let split = if test { Split::all_to(Part::Test) } else { Split::resolve(recipe.split.as_ref(), recipe.val_set_size) };
+    nodes.push(node(&name("split"), EXAMPLES, rows("clean", EXAMPLES), split));
+    let mut parts = Vec::new();
+    if !test {
+        let train = vec![input("train", &name("split"), Some("train.parquet"), EXAMPLES)];
+        let augment = Augment::resolve(recipe.augment.as_ref());
+        nodes.push(node(&name("augment"), EXAMPLES, train, augment));
+        parts.push(input("train", &name("augment"), Some("train.parquet"), EXAMPLES));
+    }
+    for (present, part) in [(own.val, "val"), (own.test, "test")] {
+        if present {
+            parts.push(input(part, &name("split"), Some(&format!("{part}.parquet")), EXAMPLES));
+        }
+    }
+    let tokens = parts.iter().map(|part| input(part.role.clone(), &name("template"), part.file.as_deref(), RENDERED));
+    let tokens = tokens.collect();
+    nodes.push(node(&name("template"), RENDERED, parts, template(recipe, project, model, source.dataset)?));
+    nodes.push(node(&name("tokenize"), TOKENS, tokens, tokenize(recipe, project, model, source.dataset)?));
+    debug_assert!(!own.val || splits.val);
+    Ok(Tokenized { node: name("tokenize"), has_train: !test, splits: own })
+}
+
+/// The splits that one dataset's rows fall into.
+fn section_splits(recipe: &Recipe, test: bool) -> Splits {
+    let split = recipe.split.clone().unwrap_or_default();
+    let val = split.val.or(recipe.val_set_size).unwrap_or(0.0);
+    Splits { val: !test && val > 0.0, test: test || split.test.unwrap_or(0.0) > 0.0 }
+}
+
+/// Test rows are measured as they are: only rows that say nothing are dropped from them.
+fn clean_section(recipe: &Recipe, test: bool) -> Option<crate::clean::CleanSection> {
+    if test {
+        return None;
+    }
+    let mut section = recipe.clean.clone();
+    if recipe.dataset_exact_deduplication == Some(true) {
+        section.get_or_insert_default().dedup.get_or_insert(crate::clean::Dedup::Exact);
+    }
+    section
+}
+
+fn ingest(recipe: &Recipe, project: &Project, source: &Source<'_>) -> Result<Ingest, Problem> {
+    let dataset = source.dataset;
+    let rows = RowFormat::of_dataset(dataset).map_err(|why| problem("dataset-type", "datasets", why))?;
+    let split = recipe.split.clone().unwrap_or_default();
+    Ok(Ingest {
+        sources: sources(project, dataset),
+        file_format: dataset.ds_type.map(file_format).transpose()?,
+        rows,
+        keys: DatasetKeys::of(dataset),
+        keep: split.stratify_by.into_iter().chain(split.group_by).collect(),
+    })
+}
+
+/// The files of a dataset, folders listed in name order.
+fn sources(project: &Project, dataset: &Dataset) -> Vec<PathBuf> {
+    let path = dataset.path.clone().unwrap_or_default();
+    let builder = crate::recipe::dataset::is_builder(&path);
+    let base = project.resolve(&path);
+    let named = dataset.data_files.as_ref().map(|files| files.0.clone()).unwrap_or_default();
+    let listed: Vec<PathBuf> = match named.is_empty() {
+        true => vec![base],
+        false if builder => named.iter().map(|file| project.resolve(file)).collect(),
+        false => named.iter().map(|file| base.join(file)).collect(),
+    };
+    listed.into_iter().flat_map(files_of).collect()
+}
+
+fn files_of(path: PathBuf) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(&path) else { return vec![path] };
+    let mut files: Vec<PathBuf> = entries
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|file| file.is_file() && FileFormat::of_path(file) != FileFormat::Unknown)
+        .collect();
+    files.sort();
+    files
+}
+
+fn file_format(kind: FileKind) -> Result<FileFormat, Problem> {
+    Ok(match kind {
+        FileKind::Json => FileFormat::Json,
+        FileKind::Jsonl => FileFormat::Jsonl,
+        FileKind::Csv => FileFormat::Csv,
+        FileKind::Parquet => FileFormat::Parquet,
+        FileKind::Arrow => {
+            let why = "ds_type: arrow is not supported yet; convert the file to parquet".to_string();
+            return Err(problem("unsupported-value", "datasets", why));
+        }
+        FileKind::Text => FileFormat::Text,
+    })
+}
+
+fn uses_template(dataset: &Dataset) -> bool {
+    dataset.format().is_some_and(Format::uses_chat_template)
+}
+
+/// Where template and tokenizer are read: `tokenizer_config` when given, else the base model.
+fn tokenizer_path(recipe: &Recipe, project: &Project, model: Option<&BaseModel>) -> Option<PathBuf> {
+    match &recipe.tokenizer_config {
+        Some(path) => Some(match project.place(path) {
+            Place::Local(path) | Place::Missing(path) => path,
+            Place::Remote(id) => project.resolve(&id),
+        }),
+        None => model.map(|model| model.path.clone()),
+    }
+}
+
+fn template(
+    recipe: &Recipe,
+    project: &Project,
+    model: Option<&BaseModel>,
+    dataset: &Dataset,
+) -> Result<Template, Problem> {
+    let tokenizer = tokenizer_path(recipe, project, model);
+    let source = match uses_template(dataset) {
+        true => template_source(recipe, project, tokenizer.as_ref(), dataset)?,
+        false => TemplateSource::Unused,
+    };
+    let mut kwargs = recipe.chat_template_kwargs.clone().unwrap_or_default();
+    kwargs.extend(dataset.chat_template_kwargs.clone().unwrap_or_default());
+    let special = recipe.special_tokens.clone().unwrap_or_default();
+    Ok(Template {
+        source,
+        tokenizer,
+        kwargs: kwargs.into_iter().collect(),
+        default_system: recipe.default_system_message.clone(),
+        style: prompt_style(dataset),
+        special: SpecialTexts {
+            bos: special.bos_token.unwrap_or_default(),
+            eos: special.eos_token.unwrap_or_default(),
+            pad: special.pad_token.unwrap_or_default(),
+            unk: special.unk_token.unwrap_or_default(),
+        },
+    })
+}
+
+/// Which template a dataset uses: its own key, the recipe's, or the tokenizer's.
+fn template_source(
+    recipe: &Recipe,
+    project: &Project,
+    tokenizer: Option<&PathBuf>,
+    dataset: &Dataset,
+) -> Result<TemplateSource, Problem> {
+    let name = dataset.chat_template.as_ref().or(recipe.chat_template.as_ref());
+    let jinja = dataset.chat_template_jinja.as_ref().or(recipe.chat_template_jinja.as_ref());
+    let own = || match tokenizer {
+        Some(path) => Ok(TemplateSource::Model(path.clone())),
+        None => Err(problem("chat-template", "chat_template", "no base_model to take a chat template from".into())),
+    };
+    let text_or_file = |jinja: &str| match project.place(jinja) {
+        Place::Local(path) => TemplateSource::File(path),
+        _ => TemplateSource::Text(jinja.to_string()),
+    };
+    match (name.map(String::as_str), jinja) {
+        (None | Some("jinja"), Some(jinja)) => Ok(text_or_file(jinja)),
+        (None | Some("tokenizer_default"), _) => own(),
+        (Some(name), _) => {
+            let fallback = name.strip_prefix("tokenizer_default_fallback_");
+            let has_own = |path: &PathBuf| {
+                pipe_files::TokenizerInfo::read(path).is_ok_and(|info| info.chat_template.is_some())
+            };
+            if fallback.is_some() && tokenizer.is_some_and(has_own) {
+                return own();
+            }
+            let name = fallback.unwrap_or(name);
+            match (builtin::text(name), project.place(name)) {
+                (Some(text), _) => Ok(TemplateSource::Text(text.to_string())),
+                (None, Place::Local(path)) => Ok(TemplateSource::File(path)),
+                (None, _) => {
+                    let why = find(name).err().map(|error| error.to_string()).unwrap_or_default();
+                    Err(problem("chat-template", "chat_template", why))
+                }
+            }
+        }
+    }
+}
+
+/// The template text that free samples are rendered with.
+fn source_text(recipe: &Recipe, model: &BaseModel) -> Result<String, String> {
+    let own = || find(&model.path.to_string_lossy()).map(|(text, _)| text).map_err(|error| error.to_string());
+    match (recipe.chat_template.as_deref(), &recipe.chat_template_jinja) {
+        (None | Some("jinja"), Some(jinja)) => Ok(std::fs::read_to_string(jinja).unwrap_or_else(|_| jinja.clone())),
+        (None | Some("tokenizer_default"), _) => own(),
+        (Some(name), _) => {
+            let name = name.strip_prefix("tokenizer_default_fallback_").unwrap_or(name);
+            builtin::text(name).map(str::to_string).map_or_else(own, Ok)
+        }
+    }
+}
+
+fn prompt_style(dataset: &Dataset) -> PromptStyle {
+    match &dataset.kind {
+        Some(DatasetType::UserDefined(words)) => user_defined(words),
+        Some(DatasetType::Named(format)) => match format {
+            Format::AlpacaChat | Format::AlpacaChatPrompt => PromptStyle::Chat,
+            Format::AlpacaChatml | Format::AlpacaWithSystemOpenOrcaChatml => PromptStyle::Chatml,
+            Format::AlpacaPhi => PromptStyle::Phi,
+            _ => PromptStyle::Alpaca,
+        },
+        None => PromptStyle::Alpaca,
+    }
+}
+
+fn user_defined(words: &UserDefined) -> PromptStyle {
+    let or = |text: &Option<String>, default: &str| text.clone().unwrap_or_else(|| default.to_string());
+    let format = or(&words.format, "{instruction} {input} ");
+    PromptStyle::UserDefined {
+        system_prompt: or(&words.system_prompt, ""),
+        system_format: or(&words.system_format, "{system}"),
+        no_input_format: words.no_input_format.clone().unwrap_or_else(|| format.clone()),
+        format,
+    }
+}
+
+fn tokenize(
+    recipe: &Recipe,
+    project: &Project,
+    model: Option<&BaseModel>,
+    dataset: &Dataset,
+) -> Result<Tokenize, Problem> {
+    let missing = || problem("missing-key", "base_model", "base_model is missing: the tokenizer is read from it".into());
+    let special = recipe.special_tokens.clone().unwrap_or_default();
+    let added = special.additional_special_tokens.unwrap_or_default();
+    let train_on_eos = dataset.train_on_eos.unwrap_or(TrainOn::Turn);
+    Ok(Tokenize {
+        roles_to_train: dataset.roles_to_train.clone().unwrap_or_else(|| vec!["assistant".to_string()]),
+        train_on_inputs: dataset.train_on_inputs.or(recipe.train_on_inputs).unwrap_or(false),
+        train_on_eos,
+        train_on_eot: dataset.train_on_eot.unwrap_or(train_on_eos),
+        eot_tokens: recipe.eot_tokens.clone().unwrap_or_default(),
+        added_tokens: added,
+        eos_token: special.eos_token,
+        special_in_content: recipe.special_tokens_in_content.unwrap_or(SpecialTokensInContent::Parse),
+        tokenizer: tokenizer_path(recipe, project, model).ok_or_else(missing)?,
+    })
+}
+
+fn pack(recipe: &Recipe, split: SplitName) -> Pack {
+    let train = split == SplitName::Train;
+    let packing = recipe.sample_packing.unwrap_or(false);
+    let length = recipe.sequence_len.unwrap_or(512);
+    Pack {
+        sequence_len: if train { length } else { recipe.eval_sequence_len.unwrap_or(length) },
+        packing: if train { packing } else { recipe.eval_sample_packing.unwrap_or(packing) },
+        excess_length: recipe.excess_length_strategy.unwrap_or(crate::recipe::ExcessLength::Drop),
+        min_sample_len: recipe.min_sample_len.unwrap_or(2),
+    }
+}
+
+fn split_name(split: SplitName) -> &'static str {
+    match split {
+        SplitName::Train => "train",
+        SplitName::Val => "val",
+        SplitName::Test => "test",
+    }
+}
