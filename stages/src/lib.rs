@@ -5,12 +5,14 @@
 //! training, evaluation, merging and quantising are jobs for the worker ([`worker`]).
 
 pub mod augment;
+pub mod chat;
 pub mod clean;
 pub mod compile;
 pub mod conversation;
 pub mod convert;
 pub mod eval;
 pub mod ingest;
+pub mod memory;
 pub mod merge;
 pub mod model;
 pub mod pack;

@@ -140,7 +140,8 @@ fn chain(
     let mut parts = Vec::new();
     if !test {
         let train = vec![input("train", &name("split"), Some("train.parquet"), EXAMPLES)];
-        nodes.push(node(&name("augment"), EXAMPLES, train, Augment::resolve(recipe.augment.as_ref())));
+        let augment = Augment::resolve(recipe.augment.as_ref());
+        nodes.push(node(&name("augment"), EXAMPLES, train, augment));
         parts.push(input("train", &name("augment"), Some("train.parquet"), EXAMPLES));
     }
     for (present, part) in [(own.val, "val"), (own.test, "test")] {
@@ -181,7 +182,7 @@ fn ingest(recipe: &Recipe, project: &Project, source: &Source<'_>) -> Result<Ing
     let split = recipe.split.clone().unwrap_or_default();
     Ok(Ingest {
         sources: sources(project, dataset),
-        file_format: dataset.ds_type.map(file_format),
+        file_format: dataset.ds_type.map(file_format).transpose()?,
         rows,
         keys: DatasetKeys::of(dataset),
         keep: split.stratify_by.into_iter().chain(split.group_by).collect(),
@@ -213,15 +214,18 @@ fn files_of(path: PathBuf) -> Vec<PathBuf> {
     files
 }
 
-fn file_format(kind: FileKind) -> FileFormat {
-    match kind {
+fn file_format(kind: FileKind) -> Result<FileFormat, Problem> {
+    Ok(match kind {
         FileKind::Json => FileFormat::Json,
         FileKind::Jsonl => FileFormat::Jsonl,
         FileKind::Csv => FileFormat::Csv,
         FileKind::Parquet => FileFormat::Parquet,
-        FileKind::Arrow => FileFormat::Arrow,
+        FileKind::Arrow => {
+            let why = "ds_type: arrow is not supported yet; convert the file to parquet".to_string();
+            return Err(problem("unsupported-value", "datasets", why));
+        }
         FileKind::Text => FileFormat::Text,
-    }
+    })
 }
 
 fn uses_template(dataset: &Dataset) -> bool {
@@ -354,8 +358,7 @@ fn tokenize(
 ) -> Result<Tokenize, Problem> {
     let missing = || problem("missing-key", "base_model", "base_model is missing: the tokenizer is read from it".into());
     let special = recipe.special_tokens.clone().unwrap_or_default();
-    let mut added = recipe.tokens.clone().unwrap_or_default();
-    added.extend(special.additional_special_tokens.unwrap_or_default());
+    let added = special.additional_special_tokens.unwrap_or_default();
     let train_on_eos = dataset.train_on_eos.unwrap_or(TrainOn::Turn);
     Ok(Tokenize {
         roles_to_train: dataset.roles_to_train.clone().unwrap_or_else(|| vec!["assistant".to_string()]),
