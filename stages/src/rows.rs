@@ -352,4 +352,6 @@ fn write_failed(path: &Path, error: &dyn std::fmt::Display) -> TaskError {
 }
 
 #[cfg(test)]
+pub mod harness;
+#[cfg(test)]
 mod tests;
