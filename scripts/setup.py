@@ -243,9 +243,13 @@ def fetch(requirements, folder):
     for name in PLATFORMS:
         command += ["--platform", name]
     command += ["--dest", str(wheels), "-r", str(SCRIPTS / requirements)]
-    if subprocess.run(command, stdin=subprocess.DEVNULL).returncode != 0:
-        raise Trouble("the download failed (pip's message is above). Check the network, the proxy and pip's index, then run "
-                      "again. Nothing was installed.")
+    # pip's own temporary files belong on the same disk, and go when the draft does.
+    surroundings = dict(os.environ, TMPDIR=str(folder))
+    done = subprocess.run(command, env=surroundings, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, universal_newlines=True)
+    if done.returncode != 0:
+        said = "\n".join("  " + line for line in done.stderr.strip().splitlines()[-6:])
+        raise Trouble(f"the download failed. pip says:\n{said}\nCheck the network, the proxy, pip's index and the room on disk, "
+                      "then run again. Nothing was installed.")
     return sorted(wheels.glob("*.whl"))
 
 

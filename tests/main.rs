@@ -1,1 +1,4 @@
+//! The one test binary of the whole: what a user sees, and the house rules.
+#![allow(clippy::unwrap_used)]
 
+mod tidy;

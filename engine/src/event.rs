@@ -22,14 +22,37 @@ pub struct Stamped {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event {
-    RunStarted { run: String, recipe: String, project: PathBuf, nodes: Vec<NodeName> },
-    NodeStarted { node: NodeName, reason: String },
-    NodeProgress { node: NodeName, done: u64, total: u64, unit: String },
+    RunStarted {
+        run: String,
+        recipe: String,
+        project: PathBuf,
+        nodes: Vec<NodeName>,
+    },
+    NodeStarted {
+        node: NodeName,
+        reason: String,
+    },
+    NodeProgress {
+        node: NodeName,
+        done: u64,
+        total: u64,
+        unit: String,
+    },
     NodeFinished(Box<NodeFinished>),
-    NodeFailed { node: NodeName, error: String, hint: Option<String> },
+    NodeFailed {
+        node: NodeName,
+        error: String,
+        hint: Option<String>,
+    },
     /// A node that did not run because something above it failed or the run was interrupted.
-    NodeSkipped { node: NodeName, reason: String },
-    Warning { node: NodeName, message: String },
+    NodeSkipped {
+        node: NodeName,
+        reason: String,
+    },
+    Warning {
+        node: NodeName,
+        message: String,
+    },
     /// One optimizer step.
     Metric {
         node: NodeName,
@@ -45,9 +68,20 @@ pub enum Event {
         rss_bytes: u64,
     },
     /// One evaluation during training.
-    Eval { node: NodeName, step: u64, split: String, loss: f64, perplexity: f64, trained_tokens: u64 },
+    Eval {
+        node: NodeName,
+        step: u64,
+        split: String,
+        loss: f64,
+        perplexity: f64,
+        trained_tokens: u64,
+    },
     /// A number worth keeping, such as trainable parameters.
-    Fact { node: NodeName, name: String, value: f64 },
+    Fact {
+        node: NodeName,
+        name: String,
+        value: f64,
+    },
     RunFinished(Box<RunFinished>),
 }
 

@@ -3,10 +3,12 @@
 //! It names no stage and knows nothing of tables, tokenizers or models: a node is a [`task::Task`] with inputs, and its
 //! output is a folder of files. What a stage means lives in `pipe-stages`.
 
+pub mod cache;
 pub mod digest;
 pub mod document;
 pub mod event;
 mod execute;
+mod export;
 pub mod key;
 mod lock;
 pub mod manifest;

@@ -140,6 +140,14 @@ impl Memo {
         }
     }
 
+    /// Drops what is known of a file, also for later processes.
+    pub fn forget(&self, path: &Path) {
+        let Ok(metadata) = fs::metadata(path) else { return };
+        // An entry nobody can match, rather than none: saving keeps what other processes noted.
+        let nothing = Entry { stamp: Stamp(u64::MAX, 0, 0), hashed: now(), digest: Digest::of(b""), ours: false };
+        self.insert(&metadata, "", nothing);
+    }
+
     /// How many files were really read since loading.
     pub fn files_hashed(&self) -> usize {
         self.hashed.load(Ordering::Relaxed)

@@ -179,12 +179,15 @@ impl Sink for RunLog {
 
 /// The outputs that live runs use.
 pub(crate) fn pinned(store: &Store) -> Vec<Digest> {
-    let Ok(entries) = fs::read_dir(store.runs()) else {
-        return Vec::new();
-    };
-    let live = entries.flatten().map(|entry| entry.path()).filter(|folder| Lock::is_held(&folder.join("lock")));
-    let pins = live.filter_map(|folder| fs::read_to_string(folder.join("pins")).ok());
-    pins.flat_map(|text| text.lines().filter_map(Digest::parse).collect::<Vec<_>>()).collect()
+    let Ok(entries) = fs::read_dir(store.runs()) else { return Vec::new() };
+    let live = entries.flatten().filter(|entry| Lock::is_held(&entry.path().join("lock")));
+    live.flat_map(|entry| pins(store, &entry.file_name().to_string_lossy())).collect()
+}
+
+/// The outputs that a run used or made.
+pub(crate) fn pins(store: &Store, id: &str) -> Vec<Digest> {
+    let text = fs::read_to_string(store.runs().join(id).join("pins")).unwrap_or_default();
+    text.lines().filter_map(Digest::parse).collect()
 }
 
 impl Machine {

@@ -160,7 +160,8 @@ impl<'a> Driver<'a> {
     ) -> Driver<'a> {
         let slot = |i| {
             let phase = if wanted.wanted.contains(&i) { Phase::Waiting } else { Phase::Skipped };
-            Slot { phase, present: false, demanded: false, suspect: false, forced: wanted.forced.contains(&i) }
+            let (demanded, forced) = (wanted.ends.contains(&i), wanted.forced.contains(&i));
+            Slot { phase, present: false, demanded, suspect: false, forced }
         };
         let (sender, reports) = channel();
         Driver {

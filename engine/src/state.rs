@@ -3,7 +3,7 @@
 //! The scheduler and `plan` ask the same questions here, so a plan cannot promise what a run does not do. Nothing here runs,
 //! moves or removes anything.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -72,6 +72,8 @@ pub struct NodeState {
 pub(crate) struct Wanted {
     pub wanted: HashSet<usize>,
     pub forced: HashSet<usize>,
+    /// Nodes that nothing wanted reads: a run is for their outputs, so being known is not enough.
+    pub ends: HashSet<usize>,
 }
 
 /// A node whose upstream outputs are known.
@@ -89,7 +91,7 @@ pub fn plan_states(
     scope: &str,
     selection: &Selection,
 ) -> Result<Vec<NodeState>, UnknownNode> {
-    let Wanted { wanted, forced } = resolve(plan, selection)?;
+    let Wanted { wanted, forced, ends } = resolve(plan, selection)?;
     warm(plan, store, &wanted);
     let seen = Seen::load(store);
     let depth = if selection.verify { Depth::Bytes } else { Depth::Stat };
@@ -116,7 +118,26 @@ pub fn plan_states(
         known[i] = state.record.clone().filter(|record| Some(record.key) == state.key);
         states.push(state);
     }
+    demand(plan, &ends, &mut states);
     Ok(states)
+}
+
+/// Outputs that were let go are made again for what runs, and where they are what the run is for.
+fn demand(plan: &Plan, ends: &HashSet<usize>, states: &mut [NodeState]) {
+    let mut readers: HashMap<NodeName, NodeName> = HashMap::new();
+    for state in states.iter_mut().rev() {
+        let is_end = plan.position(&state.node).is_some_and(|i| ends.contains(&i));
+        let gone = state.state == State::Cached && state.output.is_none();
+        if gone && let Some(for_whom) = readers.get(&state.node).map(NodeName::as_str).or(is_end.then_some("the run")) {
+            let cause = Cause::new(CauseKind::Missing, format!("its output was let go, and {for_whom} needs it"));
+            state.reason = cause.clause();
+            state.causes = vec![cause];
+            state.state = State::Run;
+        }
+        if state.state == State::Run {
+            readers.extend(state.inputs.iter().map(|input| (input.clone(), state.node.clone())));
+        }
+    }
 }
 
 /// Which nodes a selection wants and forces.
@@ -149,7 +170,13 @@ pub(crate) fn resolve(plan: &Plan, selection: &Selection) -> Result<Wanted, Unkn
         }
     }
     forced.extend(select(&selection.force)?);
-    Ok(Wanted { wanted, forced })
+    let mut ends = wanted.clone();
+    for &i in &wanted {
+        plan.nodes()[i].inputs.iter().for_each(|input| {
+            ends.remove(&position(&input.from));
+        });
+    }
+    Ok(Wanted { wanted, forced, ends })
 }
 
 /// Hashes source files that are not memoised yet, in parallel.

@@ -50,7 +50,7 @@ impl StoreError {
         }
     }
 
-    pub(crate) fn io(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
+    pub(crate) fn io(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError + use<> {
         let path = path.display().to_string();
         move |source| {
             if is_full(&source) { StoreError::Full { doing, path } } else { StoreError::Io { doing, path, source } }
@@ -351,7 +351,12 @@ impl Store {
                 .and_then(|mut file| Digest::of_reader(&mut file))
                 .map_err(|error| format!("cannot be read ({error})"))?,
         };
-        if found == digest { Ok(()) } else { Err("has other content than was stored".to_string()) }
+        if found == digest {
+            return Ok(());
+        }
+        // The stat data did not show it, or will not the next time: nobody may believe it any longer.
+        self.memo.forget(path);
+        Err("has other content than was stored".to_string())
     }
 
     fn is_checked(&self, path: &Path) -> bool {

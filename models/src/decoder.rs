@@ -4,6 +4,8 @@
 //! one flat row of tokens, so there is no padding anywhere; generation adds a [`Cache`]. This file must not know
 //! optimizers, packs or files.
 
+use std::rc::Rc;
+
 use pipe_files::ModelConfig;
 use tch::{Device, Kind, Tensor};
 
@@ -75,16 +77,24 @@ impl Decoder {
     /// Hidden states after the last norm, `[tokens, hidden]` in the compute type.
     pub fn hidden(&self, segments: &Segments, pass: Pass) -> Result<Tensor> {
         self.check_ids(&segments.ids)?;
-        let angles = self.rotary.at(&segments.positions());
+        let angles = Rc::new(self.rotary.at(&segments.positions()));
+        let lengths: Rc<[i64]> = segments.lengths.as_slice().into();
         let mut x = self.embed(segments, pass);
         for layer in &self.layers {
-            let run = |x: &Tensor| layer.forward(&self.config, x, pass, |q, k, v| {
-                let (q, k) = (self.rotate(q, &angles, pass), self.rotate(k, &angles, pass));
-                attention::packed(&q, &k, v, &self.config, &segments.lengths, pass)
-            });
-            x = match pass.checkpointing && pass.training.is_some() {
-                true => shim::checkpoint(&x, run),
-                false => run(&x),
+            let (angles, lengths) = (angles.clone(), lengths.clone());
+            let run = move |x: &Tensor| {
+                layer.forward(&self.config, x, pass, |q, k, v| {
+                    let (q, k) = (
+                        attention::rotate(q, &angles, pass),
+                        attention::rotate(k, &angles, pass),
+                    );
+                    attention::packed(&q, &k, v, &self.config, &lengths, pass)
+                })
+            };
+            x = if pass.checkpointing && pass.training.is_some() {
+                self.recomputed(&x, run)
+            } else {
+                run(&x)
             };
         }
         Ok(self.rms_norm(&x, &self.norm, pass))
@@ -97,7 +107,9 @@ impl Decoder {
 
     /// `hidden` `[rows, hidden]` to logits `[rows, vocabulary]` in f32.
     pub fn logits(&self, hidden: &Tensor) -> Tensor {
-        hidden.matmul(&self.head().to_kind(hidden.kind()).tr()).to_kind(Kind::Float)
+        hidden
+            .matmul(&self.head().to_kind(hidden.kind()).tr())
+            .to_kind(Kind::Float)
     }
 
     /// An empty cache for generation over as many rows as there are prompts.
@@ -110,7 +122,9 @@ impl Decoder {
         let mut segments = Segments::default();
         for (row, prompt) in prompts.iter().enumerate() {
             if prompt.is_empty() {
-                return Err(ModelError::input(format!("prompt {row} is empty; give it at least one token")));
+                return Err(ModelError::input(format!(
+                    "prompt {row} is empty; give it at least one token"
+                )));
             }
             segments.push(prompt);
         }
@@ -121,12 +135,22 @@ impl Decoder {
             cache.start(&segments.lengths);
             for (index, layer) in self.layers.iter().enumerate() {
                 x = layer.forward(&self.config, &x, pass, |q, k, v| {
-                    let (q, k) = (self.rotate(q, &angles, pass), self.rotate(k, &angles, pass));
+                    let (q, k) = (
+                        attention::rotate(q, &angles, pass),
+                        attention::rotate(k, &angles, pass),
+                    );
                     cache.fill(index, &k, v, &self.config);
                     attention::packed(&q, &k, v, &self.config, &segments.lengths, pass)
                 });
             }
-            let ends: Vec<i64> = segments.lengths.iter().scan(0, |end, n| { *end += n; Some(*end - 1) }).collect();
+            let ends: Vec<i64> = segments
+                .lengths
+                .iter()
+                .scan(0, |end, n| {
+                    *end += n;
+                    Some(*end - 1)
+                })
+                .collect();
             let last = x.index_select(0, &Tensor::from_slice(&ends));
             Ok(self.logits(&self.rms_norm(&last, &self.norm, pass)))
         })
@@ -136,15 +160,25 @@ impl Decoder {
     pub fn step(&self, tokens: &[i64], cache: &mut Cache, pass: Pass) -> Result<Tensor> {
         self.check_ids(tokens)?;
         if tokens.len() != cache.lengths.len() {
-            return Err(ModelError::work(format!("{} tokens for {} rows", tokens.len(), cache.lengths.len())));
+            return Err(ModelError::work(format!(
+                "{} tokens for {} rows",
+                tokens.len(),
+                cache.lengths.len()
+            )));
         }
         tch::no_grad(|| {
             let angles = self.rotary.at(&Tensor::from_slice(&cache.lengths));
-            let mut x = self.embedding.index_select(0, &Tensor::from_slice(tokens)).to_kind(self.compute);
+            let mut x = self
+                .embedding
+                .index_select(0, &Tensor::from_slice(tokens))
+                .to_kind(self.compute);
             cache.grow(&self.config);
             for (index, layer) in self.layers.iter().enumerate() {
                 x = layer.forward(&self.config, &x, pass, |q, k, v| {
-                    let (q, k) = (self.rotate(q, &angles, pass), self.rotate(k, &angles, pass));
+                    let (q, k) = (
+                        attention::rotate(q, &angles, pass),
+                        attention::rotate(k, &angles, pass),
+                    );
                     cache.append_and_attend(index, &q, &k, v, &self.config)
                 });
             }
@@ -164,7 +198,10 @@ impl Decoder {
     }
 
     fn embed(&self, segments: &Segments, pass: Pass) -> Tensor {
-        let x = self.embedding.index_select(0, &Tensor::from_slice(&segments.ids)).to_kind(self.compute);
+        let x = self
+            .embedding
+            .index_select(0, &Tensor::from_slice(&segments.ids))
+            .to_kind(self.compute);
         match pass.training {
             Some(seed) if self.neftune_alpha > 0.0 => x + self.noise(segments, seed),
             _ => x,
@@ -181,22 +218,34 @@ impl Decoder {
         let sizes: Vec<f32> = segments
             .lengths
             .iter()
-            .flat_map(|&n| std::iter::repeat_n((self.neftune_alpha / ((n * hidden) as f64).sqrt()) as f32, n as usize))
+            .flat_map(|&n| {
+                std::iter::repeat_n(
+                    (self.neftune_alpha / ((n * hidden) as f64).sqrt()) as f32,
+                    n as usize,
+                )
+            })
             .collect();
-        let noise = Tensor::from_slice(&draws).reshape([-1, hidden]) * Tensor::from_slice(&sizes).unsqueeze(1);
+        let noise = Tensor::from_slice(&draws).reshape([-1, hidden])
+            * Tensor::from_slice(&sizes).unsqueeze(1);
         noise.to_kind(self.compute)
     }
 
-    fn rotate(&self, x: &Tensor, angles: &attention::Angles, pass: Pass) -> Tensor {
-        attention::rotate(x, angles, pass)
+    #[allow(unsafe_code)]
+    fn recomputed<'a>(&'a self, x: &Tensor, part: impl Fn(&Tensor) -> Tensor + 'a) -> Tensor {
+        // SAFETY: `part` borrows this decoder alone. The loop that owns the decoder runs backward on the loss, or drops
+        // it, before it touches the decoder again.
+        unsafe { shim::checkpoint(x, part) }
     }
 
     fn rms_norm(&self, x: &Tensor, weight: &Tensor, pass: Pass) -> Tensor {
-        rms_norm(x, weight, f64::from(self.config.rms_eps), pass)
+        rms_norm(x, weight, self.config.rms_eps, pass)
     }
 
     fn check_ids(&self, ids: &[i64]) -> Result<()> {
-        match ids.iter().find(|&&id| id < 0 || id >= self.embedding.size()[0]) {
+        match ids
+            .iter()
+            .find(|&&id| id < 0 || id >= self.embedding.size()[0])
+        {
             Some(id) => Err(ModelError::input(format!(
                 "token id {id} lies outside the model's vocabulary of {}; the rows were tokenised for another model",
                 self.embedding.size()[0]
@@ -209,12 +258,22 @@ impl Decoder {
 impl Layer {
     /// The block's linear layers, in the order of the computation.
     pub fn linears(&self) -> [&Linear; 7] {
-        [&self.q, &self.k, &self.v, &self.o, &self.gate, &self.up, &self.down]
+        [
+            &self.q, &self.k, &self.v, &self.o, &self.gate, &self.up, &self.down,
+        ]
     }
 
     /// The block's linear layers, in the order of the computation.
     pub fn linears_mut(&mut self) -> [&mut Linear; 7] {
-        [&mut self.q, &mut self.k, &mut self.v, &mut self.o, &mut self.gate, &mut self.up, &mut self.down]
+        [
+            &mut self.q,
+            &mut self.k,
+            &mut self.v,
+            &mut self.o,
+            &mut self.gate,
+            &mut self.up,
+            &mut self.down,
+        ]
     }
 
     /// `x` is `[rows, hidden]`; `attend` mixes queries, keys and values of all rows into `[rows, heads * head_dim]`.
@@ -225,12 +284,20 @@ impl Layer {
         pass: Pass,
         mut attend: impl FnMut(&Tensor, &Tensor, &Tensor) -> Tensor,
     ) -> Tensor {
-        let eps = f64::from(config.rms_eps);
+        let eps = config.rms_eps;
         let normed = rms_norm(x, &self.attention_norm, eps, pass);
-        let (q, k, v) = (self.q.forward(&normed, pass), self.k.forward(&normed, pass), self.v.forward(&normed, pass));
+        let (q, k, v) = (
+            self.q.forward(&normed, pass),
+            self.k.forward(&normed, pass),
+            self.v.forward(&normed, pass),
+        );
         let x = x + self.o.forward(&attend(&q, &k, &v), pass);
         let normed = rms_norm(&x, &self.mlp_norm, eps, pass);
-        let product = swiglu(&self.gate.forward(&normed, pass), &self.up.forward(&normed, pass), pass);
+        let product = swiglu(
+            &self.gate.forward(&normed, pass),
+            &self.up.forward(&normed, pass),
+            pass,
+        );
         x + self.down.forward(&product, pass)
     }
 }
@@ -241,7 +308,11 @@ fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64, pass: Pass) -> Tensor {
         return shim::rms_norm(x, weight, eps);
     }
     let wide = x.to_kind(Kind::Float);
-    let scale = (wide.square().mean_dim([-1i64].as_slice(), true, Kind::Float) + eps).rsqrt();
+    let scale = (wide
+        .square()
+        .mean_dim([-1i64].as_slice(), true, Kind::Float)
+        + eps)
+        .rsqrt();
     (wide * scale).to_kind(x.kind()) * weight.to_kind(x.kind())
 }
 

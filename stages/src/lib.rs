@@ -11,6 +11,7 @@ pub mod conversation;
 pub mod convert;
 pub mod eval;
 pub mod ingest;
+pub mod memory;
 pub mod merge;
 pub mod model;
 pub mod pack;

@@ -89,7 +89,7 @@ fn is_address(path: &str) -> bool {
 }
 
 /// `organisation/name`, as hubs write it: one slash, plain characters, and no extension of a data or model file.
-fn is_hub_id(path: &str) -> bool {
+pub(crate) fn is_hub_id(path: &str) -> bool {
     let Some((owner, name)) = path.split_once('/') else { return false };
     let plain = |part: &str| {
         !part.is_empty()

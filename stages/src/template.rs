@@ -35,7 +35,6 @@ use arrow::array::{
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use pipe_engine::task::{Context, SourceFile, Summary, Task, TaskError, View};
 use rayon::prelude::*;
-use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use crate::conversation::Example;

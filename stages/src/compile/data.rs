@@ -17,7 +17,7 @@ use crate::recipe::{
     Dataset, DatasetType, FileKind, Format, Recipe, Role, Source, SpecialTokensInContent, SplitName, TrainOn, UserDefined,
 };
 use crate::rows::ROWS_FILE;
-use crate::split::Split;
+use crate::split::{Part, Split};
 use crate::template::prompts::PromptStyle;
 use crate::template::render::{ChatTemplate, SpecialTexts, find, special_texts};
 use crate::template::{Template, TemplateSource, builtin};
@@ -135,12 +135,13 @@ fn chain(
     let own = section_splits(recipe, test);
     nodes.push(node(&name("ingest"), RAW, Vec::new(), ingest(recipe, project, source)?));
     nodes.push(node(&name("clean"), EXAMPLES, rows("ingest", RAW), Clean::resolve(clean_section(recipe, test).as_ref())));
-    let split = if test { Split::all_to("test") } else { Split::resolve(recipe.split.as_ref(), recipe.val_set_size) };
+    let split = if test { Split::all_to(Part::Test) } else { Split::resolve(recipe.split.as_ref(), recipe.val_set_size) };
     nodes.push(node(&name("split"), EXAMPLES, rows("clean", EXAMPLES), split));
     let mut parts = Vec::new();
     if !test {
         let train = vec![input("train", &name("split"), Some("train.parquet"), EXAMPLES)];
-        nodes.push(node(&name("augment"), EXAMPLES, train, Augment::resolve(recipe.augment.as_ref())));
+        let augment = Augment::resolve(recipe.augment.as_ref()).map_err(|why| problem("augment", "augment", why))?;
+        nodes.push(node(&name("augment"), EXAMPLES, train, augment));
         parts.push(input("train", &name("augment"), Some("train.parquet"), EXAMPLES));
     }
     for (present, part) in [(own.val, "val"), (own.test, "test")] {
@@ -181,7 +182,7 @@ fn ingest(recipe: &Recipe, project: &Project, source: &Source<'_>) -> Result<Ing
     let split = recipe.split.clone().unwrap_or_default();
     Ok(Ingest {
         sources: sources(project, dataset),
-        file_format: dataset.ds_type.map(file_format),
+        file_format: dataset.ds_type.map(file_format).transpose()?,
         rows,
         keys: DatasetKeys::of(dataset),
         keep: split.stratify_by.into_iter().chain(split.group_by).collect(),
@@ -207,21 +208,24 @@ fn files_of(path: PathBuf) -> Vec<PathBuf> {
     let mut files: Vec<PathBuf> = entries
         .flatten()
         .map(|entry| entry.path())
-        .filter(|file| file.is_file() && FileFormat::of_name(&file.to_string_lossy()).is_some())
+        .filter(|file| file.is_file() && FileFormat::of_path(file) != FileFormat::Unknown)
         .collect();
     files.sort();
     files
 }
 
-fn file_format(kind: FileKind) -> FileFormat {
-    match kind {
+fn file_format(kind: FileKind) -> Result<FileFormat, Problem> {
+    Ok(match kind {
         FileKind::Json => FileFormat::Json,
         FileKind::Jsonl => FileFormat::Jsonl,
         FileKind::Csv => FileFormat::Csv,
         FileKind::Parquet => FileFormat::Parquet,
-        FileKind::Arrow => FileFormat::Arrow,
+        FileKind::Arrow => {
+            let why = "ds_type: arrow is not supported yet; convert the file to parquet".to_string();
+            return Err(problem("unsupported-value", "datasets", why));
+        }
         FileKind::Text => FileFormat::Text,
-    }
+    })
 }
 
 fn uses_template(dataset: &Dataset) -> bool {
@@ -354,8 +358,7 @@ fn tokenize(
 ) -> Result<Tokenize, Problem> {
     let missing = || problem("missing-key", "base_model", "base_model is missing: the tokenizer is read from it".into());
     let special = recipe.special_tokens.clone().unwrap_or_default();
-    let mut added = recipe.tokens.clone().unwrap_or_default();
-    added.extend(special.additional_special_tokens.unwrap_or_default());
+    let added = special.additional_special_tokens.unwrap_or_default();
     let train_on_eos = dataset.train_on_eos.unwrap_or(TrainOn::Turn);
     Ok(Tokenize {
         roles_to_train: dataset.roles_to_train.clone().unwrap_or_else(|| vec!["assistant".to_string()]),

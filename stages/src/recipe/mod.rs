@@ -1,7 +1,7 @@
 //! Recipes: the typed keys, their schema, and the checks that find everything wrong with one before anything runs.
 //!
-//! [`load`] is the only way in. A [`Recipe`] is what was written; what follows from it (defaults, derived points) is in
-//! [`resolved`]. Nothing here reads data, starts a stage or touches the network.
+//! [`load`] is the only way in. A [`Recipe`] is what was written; what follows from it is computed where
+//! a stage is configured. Nothing here reads data, starts a stage or touches the network.
 
 mod checks;
 pub mod dataset;
@@ -9,10 +9,11 @@ mod files;
 mod keys;
 mod known;
 mod reference;
-pub mod resolved;
+mod scalar;
 mod schema;
 pub mod sections;
 mod structure;
+mod suggest;
 pub mod values;
 
 use std::path::{Path, PathBuf};

@@ -62,6 +62,13 @@ pub fn find(source: &str) -> Result<(String, SpecialTexts), TemplateError> {
     Ok((text, special))
 }
 
+/// The special tokens of the tokenizer in a folder or GGUF file.
+pub fn specials(path: &Path) -> Result<SpecialTexts, TemplateError> {
+    let info = pipe_files::TokenizerInfo::read(path);
+    let info = info.map_err(|error| TemplateError::Unreadable { path: path.to_path_buf(), why: error.to_string() })?;
+    Ok(special_texts(&info))
+}
+
 /// The special tokens of a tokenizer as templates see them.
 pub fn special_texts(info: &pipe_files::TokenizerInfo) -> SpecialTexts {
     let text = |token: &Option<pipe_files::SpecialToken>| token.as_ref().map(|t| t.text.clone()).unwrap_or_default();

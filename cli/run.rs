@@ -1,0 +1,288 @@
+//! `pipe run`: compile, then run what is not cached.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use clap::Args;
+use pipe_engine::digest::Digest;
+use pipe_engine::event::{Event, NodeFinished, RunFinished, Sink};
+use pipe_engine::schedule::{self, About, FailureKind, Options, RunError};
+use pipe_engine::state::Selection;
+use pipe_engine::store::Store;
+use pipe_engine::task::Cancel;
+
+use crate::args::RecipeArgs;
+use crate::failure::{self, Failure, Kind, Outcome};
+use crate::open::{self, Opened};
+use crate::outputs::{self, Published};
+use crate::report::summary::Summary;
+use crate::report::{self, ndjson::Ndjson, plain::Plain, progress::Live, scores};
+
+/// Run a recipe: whatever is cached is not run again.
+#[derive(Args, Debug)]
+pub struct RunArgs {
+    #[command(flatten)]
+    recipe: RecipeArgs,
+    #[command(flatten)]
+    selection: SelectionArgs,
+    /// Nodes at once; default: as many as cores and memory allow.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    jobs: Option<u32>,
+    /// Stop everything at the first failure.
+    #[arg(long)]
+    fail_fast: bool,
+    /// Events on standard output, one JSON object per line.
+    #[arg(long)]
+    json: bool,
+    /// Say nothing but what went wrong.
+    #[arg(long, short)]
+    quiet: bool,
+    /// Show what would run, and run nothing.
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// Which nodes to run.
+#[derive(Args, Debug, Clone, Default)]
+pub struct SelectionArgs {
+    /// Stop after this stage or node. Repeatable.
+    #[arg(long, value_name = "STAGE")]
+    pub until: Vec<String>,
+    /// Run this stage or node and all below it, cached or not. Repeatable.
+    #[arg(long, value_name = "STAGE")]
+    pub from: Vec<String>,
+    /// Run this stage or node even if cached; what lies below only where bytes changed. Repeatable.
+    #[arg(long, value_name = "STAGE")]
+    pub force: Vec<String>,
+    /// Re-hash every stored output that is used.
+    #[arg(long)]
+    pub verify: bool,
+}
+
+impl SelectionArgs {
+    pub fn selection(&self) -> Selection {
+        let SelectionArgs { until, from, force, verify } = self.clone();
+        Selection { until, from, force, verify }
+    }
+}
+
+pub fn run(args: RunArgs) -> Outcome {
+    if args.dry_run {
+        return crate::plan::show(&args.recipe, &args.selection.selection(), crate::plan::form(args.json));
+    }
+    let opened = if args.quiet || args.json { open::open_quietly(&args.recipe)?.0 } else { open::open(&args.recipe)? };
+    let store = opened.store()?;
+    let display = Display::of(&args, opened.recipe.logging_steps.unwrap_or(1));
+    let recorder = Arc::new(Recorder::new(display.sink()));
+    let options = options(&args, &opened);
+    let cancel = Cancel::default();
+    stop_on_signal(&cancel, &display)?;
+    let outcome = schedule::run(&opened.plan, &store, &options, recorder.clone(), &cancel);
+    let outcome = outcome.map_err(|error| {
+        display.clear();
+        match error {
+            RunError::UnknownNode(error) => open::unknown_node(&error),
+            RunError::Store(error) => open::store_failure(error),
+        }
+    })?;
+    let published = publish(&opened, &store, &outcome.finished, &recorder.nodes());
+    recorder.release();
+    display.clear();
+    let published = published?;
+    for aside in published.iter().filter_map(|one| one.moved_aside.as_ref()) {
+        report::warning(&format!("a folder that pipe did not write was in the way; it is now {}", aside.display()));
+    }
+    if display.is_for_people() && (outcome.finished.ok || !outcome.finished.executed.is_empty()) {
+        let summary = summary(&opened, &outcome.finished, recorder.nodes(), &published);
+        report::print(&summary.render(report::width()));
+    }
+    verdict(&outcome)
+}
+
+fn options(args: &RunArgs, opened: &Opened) -> Options {
+    Options {
+        about: About {
+            recipe: opened.scope.clone(),
+            project: opened.project.root.clone(),
+            document: serde_json::json!({
+                "recipe": std::fs::read_to_string(&args.recipe.recipe).unwrap_or_default(),
+                "resolved": opened.recipe,
+                "set": crate::args::assignments(&args.recipe.set),
+                "version": env!("CARGO_PKG_VERSION"),
+            }),
+        },
+        selection: args.selection.selection(),
+        jobs: args.jobs.map(|jobs| jobs as usize),
+        fail_fast: args.fail_fast,
+        ..Options::default()
+    }
+}
+
+/// The exit code's reason: interrupted, then a stage's failure, then wrong input.
+fn verdict(outcome: &schedule::Outcome) -> Outcome {
+    if outcome.interrupted {
+        return Err(Failure::interrupted());
+    }
+    if outcome.finished.ok {
+        return Ok(());
+    }
+    let only_input = outcome.failures.iter().all(|failure| failure.kind == FailureKind::Input);
+    let input = only_input && !outcome.failures.is_empty();
+    Err(Failure::told(if input { Kind::Invalid } else { Kind::Stage }))
+}
+
+/// Fills output_dir, and tells the store's memo about files whose link count changed.
+fn publish(
+    opened: &Opened,
+    store: &Store,
+    finished: &RunFinished,
+    nodes: &[NodeFinished],
+) -> Result<Vec<Published>, Failure> {
+    let Some(output_dir) = opened.recipe.output_dir.as_deref() else { return Ok(Vec::new()) };
+    let _ = nodes;
+    let published = outputs::publish(&opened.project.resolve(output_dir), &finished.outputs)?;
+    let linked: Vec<&PathBuf> = published.iter().flat_map(|one| &one.linked).collect();
+    if !linked.is_empty() {
+        linked.iter().for_each(|path| remember(store, path));
+        store.memo().save();
+    }
+    Ok(published)
+}
+
+/// A new hard link changes the ctime; without this the next run would hash the file again.
+fn remember(store: &Store, path: &Path) {
+    let Some(digest) = stored_digest(path) else { return };
+    store.memo().remember(path, digest);
+}
+
+/// The digest that the object's own manifest gives the file.
+fn stored_digest(path: &Path) -> Option<Digest> {
+    let object = path.ancestors().skip(1).find(|folder| folder.join(pipe_engine::manifest::MANIFEST).is_file())?;
+    let manifest = std::fs::read(object.join(pipe_engine::manifest::MANIFEST)).ok()?;
+    let manifest: pipe_engine::manifest::Manifest = serde_json::from_slice(&manifest).ok()?;
+    manifest.digest_of(path.strip_prefix(object).ok()?.to_str()?)
+}
+
+fn summary(opened: &Opened, run: &RunFinished, nodes: Vec<NodeFinished>, published: &[Published]) -> Summary {
+    let eval = nodes.iter().find(|node| node.node.stage() == "eval");
+    let shown: Vec<(String, PathBuf)> = published.iter().map(|one| (one.name.clone(), opened.shown(&one.path))).collect();
+    Summary {
+        scores: eval.map(|eval| scores::scores(&eval.stats)).unwrap_or_default(),
+        samples: eval.map(|eval| scores::samples(&eval.stats)).unwrap_or_default(),
+        next: next_steps(opened, run, &shown),
+        outputs: shown,
+        run: run.clone(),
+        nodes,
+    }
+}
+
+fn next_steps(opened: &Opened, run: &RunFinished, outputs: &[(String, PathBuf)]) -> Vec<String> {
+    let recipe = opened.path.display();
+    let at = |name: &str| outputs.iter().find(|(have, _)| have == name).map(|(_, path)| path.display());
+    let mut next = Vec::new();
+    match (at("merged"), at("adapter"), &opened.recipe.base_model) {
+        (Some(merged), _, _) => next.push(format!("pipe chat {merged}")),
+        (None, Some(adapter), Some(base)) => next.push(format!("pipe chat {base} --adapter {adapter}")),
+        _ => {}
+    }
+    if let Some(pack) = run.outputs.keys().find(|node| node.stage() == "pack") {
+        next.push(format!("pipe show {recipe} {pack}"));
+    }
+    next.push(format!("pipe runs {}", run.run));
+    next
+}
+
+/// How a run is shown.
+enum Display {
+    Live(Arc<Live>),
+    Plain(Arc<Plain>),
+    Json(Arc<Ndjson>),
+    Quiet(Arc<report::plain::OnlyTrouble>),
+}
+
+impl Display {
+    fn of(args: &RunArgs, logging_steps: u64) -> Display {
+        match (args.json, args.quiet) {
+            (true, _) => Display::Json(Arc::new(Ndjson::new(|event| pipe_engine::runs::stamp(event)))),
+            (_, true) => Display::Quiet(Arc::new(report::plain::OnlyTrouble)),
+            _ if report::is_live() => Display::Live(Arc::new(Live::new())),
+            _ => Display::Plain(Arc::new(Plain::new(logging_steps))),
+        }
+    }
+
+    fn sink(&self) -> Arc<dyn Sink> {
+        match self {
+            Display::Live(sink) => sink.clone(),
+            Display::Plain(sink) => sink.clone(),
+            Display::Json(sink) => sink.clone(),
+            Display::Quiet(sink) => sink.clone(),
+        }
+    }
+
+    fn is_for_people(&self) -> bool {
+        matches!(self, Display::Live(_) | Display::Plain(_))
+    }
+
+    fn clear(&self) {
+        if let Display::Live(live) = self {
+            live.clear();
+        }
+    }
+}
+
+/// Passes events on and keeps what the closing text needs. `run_finished` waits until the outputs are in place.
+struct Recorder {
+    inner: Arc<dyn Sink>,
+    nodes: Mutex<Vec<NodeFinished>>,
+    last: Mutex<Option<Event>>,
+}
+
+impl Recorder {
+    fn new(inner: Arc<dyn Sink>) -> Recorder {
+        Recorder { inner, nodes: Mutex::new(Vec::new()), last: Mutex::new(None) }
+    }
+
+    fn nodes(&self) -> Vec<NodeFinished> {
+        locked(&self.nodes).clone()
+    }
+
+    fn release(&self) {
+        let last = locked(&self.last).take();
+        if let Some(event) = last {
+            self.inner.emit(event);
+        }
+    }
+}
+
+impl Sink for Recorder {
+    fn emit(&self, event: Event) {
+        match &event {
+            Event::RunFinished(_) => return *locked(&self.last) = Some(event),
+            Event::NodeFinished(finished) => locked(&self.nodes).push((**finished).clone()),
+            _ => {}
+        }
+        self.inner.emit(event);
+    }
+}
+
+/// The first signal asks the run to stop, the second ends the process.
+fn stop_on_signal(cancel: &Cancel, display: &Display) -> Result<(), Failure> {
+    let cancel = cancel.clone();
+    let told = AtomicBool::new(false);
+    let tell = display.is_for_people();
+    let handler = move || {
+        if told.swap(true, Ordering::SeqCst) {
+            failure::exit_interrupted();
+        }
+        cancel.cancel();
+        if tell {
+            report::note("stopping; what is finished is kept (once more ends it at once)");
+        }
+    };
+    ctrlc::set_handler(handler).map_err(|e| Failure::stage(format!("cannot listen for Ctrl-C: {e}")))
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,172 @@
+//! Listing, verifying, letting go and exporting.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::fake::{Twist, World, overwrite};
+use crate::cache::{Policy, gc, ls, verify};
+use crate::digest::Digest;
+use crate::plan::NodeName;
+use crate::schedule::Options;
+use crate::state::{Selection, State, plan_states};
+
+fn policy() -> Policy {
+    Policy::default()
+}
+
+#[test]
+fn listing_names_what_is_stored() {
+    let world = World::pipeline();
+    assert!(ls(&world.store()).is_empty());
+    world.executed();
+    let stored = ls(&world.store());
+    assert_eq!(stored.len(), 9);
+    let train = stored.iter().find(|one| one.nodes == [NodeName::new("train")]).unwrap();
+    assert_eq!((train.stage.as_deref(), train.files), (Some("train"), 2));
+    assert!(train.rows.is_some() && train.bytes > 0 && train.created.is_some() && train.last_used.is_some());
+}
+
+#[test]
+fn verify_lists_the_damage_and_the_next_run_repairs_it() {
+    let mut world = World::pipeline();
+    world.executed();
+    assert_eq!(verify(&world.store()), Vec::new());
+    let text = world.run().finished.outputs[&NodeName::new("train")].join("text");
+    let bytes = fs::read(&text).unwrap();
+    overwrite(&text, &vec![b'?'; bytes.len()]);
+    let store = world.store();
+    store.memo().remember(&text, Digest::of(&bytes));
+    store.memo().save();
+    let damage = verify(&world.store());
+    assert_eq!(damage.len(), 1);
+    assert_eq!((damage[0].nodes.clone(), damage[0].what.contains("text")), (vec![NodeName::new("train")], true));
+    assert_eq!(world.executed(), "train");
+    world.fake("train").params = json!({"lr": 5});
+    world.executed();
+    assert_eq!(verify(&world.store()), Vec::new());
+}
+
+#[test]
+fn letting_go_keeps_what_the_latest_runs_used() {
+    let mut world = World::pipeline();
+    world.executed();
+    world.fake("train").params = json!({"lr": 0.5});
+    world.executed();
+    assert!(gc(&world.store(), &policy()).unwrap().outputs.is_empty(), "without a limit only left-overs go");
+    let keep = Policy { keep_last: Some(1), ..policy() };
+    let dry = gc(&world.store(), &Policy { dry_run: true, ..keep.clone() }).unwrap();
+    let real = gc(&world.store(), &keep).unwrap();
+    assert_eq!(dry.outputs.len(), 2, "train and eval of the first run");
+    assert_eq!((dry.freed_bytes, dry.kept_bytes), (real.freed_bytes, real.kept_bytes));
+    assert_eq!(ls(&world.store()).len(), 9);
+    assert_eq!(world.executed(), "");
+    world.fake("train").params = json!({"lr": 0.1});
+    assert_eq!(world.executed(), "train eval", "eval is what the run is for, and reads train");
+}
+
+#[test]
+fn what_is_let_go_is_made_again_only_for_a_reader() {
+    let mut world = World::pipeline();
+    world.executed();
+    let store = world.store();
+    let keep = Policy { max_size: Some(0), ..policy() };
+    assert_eq!(gc(&store, &keep).unwrap().outputs.len(), 9);
+    assert!(ls(&store).is_empty());
+    let until = Selection { until: vec!["tokenize.a".into()], ..Selection::default() };
+    assert_eq!(world.executed_with(until.clone()), "ingest.a clean.a tokenize.a");
+    fs::remove_dir_all(store.object(store.keys().iter().find_map(|&key| evict(&store, key, "clean.a")).unwrap()))
+        .unwrap();
+    assert_eq!(world.executed_with(until), "", "tokenize.a is there, and nothing reads clean.a");
+    world.fake("tokenize.a").params = json!({"len": 77});
+    let selection = Selection { until: vec!["tokenize.a".into()], ..Selection::default() };
+    let states = plan_states(&world.plan(), &store, "", &selection).unwrap();
+    assert!(states.iter().skip(1).all(|state| state.state == State::Run), "{states:?}");
+    assert!(states[1].reason.contains("tokenize.a needs it"), "{}", states[1].reason);
+    assert_eq!(world.executed_with(selection), "clean.a tokenize.a");
+}
+
+fn evict(store: &crate::store::Store, key: Digest, node: &str) -> Option<Digest> {
+    let mut record = store.record(key)?;
+    if record.node.as_str() != node {
+        return None;
+    }
+    record.evicted = true;
+    store.put_record(&record).unwrap();
+    Some(record.output)
+}
+
+#[test]
+fn size_and_age_limits() {
+    let world = World::pipeline();
+    world.executed();
+    let store = world.store();
+    let total: u64 = ls(&store).iter().map(|one| one.bytes).sum();
+    let half = gc(&store, &Policy { max_size: Some(total / 2), ..policy() }).unwrap();
+    assert!(half.kept_bytes <= total / 2 && !half.outputs.is_empty() && half.outputs.len() < 9);
+    let young = Policy { older_than: Some(Duration::from_secs(3600)), max_size: Some(0), ..policy() };
+    assert!(gc(&store, &young).unwrap().outputs.is_empty());
+    std::thread::sleep(Duration::from_millis(5));
+    let old = gc(&store, &Policy { older_than: Some(Duration::from_millis(1)), ..policy() }).unwrap();
+    assert_eq!(old.outputs.len() + half.outputs.len(), 9);
+}
+
+#[test]
+fn a_live_run_keeps_what_it_uses() {
+    let mut world = World::pipeline();
+    world.executed();
+    world.fake("train").params = json!({"lr": 9});
+    world.fake("train").twist = Twist::Slow(Duration::from_millis(400));
+    let world = Arc::new(world);
+    let running = world.clone();
+    let run = std::thread::spawn(move || running.run_with(&Options::default()));
+    std::thread::sleep(Duration::from_millis(200));
+    let collected = gc(&world.store(), &Policy { max_size: Some(0), ..policy() }).unwrap();
+    assert_eq!(collected.in_use, 7);
+    assert!(collected.outputs.len() <= 2 && collected.leftovers.is_empty(), "{collected:?}");
+    assert!(run.join().unwrap().finished.ok);
+    let collected = gc(&world.store(), &Policy { max_size: Some(0), ..policy() }).unwrap();
+    assert_eq!((collected.in_use, collected.kept_bytes), (0, 0));
+}
+
+#[test]
+fn left_overs_go_and_resumable_work_stays() {
+    let world = World::pipeline();
+    let store = world.store();
+    fs::create_dir(store.root().join("quarantine/x")).unwrap();
+    fs::create_dir(store.work(Digest::of(b"interrupted"))).unwrap();
+    let collected = gc(&store, &policy()).unwrap();
+    assert_eq!(collected.leftovers, ["quarantine/x"]);
+    assert!(store.work(Digest::of(b"interrupted")).is_dir());
+    let nothing_stays = Policy { older_than: Some(Duration::ZERO), ..policy() };
+    assert_eq!(gc(&store, &nothing_stays).unwrap().leftovers.len(), 1);
+}
+
+#[test]
+fn an_export_links_and_mirrors_and_costs_no_second_hash() {
+    let mut world = World::pipeline();
+    // Sources written a moment ago are hashed twice, which is not what is counted here.
+    std::thread::sleep(Duration::from_millis(30));
+    let outcome = world.run();
+    let object = outcome.finished.outputs[&NodeName::new("train")].clone();
+    let to = world.path("out/adapter");
+    let store = world.store();
+    store.export(&object, &to).unwrap();
+    store.memo().save();
+    fs::write(to.join("mine"), "notes").unwrap();
+    assert_eq!(fs::metadata(to.join("text")).unwrap().ino(), fs::metadata(object.join("text")).unwrap().ino());
+    assert!(!to.join("manifest.json").exists());
+    let store = world.store();
+    assert_eq!(plan_states(&world.plan(), &store, "", &Selection::default()).unwrap().len(), 9);
+    assert_eq!(store.memo().files_hashed(), 0);
+    store.export(&object, &to).unwrap();
+    world.fake("train").params = json!({"lr": 3});
+    let next = world.run().finished.outputs[&NodeName::new("train")].clone();
+    store.export(&next, &to).unwrap();
+    assert_eq!(fs::read(to.join("text")).unwrap(), fs::read(next.join("text")).unwrap());
+    assert_eq!(fs::read_to_string(to.join("mine")).unwrap(), "notes");
+    assert!(fs::read_to_string(object.join("text")).unwrap().contains("0.1"), "the older output is untouched");
+}

@@ -1,0 +1,544 @@
+// Autograd functions that keep little and recompute cheaply; see functions.h for the contract with Rust.
+#include "functions.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/ops/bmm.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/mm.h>
+
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "kernels.h"
+
+using at::Tensor;
+using torch::autograd::AutogradContext;
+using torch::autograd::Function;
+using torch::autograd::variable_list;
+
+namespace {
+
+// Elements a thread should have before a second one is worth waking.
+constexpr int64_t kGrain = 16384;
+
+// Calls f with typed pointers' element type: float or bf16.
+template <class F>
+auto by_kind(const Tensor& x, F f) {
+  TORCH_CHECK(x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16, "expected f32 or bf16, got ", x.scalar_type());
+  return x.scalar_type() == at::kFloat ? f(static_cast<float*>(nullptr)) : f(static_cast<pipe::bf16*>(nullptr));
+}
+
+template <class T>
+T* data(const Tensor& x) {
+  return static_cast<T*>(x.data_ptr());
+}
+
+int64_t grain(int64_t row) {
+  return std::max<int64_t>(1, kGrain / std::max<int64_t>(1, row));
+}
+
+// ---- Linear -------------------------------------------------------------------------------------------------------
+
+// Owns tensor handles, so a graph stays valid even if the Rust side drops the layer first.
+struct Weight {
+  Tensor dense, packed, scale_codes, absmax;
+  double offset = 0;
+  int64_t rows = 0, columns = 0;
+
+  static Weight from(const PipeWeight& w) {
+    Weight out;
+    if (w.dense) out.dense = *w.dense;
+    if (w.packed) out.packed = *w.packed;
+    if (w.scale_codes) out.scale_codes = *w.scale_codes;
+    if (w.absmax) out.absmax = *w.absmax;
+    out.offset = w.offset;
+    out.rows = w.rows;
+    out.columns = w.columns;
+    return out;
+  }
+
+  // [rows, columns] in `kind`; dequantised afresh when packed.
+  Tensor tensor(at::ScalarType kind) const {
+    if (dense.defined()) return dense.to(kind);
+    Tensor out = at::empty({rows, columns}, at::TensorOptions().dtype(kind));
+    const int64_t count = rows * columns, blocks = (count + 63) / 64;
+    const auto* codes = scale_codes.defined() ? data<uint8_t>(scale_codes) : nullptr;
+    const auto* bytes = data<uint8_t>(packed);
+    const auto* scales = data<float>(absmax);
+    void* place = out.data_ptr();
+    at::parallel_for(0, blocks, 1024, [&](int64_t first, int64_t last) {
+      pipe_nf4_decode(bytes, codes, scales, static_cast<float>(offset), first, last, count, kind == at::kFloat, place);
+    });
+    return out;
+  }
+
+  void save(AutogradContext* ctx) const {
+    ctx->saved_data["dense"] = dense;
+    ctx->saved_data["packed"] = packed;
+    ctx->saved_data["scale_codes"] = scale_codes;
+    ctx->saved_data["absmax"] = absmax;
+    ctx->saved_data["offset"] = offset;
+    ctx->saved_data["rows"] = rows;
+    ctx->saved_data["columns"] = columns;
+  }
+
+  static Weight load(AutogradContext* ctx) {
+    Weight out;
+    out.dense = ctx->saved_data["dense"].toTensor();
+    out.packed = ctx->saved_data["packed"].toTensor();
+    out.scale_codes = ctx->saved_data["scale_codes"].toTensor();
+    out.absmax = ctx->saved_data["absmax"].toTensor();
+    out.offset = ctx->saved_data["offset"].toDouble();
+    out.rows = ctx->saved_data["rows"].toInt();
+    out.columns = ctx->saved_data["columns"].toInt();
+    return out;
+  }
+};
+
+Tensor dropped(const Tensor& x, double p, int64_t seed) {
+  if (p <= 0) return x;
+  const Tensor from = x.contiguous();
+  Tensor out = at::empty_like(from);
+  by_kind(from, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    // Blocks of 256 keep every thread's start a multiple of the mask's word.
+    const int64_t blocks = (from.numel() + 255) / 256;
+    at::parallel_for(0, blocks, kGrain / 256, [&](int64_t first, int64_t last) {
+      pipe::dropout_span(data<T>(from), data<T>(out), first * 256, std::min(last * 256, from.numel()),
+                         static_cast<uint64_t>(seed), p);
+    });
+  });
+  return out;
+}
+
+struct LinearFunction : Function<LinearFunction> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& a, const Tensor& b, const Tensor& bias,
+                        const Weight& weight, double scale, double dropout, int64_t seed) {
+    const auto kind = x.scalar_type();
+    Tensor y = at::mm(x, weight.tensor(kind).t());
+    if (bias.defined()) y.add_(bias.to(kind));
+    Tensor low;
+    if (a.defined()) {
+      low = at::mm(dropped(x, dropout, seed), a.to(kind).t());
+      y.addmm_(low, b.to(kind).t(), 1, scale);
+    }
+    ctx->save_for_backward({a.defined() ? x : Tensor(), a, b, low});
+    weight.save(ctx);
+    ctx->saved_data["scale"] = scale;
+    ctx->saved_data["dropout"] = dropout;
+    ctx->saved_data["seed"] = seed;
+    return y;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const auto saved = ctx->get_saved_variables();
+    const Tensor &x = saved[0], &a = saved[1], &b = saved[2], &low = saved[3];
+    const double scale = ctx->saved_data["scale"].toDouble(), dropout = ctx->saved_data["dropout"].toDouble();
+    const int64_t seed = ctx->saved_data["seed"].toInt();
+    const Tensor grad = grads[0].contiguous();
+    const auto kind = grad.scalar_type();
+    Tensor dx, da, db;
+    if (ctx->needs_input_grad(0)) dx = at::mm(grad, Weight::load(ctx).tensor(kind));
+    if (a.defined()) {
+      const Tensor narrow = at::mm(grad, b.mul(scale).to(kind));  // [n, r]
+      if (ctx->needs_input_grad(1)) da = at::mm(narrow.t(), dropped(x, dropout, seed)).to(at::kFloat);
+      if (ctx->needs_input_grad(2)) db = at::mm(grad.t(), low).to(at::kFloat).mul_(scale);
+      if (dx.defined() && dropout > 0) dx.add_(dropped(at::mm(narrow, a.to(kind)), dropout, seed));
+      if (dx.defined() && dropout <= 0) dx.addmm_(narrow, a.to(kind));
+    }
+    return {dx, da, db, Tensor(), Tensor(), Tensor(), Tensor(), Tensor()};
+  }
+};
+
+struct DropoutFunction : Function<DropoutFunction> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, double p, int64_t seed) {
+    ctx->saved_data["p"] = p;
+    ctx->saved_data["seed"] = seed;
+    return dropped(x, p, seed);
+  }
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    return {dropped(grads[0], ctx->saved_data["p"].toDouble(), ctx->saved_data["seed"].toInt()), Tensor(), Tensor()};
+  }
+};
+
+// ---- Norm, gate, rotation -----------------------------------------------------------------------------------------
+
+struct RmsNormFunction : Function<RmsNormFunction> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& weight, double eps) {
+    const Tensor x = input.contiguous(), w = weight.to(x.scalar_type()).contiguous();
+    const int64_t n = x.size(-1), rows = x.numel() / n;
+    Tensor out = at::empty_like(x), scales = at::empty({rows}, at::kFloat);
+    by_kind(x, [&](auto* type) {
+      using T = std::remove_pointer_t<decltype(type)>;
+      at::parallel_for(0, rows, grain(n), [&](int64_t first, int64_t last) {
+        for (int64_t r = first; r < last; r++)
+          data<float>(scales)[r] = pipe::rms_norm_row(data<T>(x) + r * n, data<T>(w), data<T>(out) + r * n, n, static_cast<float>(eps));
+      });
+    });
+    ctx->save_for_backward({x, w, scales});
+    return out;
+  }
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const auto saved = ctx->get_saved_variables();
+    const Tensor &x = saved[0], &w = saved[1], &scales = saved[2], grad = grads[0].contiguous();
+    const int64_t n = x.size(-1), rows = x.numel() / n;
+    Tensor out = at::empty_like(x);
+    by_kind(x, [&](auto* type) {
+      using T = std::remove_pointer_t<decltype(type)>;
+      at::parallel_for(0, rows, grain(n), [&](int64_t first, int64_t last) {
+        for (int64_t r = first; r < last; r++)
+          pipe::rms_norm_back_row(data<T>(x) + r * n, data<T>(w), data<T>(grad) + r * n, data<T>(out) + r * n, n, data<float>(scales)[r]);
+      });
+    });
+    return {out, Tensor(), Tensor()};
+  }
+};
+
+struct SwigluFunction : Function<SwigluFunction> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& gate, const Tensor& up) {
+    Tensor out = at::empty_like(gate);
+    by_kind(gate, [&](auto* type) {
+      using T = std::remove_pointer_t<decltype(type)>;
+      at::parallel_for(0, gate.numel(), kGrain, [&](int64_t first, int64_t last) {
+        pipe::swiglu_span(data<T>(gate) + first, data<T>(up) + first, data<T>(out) + first, last - first);
+      });
+    });
+    ctx->save_for_backward({gate, up});
+    return out;
+  }
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const auto saved = ctx->get_saved_variables();
+    const Tensor &gate = saved[0], &up = saved[1], grad = grads[0].contiguous();
+    Tensor gate_grad = at::empty_like(gate), up_grad = at::empty_like(up);
+    by_kind(gate, [&](auto* type) {
+      using T = std::remove_pointer_t<decltype(type)>;
+      at::parallel_for(0, gate.numel(), kGrain, [&](int64_t first, int64_t last) {
+        pipe::swiglu_back_span(data<T>(gate) + first, data<T>(up) + first, data<T>(grad) + first,
+                               data<T>(gate_grad) + first, data<T>(up_grad) + first, last - first);
+      });
+    });
+    return {gate_grad, up_grad};
+  }
+};
+
+// x [tokens, heads * dim]; cos and sin [tokens, dim / 2].
+Tensor rotated(const Tensor& input, const Tensor& cos, const Tensor& sin, float sign) {
+  const Tensor x = input.contiguous();
+  Tensor out = at::empty_like(x);
+  const int64_t half = cos.size(1), width = x.size(1), heads = width / (2 * half);
+  by_kind(x, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    at::parallel_for(0, x.size(0), grain(width), [&](int64_t first, int64_t last) {
+      for (int64_t t = first; t < last; t++)
+        for (int64_t h = 0; h < heads; h++) {
+          const int64_t at = t * width + h * 2 * half;
+          pipe::rotate_head(data<T>(x) + at, data<float>(cos) + t * half, data<float>(sin) + t * half, data<T>(out) + at, half, sign);
+        }
+    });
+  });
+  return out;
+}
+
+struct RotateFunction : Function<RotateFunction> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& cos, const Tensor& sin) {
+    ctx->save_for_backward({cos, sin});
+    return rotated(x, cos, sin, 1.0f);
+  }
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const auto saved = ctx->get_saved_variables();
+    return {rotated(grads[0], saved[0], saved[1], -1.0f), Tensor(), Tensor()};
+  }
+};
+
+// ---- Attention ----------------------------------------------------------------------------------------------------
+
+// Queries of long documents are taken in blocks, each against the keys up to its end: half the work of a square, and
+// scores that stay in cache.
+constexpr int64_t kQueryBlock = 512;
+
+struct Block {
+  int64_t document, start, end, key_start;  // rows of the flat token axis
+};
+
+struct Heads {
+  int64_t dim, kv, group, window;
+  double scale;
+};
+
+std::vector<Block> blocks_of(const std::vector<int64_t>& lengths, int64_t window) {
+  std::vector<Block> blocks;
+  int64_t document = 0;
+  for (const int64_t length : lengths) {
+    for (int64_t start = 0; start < length; start += kQueryBlock) {
+      const int64_t end = std::min(length, start + kQueryBlock);
+      const int64_t keys = window > 0 ? std::max<int64_t>(0, start - window + 1) : 0;
+      blocks.push_back({document, document + start, document + end, document + keys});
+    }
+    document += length;
+  }
+  return blocks;
+}
+
+// Rows [start, end) of flat [tokens, kv * dim] as a strided [kv, rows, dim].
+Tensor keys_view(const Tensor& x, const Heads& heads, int64_t start, int64_t end) {
+  return x.narrow(0, start, end - start).view({end - start, heads.kv, heads.dim}).transpose(0, 1);
+}
+
+// Rows of flat [tokens, kv * group * dim] copied to [kv, group * rows, dim].
+Tensor queries(const Tensor& x, const Heads& heads, int64_t start, int64_t end) {
+  const int64_t rows = end - start;
+  return x.narrow(0, start, rows).view({rows, heads.kv, heads.group, heads.dim}).permute({1, 2, 0, 3}).contiguous().view({heads.kv, heads.group * rows, heads.dim});
+}
+
+// The inverse of queries(): writes [kv, group * rows, dim] into rows of `out`.
+void put_queries(const Tensor& from, Tensor out, const Heads& heads, const Block& b) {
+  const int64_t rows = b.end - b.start;
+  out.narrow(0, b.start, rows).view({rows, heads.kv, heads.group, heads.dim}).copy_(from.view({heads.kv, heads.group, rows, heads.dim}).permute({2, 0, 1, 3}));
+}
+
+// Attention weights of one block, [kv, group * rows, keys].
+Tensor weights_of(const Tensor& q, const Tensor& k, const Heads& heads, const Block& b) {
+  Tensor scores = at::bmm(q, keys_view(k, heads, b.key_start, b.end).transpose(1, 2)).contiguous();
+  const int64_t rows = b.end - b.start, keys = b.end - b.key_start;
+  by_kind(scores, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    at::parallel_for(0, heads.kv * heads.group * rows, grain(keys), [&](int64_t first, int64_t last) {
+      for (int64_t r = first; r < last; r++) {
+        const int64_t limit = b.start + r % rows - b.key_start + 1;
+        const int64_t begin = heads.window > 0 ? std::max<int64_t>(0, limit - heads.window) : 0;
+        pipe::softmax_row(data<T>(scores) + r * keys, begin, limit, keys, static_cast<float>(heads.scale));
+      }
+    });
+  });
+  return scores;
+}
+
+// Many short documents are shared out whole among the threads; a few long ones share the threads inside each product.
+template <class F>
+void for_documents(const std::vector<Block>& blocks, F f) {
+  const int64_t threads = at::get_num_threads();
+  const int64_t count = static_cast<int64_t>(blocks.size());
+  bool whole = threads > 1 && count >= 4 * threads;
+  for (const Block& b : blocks) whole = whole && b.key_start + kQueryBlock >= b.end;
+  const auto run = [&](int64_t first, int64_t last) {
+    // Gradient mode is per thread and defaults to on in fresh ones.
+    at::NoGradGuard guard;
+    for (int64_t i = first; i < last; i++) f(blocks[i]);
+  };
+  if (whole) at::parallel_for(0, count, 1, run);
+  else run(0, count);
+}
+
+struct AttentionFunction : Function<AttentionFunction> {
+  static Heads heads_of(const Tensor& q, const Tensor& k, int64_t dim, int64_t window) {
+    const int64_t kv = k.size(1) / dim;
+    return {dim, kv, q.size(1) / dim / kv, window, 1.0 / std::sqrt(static_cast<double>(dim))};
+  }
+
+  static Tensor forward(AutogradContext* ctx, const Tensor& q, const Tensor& k, const Tensor& v,
+                        const std::vector<int64_t>& lengths, int64_t dim, int64_t window) {
+    const Heads heads = heads_of(q, k, dim, window);
+    Tensor out = at::empty_like(q);
+    for_documents(blocks_of(lengths, window), [&](const Block& b) {
+      const Tensor weights = weights_of(queries(q, heads, b.start, b.end), k, heads, b);
+      put_queries(at::bmm(weights, keys_view(v, heads, b.key_start, b.end)), out, heads, b);
+    });
+    ctx->save_for_backward({q, k, v});
+    ctx->saved_data["lengths"] = lengths;
+    ctx->saved_data["dim"] = dim;
+    ctx->saved_data["window"] = window;
+    return out;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const auto saved = ctx->get_saved_variables();
+    const Tensor &q = saved[0], &k = saved[1], &v = saved[2], grad = grads[0].contiguous();
+    const int64_t window = ctx->saved_data["window"].toInt();
+    const Heads heads = heads_of(q, k, ctx->saved_data["dim"].toInt(), window);
+    const auto blocks = blocks_of(ctx->saved_data["lengths"].toIntVector(), window);
+    // Keys of a long document gather from several blocks; one-block documents are written once and need no zeros.
+    bool several = false;
+    for (const Block& b : blocks) several = several || b.end - b.start != b.end - b.key_start;
+    for (size_t i = 1; i < blocks.size(); i++) several = several || blocks[i].document == blocks[i - 1].document;
+    Tensor dq = at::empty_like(q), dk = several ? at::zeros_like(k) : at::empty_like(k), dv = several ? at::zeros_like(v) : at::empty_like(v);
+    for_documents(blocks, [&](const Block& b) {
+      const Tensor own = queries(q, heads, b.start, b.end), own_grad = queries(grad, heads, b.start, b.end);
+      const Tensor weights = weights_of(own, k, heads, b);
+      const Tensor values_grad = at::bmm(weights.transpose(1, 2), own_grad);
+      Tensor scores_grad = at::bmm(own_grad, keys_view(v, heads, b.key_start, b.end).transpose(1, 2)).contiguous();
+      const int64_t keys = b.end - b.key_start, rows = weights.numel() / keys;
+      by_kind(scores_grad, [&](auto* type) {
+        using T = std::remove_pointer_t<decltype(type)>;
+        at::parallel_for(0, rows, grain(keys), [&](int64_t first, int64_t last) {
+          for (int64_t r = first; r < last; r++)
+            pipe::softmax_back_row(data<T>(weights) + r * keys, data<T>(scores_grad) + r * keys, keys, static_cast<float>(heads.scale));
+        });
+      });
+      put_queries(at::bmm(scores_grad, keys_view(k, heads, b.key_start, b.end)), dq, heads, b);
+      const Tensor keys_grad = at::bmm(scores_grad.transpose(1, 2), own);
+      Tensor dk_view = keys_view(dk, heads, b.key_start, b.end), dv_view = keys_view(dv, heads, b.key_start, b.end);
+      if (several) {
+        dk_view.add_(keys_grad);
+        dv_view.add_(values_grad);
+      } else {
+        dk_view.copy_(keys_grad);
+        dv_view.copy_(values_grad);
+      }
+    });
+    return {dq, dk, dv, Tensor(), Tensor(), Tensor()};
+  }
+};
+
+// ---- Head and loss ------------------------------------------------------------------------------------------------
+
+// Rows of logits alive at a time. Larger is no faster (measured) and costs vocabulary * rows * 2 bytes.
+constexpr int64_t kHeadRows = 256;
+
+struct HeadLossFunction : Function<HeadLossFunction> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& hidden, const Tensor& head, const Tensor& targets) {
+    const int64_t rows = hidden.size(0), vocabulary = head.size(0);
+    const bool differentiate = hidden.requires_grad() || head.requires_grad();
+    const Tensor weight = head.to(hidden.scalar_type());
+    Tensor losses = at::empty({rows}, at::kFloat);
+    Tensor hidden_grad = differentiate ? at::empty_like(hidden) : Tensor();
+    for (int64_t start = 0; start < rows; start += kHeadRows) {
+      const int64_t count = std::min(kHeadRows, rows - start);
+      Tensor logits = at::mm(hidden.narrow(0, start, count), weight.t());
+      by_kind(logits, [&](auto* type) {
+        using T = std::remove_pointer_t<decltype(type)>;
+        at::parallel_for(0, count, 1, [&](int64_t first, int64_t last) {
+          for (int64_t r = first; r < last; r++)
+            data<float>(losses)[start + r] = pipe::cross_entropy_row(data<T>(logits) + r * vocabulary, vocabulary, data<int64_t>(targets)[start + r], differentiate);
+        });
+      });
+      if (differentiate) {
+        Tensor place = hidden_grad.narrow(0, start, count);
+        at::mm_out(place, logits, weight);
+      }
+    }
+    ctx->save_for_backward({hidden_grad});
+    return losses;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const Tensor hidden_grad = ctx->get_saved_variables()[0];
+    return {hidden_grad.mul(grads[0].unsqueeze(1).to(hidden_grad.scalar_type())), Tensor(), Tensor()};
+  }
+};
+
+// ---- Activation checkpointing -------------------------------------------------------------------------------------
+
+// Shared by the forward and the backward of one recomputed part.
+struct Closure : torch::CustomClassHolder {
+  explicit Closure(void* held) : held(held) {}
+  ~Closure() override { pipe_checkpoint_drop(held); }
+  Tensor run(const Tensor& x) const {
+    Tensor* answer = pipe_checkpoint_run(held, &x);
+    TORCH_CHECK(answer, "a recomputed layer failed");
+    Tensor out = *answer;
+    delete answer;
+    return out;
+  }
+  void* held;
+};
+
+struct CheckpointFunction : Function<CheckpointFunction> {
+  // `anchor` always requires grad: without it a first layer, whose input does not, would be left out of the graph.
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& anchor, c10::intrusive_ptr<Closure> closure) {
+    ctx->save_for_backward({x});
+    ctx->saved_data["closure"] = c10::IValue::make_capsule(closure);
+    (void)anchor;
+    return closure->run(x);
+  }
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    auto closure = c10::static_intrusive_pointer_cast<Closure>(ctx->saved_data["closure"].toCapsule());
+    Tensor x = ctx->get_saved_variables()[0].detach();
+    const bool wanted = ctx->needs_input_grad(0);
+    x.requires_grad_(wanted);
+    Tensor y;
+    {
+      at::AutoGradMode on(true);
+      y = closure->run(x);
+    }
+    torch::autograd::backward({y}, {grads[0]});
+    return {wanted ? x.grad() : Tensor(), Tensor(), Tensor()};
+  }
+};
+
+template <class F>
+Tensor* guarded(char** error, F f) {
+  try {
+    return new Tensor(f());
+  } catch (const c10::Error& e) {
+    *error = strdup(e.what_without_backtrace());
+  } catch (const std::exception& e) {
+    *error = strdup(e.what());
+  }
+  return nullptr;
+}
+
+Tensor or_undefined(const Tensor* x) {
+  return x ? *x : Tensor();
+}
+
+}  // namespace
+
+extern "C" {
+
+Tensor* pipe_linear(const Tensor* x, const PipeWeight* weight, const Tensor* bias, const PipeLora* lora, char** error) {
+  return guarded(error, [&] {
+    const PipeLora none{nullptr, nullptr, 0, 0, 0};
+    const PipeLora& l = lora ? *lora : none;
+    return LinearFunction::apply(x->contiguous(), or_undefined(l.a), or_undefined(l.b), or_undefined(bias),
+                                 Weight::from(*weight), l.scale, l.dropout, static_cast<int64_t>(l.seed));
+  });
+}
+
+Tensor* pipe_dequantize(const PipeWeight* weight, int32_t wide, char** error) {
+  return guarded(error, [&] { return Weight::from(*weight).tensor(wide ? at::kFloat : at::kBFloat16); });
+}
+
+Tensor* pipe_dropout(const Tensor* x, double p, uint64_t seed, char** error) {
+  return guarded(error, [&] { return DropoutFunction::apply(*x, p, static_cast<int64_t>(seed)); });
+}
+
+Tensor* pipe_rms_norm(const Tensor* x, const Tensor* weight, double eps, char** error) {
+  return guarded(error, [&] { return RmsNormFunction::apply(*x, *weight, eps); });
+}
+
+Tensor* pipe_swiglu(const Tensor* gate, const Tensor* up, char** error) {
+  return guarded(error, [&] { return SwigluFunction::apply(gate->contiguous(), up->contiguous()); });
+}
+
+Tensor* pipe_rotate(const Tensor* x, const Tensor* cos, const Tensor* sin, char** error) {
+  return guarded(error, [&] { return RotateFunction::apply(*x, *cos, *sin); });
+}
+
+Tensor* pipe_attention(const Tensor* q, const Tensor* k, const Tensor* v, const int64_t* lengths, int64_t documents,
+                       int64_t dim, int64_t window, char** error) {
+  return guarded(error, [&] {
+    return AttentionFunction::apply(q->contiguous(), k->contiguous(), v->contiguous(),
+                                    std::vector<int64_t>(lengths, lengths + documents), dim, window);
+  });
+}
+
+Tensor* pipe_head_loss(const Tensor* hidden, const Tensor* head, const Tensor* targets, char** error) {
+  return guarded(error, [&] { return HeadLossFunction::apply(hidden->contiguous(), *head, *targets); });
+}
+
+Tensor* pipe_checkpoint(const Tensor* x, void* closure, char** error) {
+  return guarded(error, [&] {
+    // Owned from here on, also when something below throws.
+    auto shared = c10::make_intrusive<Closure>(closure);
+    Tensor anchor = at::empty({0}, x->options());
+    anchor.requires_grad_(true);
+    return CheckpointFunction::apply(*x, anchor, shared);
+  });
+}
+
+void pipe_free(char* message) {
+  free(message);
+}
+}

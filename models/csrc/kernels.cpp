@@ -1,0 +1,203 @@
+// See kernels.h. Compiled with reassociation allowed (sums may be split over vector lanes) but with NaN and infinity
+// kept, because a NaN must reach the loss.
+#include "kernels.h"
+
+#include <cstring>
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define PIPE_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define PIPE_CLONES
+#endif
+#define PIPE_INLINE static inline __attribute__((always_inline))
+
+namespace pipe {
+namespace {
+
+PIPE_INLINE uint32_t bits_of(float value) {
+  return __builtin_bit_cast(uint32_t, value);
+}
+PIPE_INLINE float load(float value) {
+  return value;
+}
+PIPE_INLINE float load(bf16 value) {
+  return __builtin_bit_cast(float, static_cast<uint32_t>(value.bits) << 16);
+}
+PIPE_INLINE void store(float& place, float value) {
+  place = value;
+}
+PIPE_INLINE void store(bf16& place, float value) {
+  // Round to nearest even; a NaN stays one because its upper half is never all zero after setting the quiet bit.
+  const uint32_t bits = bits_of(value);
+  const uint32_t rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
+  place.bits = static_cast<uint16_t>(value != value ? (bits >> 16) | 0x40 : rounded);
+}
+
+// e^x to 2 ulp for x in [-87, 88], clamped outside; the classic split into 2^n and a polynomial on [-ln2/2, ln2/2].
+PIPE_INLINE float exp_(float x) {
+  x = x < -87.0f ? -87.0f : x;
+  x = x > 88.0f ? 88.0f : x;
+  const float n = __builtin_rintf(x * 1.44269504088896341f);
+  const float r = (x - n * 0.693145751953125f) - n * 1.428606765330187e-6f;
+  float p = 1.0f / 720.0f;
+  p = p * r + 1.0f / 120.0f;
+  p = p * r + 1.0f / 24.0f;
+  p = p * r + 1.0f / 6.0f;
+  p = p * r + 0.5f;
+  p = p * r + 1.0f;
+  p = p * r + 1.0f;
+  const int32_t power = static_cast<int32_t>(n) + 127;
+  return p * __builtin_bit_cast(float, static_cast<uint32_t>(power) << 23);
+}
+
+PIPE_INLINE float log_(float value) {
+  return __builtin_logf(value);
+}
+
+// Lanes by hand: with NaN kept, the compiler may not reorder a maximum itself.
+template <class T>
+PIPE_INLINE float largest(const T* x, int64_t n) {
+  constexpr int64_t width = 32;
+  float lanes[width];
+  for (int64_t j = 0; j < width; j++) lanes[j] = load(x[0]);
+  int64_t i = 0;
+  for (; i + width <= n; i += width)
+    for (int64_t j = 0; j < width; j++) lanes[j] = load(x[i + j]) > lanes[j] ? load(x[i + j]) : lanes[j];
+  float top = load(x[0]);
+  for (; i < n; i++) top = load(x[i]) > top ? load(x[i]) : top;
+  for (int64_t j = 0; j < width; j++) top = lanes[j] > top ? lanes[j] : top;
+  return top;
+}
+
+template <class T>
+PIPE_INLINE float rms_norm(const T* x, const T* weight, T* __restrict out, int64_t n, float eps) {
+  float sum = 0;
+  for (int64_t i = 0; i < n; i++) sum += load(x[i]) * load(x[i]);
+  const float scale = 1.0f / __builtin_sqrtf(sum / static_cast<float>(n) + eps);
+  for (int64_t i = 0; i < n; i++) store(out[i], load(x[i]) * scale * load(weight[i]));
+  return scale;
+}
+
+template <class T>
+PIPE_INLINE void rms_norm_back(const T* x, const T* weight, const T* grad, T* __restrict out, int64_t n, float scale) {
+  float dot = 0;
+  for (int64_t i = 0; i < n; i++) dot += load(grad[i]) * load(weight[i]) * load(x[i]);
+  const float along = dot * scale * scale * scale / static_cast<float>(n);
+  for (int64_t i = 0; i < n; i++) store(out[i], load(grad[i]) * load(weight[i]) * scale - load(x[i]) * along);
+}
+
+template <class T>
+PIPE_INLINE void swiglu(const T* gate, const T* up, T* __restrict out, int64_t n) {
+  for (int64_t i = 0; i < n; i++) {
+    const float g = load(gate[i]);
+    store(out[i], g / (1.0f + exp_(-g)) * load(up[i]));
+  }
+}
+
+template <class T>
+PIPE_INLINE void swiglu_back(const T* gate, const T* up, const T* grad, T* __restrict gate_grad, T* __restrict up_grad, int64_t n) {
+  for (int64_t i = 0; i < n; i++) {
+    const float g = load(gate[i]), d = load(grad[i]);
+    const float sigmoid = 1.0f / (1.0f + exp_(-g));
+    const float silu = g * sigmoid;
+    store(gate_grad[i], d * load(up[i]) * (sigmoid + silu * (1.0f - sigmoid)));
+    store(up_grad[i], d * silu);
+  }
+}
+
+template <class T>
+PIPE_INLINE void rotate(const T* x, const float* cos, const float* sin, T* __restrict out, int64_t half, float sign) {
+  for (int64_t i = 0; i < half; i++) {
+    const float low = load(x[i]), high = load(x[i + half]), s = sin[i] * sign;
+    store(out[i], low * cos[i] - high * s);
+    store(out[i + half], high * cos[i] + low * s);
+  }
+}
+
+template <class T>
+PIPE_INLINE void softmax(T* x, int64_t first, int64_t last, int64_t n, float scale) {
+  const float top = largest(x + first, last - first);
+  float sum = 0;
+  for (int64_t i = first; i < last; i++) sum += exp_((load(x[i]) - top) * scale);
+  const float share = 1.0f / sum;
+  for (int64_t i = first; i < last; i++) store(x[i], exp_((load(x[i]) - top) * scale) * share);
+  std::memset(x, 0, first * sizeof(T));
+  std::memset(x + last, 0, (n - last) * sizeof(T));
+}
+
+template <class T>
+PIPE_INLINE void softmax_back(const T* weights, T* grad, int64_t n, float scale) {
+  float dot = 0;
+  for (int64_t i = 0; i < n; i++) dot += load(weights[i]) * load(grad[i]);
+  for (int64_t i = 0; i < n; i++) store(grad[i], load(weights[i]) * (load(grad[i]) - dot) * scale);
+}
+
+template <class T>
+PIPE_INLINE float cross_entropy(T* logits, int64_t n, int64_t target, bool gradient) {
+  const float top = largest(logits, n);
+  float sum = 0;
+  for (int64_t i = 0; i < n; i++) sum += exp_(load(logits[i]) - top);
+  const float own = load(logits[target]);
+  if (gradient) {
+    const float share = 1.0f / sum;
+    for (int64_t i = 0; i < n; i++) store(logits[i], exp_(load(logits[i]) - top) * share);
+    store(logits[target], exp_(own - top) * share - 1.0f);
+  }
+  return log_(sum) - (own - top);
+}
+
+// SplitMix64 of seed + counter; four 16-bit draws per call.
+PIPE_INLINE uint64_t draw(uint64_t seed, uint64_t counter) {
+  uint64_t z = seed + (counter + 1) * 0x9E3779B97F4A7C15ull;
+  z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
+  z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
+  return z ^ (z >> 31);
+}
+
+template <class T>
+PIPE_INLINE void dropout(const T* x, T* __restrict out, int64_t begin, int64_t end, uint64_t seed, double p) {
+  const uint32_t least = static_cast<uint32_t>(p * 65536.0 + 0.5);
+  const float scale = static_cast<float>(1.0 / (1.0 - p));
+  uint64_t draws[64];
+  for (int64_t base = begin; base < end; base += 256) {
+    for (int64_t i = 0; i < 64; i++) draws[i] = draw(seed, static_cast<uint64_t>(base / 4 + i));
+    uint16_t lanes[256];
+    std::memcpy(lanes, draws, sizeof(lanes));
+    const int64_t count = end - base < 256 ? end - base : 256;
+    for (int64_t i = 0; i < count; i++) store(out[base + i], lanes[i] >= least ? load(x[base + i]) * scale : 0.0f);
+  }
+}
+
+}  // namespace
+
+#define PIPE_KERNELS(T)                                                                                               \
+  PIPE_CLONES float rms_norm_row(const T* x, const T* weight, T* out, int64_t n, float eps) {                         \
+    return rms_norm(x, weight, out, n, eps);                                                                          \
+  }                                                                                                                   \
+  PIPE_CLONES void rms_norm_back_row(const T* x, const T* weight, const T* grad, T* out, int64_t n, float scale) {    \
+    rms_norm_back(x, weight, grad, out, n, scale);                                                                    \
+  }                                                                                                                   \
+  PIPE_CLONES void swiglu_span(const T* gate, const T* up, T* out, int64_t n) { swiglu(gate, up, out, n); }           \
+  PIPE_CLONES void swiglu_back_span(const T* gate, const T* up, const T* grad, T* gate_grad, T* up_grad, int64_t n) { \
+    swiglu_back(gate, up, grad, gate_grad, up_grad, n);                                                               \
+  }                                                                                                                   \
+  PIPE_CLONES void rotate_head(const T* x, const float* cos, const float* sin, T* out, int64_t half, float sign) {    \
+    rotate(x, cos, sin, out, half, sign);                                                                             \
+  }                                                                                                                   \
+  PIPE_CLONES void softmax_row(T* x, int64_t first, int64_t last, int64_t n, float scale) {                           \
+    softmax(x, first, last, n, scale);                                                                                \
+  }                                                                                                                   \
+  PIPE_CLONES void softmax_back_row(const T* weights, T* grad, int64_t n, float scale) {                              \
+    softmax_back(weights, grad, n, scale);                                                                            \
+  }                                                                                                                   \
+  PIPE_CLONES float cross_entropy_row(T* logits, int64_t n, int64_t target, bool gradient) {                          \
+    return cross_entropy(logits, n, target, gradient);                                                                \
+  }                                                                                                                   \
+  PIPE_CLONES void dropout_span(const T* x, T* out, int64_t begin, int64_t end, uint64_t seed, double p) {            \
+    dropout(x, out, begin, end, seed, p);                                                                             \
+  }
+
+PIPE_KERNELS(float)
+PIPE_KERNELS(bf16)
+
+}  // namespace pipe

@@ -1,0 +1,56 @@
+//! Processor kernels for weights at rest, chosen at run time. Each has a scalar twin it equals bit for bit.
+//!
+//! Raw memory in, raw memory out: no tensors, no threads, no allocation.
+
+#![allow(unsafe_code)]
+
+mod nf4_decode;
+
+pub use nf4_decode::{Decoder, Packed, decode};
+
+/// The C++ shim's way in; see csrc/functions.h for the layout.
+///
+/// # Safety
+/// The pointers must cover `count` weights: `ceil(count / 2)` bytes, a scale (or code) per 64 weights, an `absmax` per
+/// scale or per 256 codes, and `count` elements of f32 (`wide`) or bf16 at `out`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn pipe_nf4_decode(
+    packed: *const u8,
+    scale_codes: *const u8,
+    absmax: *const f32,
+    offset: f32,
+    first: i64,
+    last: i64,
+    count: i64,
+    wide: i32,
+    out: *mut std::ffi::c_void,
+) {
+    use std::slice::from_raw_parts;
+    let (first, last, count) = (first as usize, last as usize, count as usize);
+    let blocks = count.div_ceil(crate::nf4::BLOCK);
+    // SAFETY: the caller's contract above; every range below lies within it.
+    unsafe {
+        let codes = (!scale_codes.is_null()).then(|| from_raw_parts(scale_codes, blocks));
+        let scales = if codes.is_some() {
+            blocks.div_ceil(crate::nf4::SCALE_BLOCK)
+        } else {
+            blocks
+        };
+        let weights = Packed {
+            bytes: from_raw_parts(packed, count.div_ceil(2)),
+            scale_codes: codes,
+            absmax: from_raw_parts(absmax, scales),
+            offset,
+            count,
+        };
+        let start = first * crate::nf4::BLOCK;
+        let length = (last * crate::nf4::BLOCK).min(count) - start;
+        if wide != 0 {
+            let out = std::slice::from_raw_parts_mut(out.cast::<f32>().add(start), length);
+            nf4_decode::decode_f32(&weights, first, out);
+        } else {
+            let out = std::slice::from_raw_parts_mut(out.cast::<u16>().add(start), length);
+            decode(Decoder::best(), &weights, first, out);
+        }
+    }
+}

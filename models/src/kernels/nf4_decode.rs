@@ -1,0 +1,199 @@
+//! NF4 to bf16: the sixteen values are scaled and rounded once per block, so each weight is one table look-up.
+
+use std::sync::OnceLock;
+
+use half::bf16;
+
+use crate::nf4::{BLOCK, CODEBOOK, SCALE_BLOCK, dynamic_map};
+
+/// NF4 weights as plain slices.
+#[derive(Clone, Copy, Debug)]
+pub struct Packed<'a> {
+    pub bytes: &'a [u8],
+    pub scale_codes: Option<&'a [u8]>,
+    pub absmax: &'a [f32],
+    pub offset: f32,
+    /// Weights in all.
+    pub count: usize,
+}
+
+/// An instruction set to decode with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decoder {
+    Scalar,
+    Avx2,
+    Avx512,
+}
+
+impl Decoder {
+    /// The fastest this processor has.
+    pub fn best() -> Self {
+        static BEST: OnceLock<Decoder> = OnceLock::new();
+        *BEST.get_or_init(|| Self::all().pop().unwrap_or(Self::Scalar))
+    }
+
+    /// Those this processor has, slowest first.
+    pub fn all() -> Vec<Self> {
+        let mut all = vec![Self::Scalar];
+        #[cfg(target_arch = "x86_64")]
+        {
+            if is_x86_feature_detected!("avx2") {
+                all.push(Self::Avx2);
+            }
+            if is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512vl") {
+                all.push(Self::Avx512);
+            }
+        }
+        all
+    }
+}
+
+impl Packed<'_> {
+    /// The scale of a block, as bitsandbytes computes it: a product, then a sum, each rounded.
+    fn scale(&self, block: usize) -> f32 {
+        match self.scale_codes {
+            Some(codes) => {
+                dynamic_map()[codes[block] as usize] * self.absmax[block / SCALE_BLOCK]
+                    + self.offset
+            }
+            None => self.absmax[block],
+        }
+    }
+}
+
+/// Writes the weights from block `first` on as bf16 bits until `out` is full.
+pub fn decode(decoder: Decoder, weights: &Packed<'_>, first: usize, out: &mut [u16]) {
+    for (place, block) in out.chunks_mut(BLOCK).zip(first..) {
+        let table = scaled_table(weights.scale(block));
+        let bytes = &weights.bytes[block * BLOCK / 2..][..place.len().div_ceil(2)];
+        match (
+            decoder,
+            <&mut [u16; BLOCK]>::try_from(&mut *place),
+            <&[u8; BLOCK / 2]>::try_from(bytes),
+        ) {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: `Decoder::all` offers these only where the processor has the instructions.
+            (Decoder::Avx512, Ok(place), Ok(bytes)) => unsafe {
+                block_avx512(&table, bytes, place)
+            },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            (Decoder::Avx2, Ok(place), Ok(bytes)) => unsafe { block_avx2(&table, bytes, place) },
+            _ => block_scalar(&table, bytes, place),
+        }
+    }
+}
+
+/// Writes the weights from block `first` on as f32 until `out` is full.
+pub fn decode_f32(weights: &Packed<'_>, first: usize, out: &mut [f32]) {
+    for (place, block) in out.chunks_mut(BLOCK).zip(first..) {
+        let scale = weights.scale(block);
+        let table: [f32; 16] = std::array::from_fn(|i| CODEBOOK[i] * scale);
+        let bytes = &weights.bytes[block * BLOCK / 2..];
+        for (pair, byte) in place.chunks_mut(2).zip(bytes) {
+            pair[0] = table[usize::from(byte >> 4)];
+            if let Some(second) = pair.get_mut(1) {
+                *second = table[usize::from(byte & 15)];
+            }
+        }
+    }
+}
+
+fn scaled_table(scale: f32) -> [u16; 16] {
+    std::array::from_fn(|i| bf16::from_f32(CODEBOOK[i] * scale).to_bits())
+}
+
+fn block_scalar(table: &[u16; 16], bytes: &[u8], out: &mut [u16]) {
+    for (pair, byte) in out.chunks_mut(2).zip(bytes) {
+        pair[0] = table[usize::from(byte >> 4)];
+        if let Some(second) = pair.get_mut(1) {
+            *second = table[usize::from(byte & 15)];
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2")]
+unsafe fn block_avx512(table: &[u16; 16], bytes: &[u8; BLOCK / 2], out: &mut [u16; BLOCK]) {
+    use std::arch::x86_64::*;
+    // SAFETY: each load and store stays within the arrays named in the signature.
+    unsafe {
+        // Both halves hold the table, so bit 4 of an index (left over from the byte's other weight) does not matter.
+        let table = _mm512_broadcast_i64x4(_mm256_loadu_si256(table.as_ptr().cast()));
+        for half in 0..2 {
+            let packed = _mm_loadu_si128(bytes.as_ptr().add(16 * half).cast());
+            // One byte per 32-bit lane pair: word 0 gets the high nibble, word 1 the low one.
+            let wide = _mm512_cvtepu8_epi32(packed);
+            let words = _mm512_or_si512(_mm512_srli_epi32(wide, 4), _mm512_slli_epi32(wide, 16));
+            let values = _mm512_permutexvar_epi16(words, table);
+            _mm512_storeu_si512(out.as_mut_ptr().add(32 * half).cast(), values);
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+unsafe fn block_avx2(table: &[u16; 16], bytes: &[u8; BLOCK / 2], out: &mut [u16; BLOCK]) {
+    use std::arch::x86_64::*;
+    let low: [u8; 16] = std::array::from_fn(|i| table[i] as u8);
+    let high: [u8; 16] = std::array::from_fn(|i| (table[i] >> 8) as u8);
+    // SAFETY: each load and store stays within the arrays named in the signature.
+    unsafe {
+        let low = _mm_loadu_si128(low.as_ptr().cast());
+        let high = _mm_loadu_si128(high.as_ptr().cast());
+        let mask = _mm_set1_epi8(15);
+        for half in 0..2 {
+            let packed = _mm_loadu_si128(bytes.as_ptr().add(16 * half).cast());
+            let first = _mm_and_si128(_mm_srli_epi16(packed, 4), mask);
+            let second = _mm_and_si128(packed, mask);
+            for (quarter, codes) in [
+                _mm_unpacklo_epi8(first, second),
+                _mm_unpackhi_epi8(first, second),
+            ]
+            .iter()
+            .enumerate()
+            {
+                let (lows, highs) = (
+                    _mm_shuffle_epi8(low, *codes),
+                    _mm_shuffle_epi8(high, *codes),
+                );
+                let place = out.as_mut_ptr().add(32 * half + 16 * quarter);
+                _mm_storeu_si128(place.cast(), _mm_unpacklo_epi8(lows, highs));
+                _mm_storeu_si128(place.add(8).cast(), _mm_unpackhi_epi8(lows, highs));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random;
+
+    #[test]
+    fn every_instruction_set_equals_the_scalar_twin() {
+        let count = 64 * 300 + 33;
+        let bytes: Vec<u8> = (0..count as u64 / 2 + 1)
+            .map(|i| random::scatter(i) as u8)
+            .collect();
+        let codes: Vec<u8> = (0..301u64)
+            .map(|i| random::scatter(i + 9_999) as u8)
+            .collect();
+        let weights = Packed {
+            bytes: &bytes,
+            scale_codes: Some(&codes),
+            absmax: &[0.07, 1.3],
+            offset: 0.11,
+            count,
+        };
+        for first in [0, 5, 299] {
+            let mut expected = vec![0; count - first * BLOCK];
+            decode(Decoder::Scalar, &weights, first, &mut expected);
+            for decoder in Decoder::all() {
+                let mut found = vec![0; expected.len()];
+                decode(decoder, &weights, first, &mut found);
+                assert_eq!(found, expected, "{decoder:?} from block {first}");
+            }
+        }
+    }
+}

@@ -1,0 +1,262 @@
+//! Safe doors to the C++ autograd functions in csrc/.
+//!
+//! A refused operation panics with libtorch's sentence, as tch's own operators do; the worker turns panics into a
+//! `failed` event. Nothing here decides anything about models.
+
+#![allow(unsafe_code)]
+
+use std::ffi::{CStr, c_char, c_void};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ptr::null;
+
+use tch::{Kind, Tensor};
+use torch_sys::C_tensor;
+
+use crate::linear::{Lora, Weight};
+use crate::nf4::{Nf4, Scales};
+
+#[repr(C)]
+struct PipeWeight {
+    rows: i64,
+    columns: i64,
+    dense: *const C_tensor,
+    packed: *const C_tensor,
+    scale_codes: *const C_tensor,
+    absmax: *const C_tensor,
+    offset: f32,
+}
+
+#[repr(C)]
+struct PipeLora {
+    a: *const C_tensor,
+    b: *const C_tensor,
+    scale: f64,
+    dropout: f64,
+    seed: u64,
+}
+
+type Error = *mut c_char;
+
+unsafe extern "C" {
+    fn pipe_linear(
+        x: *const C_tensor,
+        weight: *const PipeWeight,
+        bias: *const C_tensor,
+        lora: *const PipeLora,
+        error: *mut Error,
+    ) -> *mut C_tensor;
+    fn pipe_dequantize(weight: *const PipeWeight, wide: i32, error: *mut Error) -> *mut C_tensor;
+    fn pipe_dropout(x: *const C_tensor, p: f64, seed: u64, error: *mut Error) -> *mut C_tensor;
+    fn pipe_rms_norm(
+        x: *const C_tensor,
+        weight: *const C_tensor,
+        eps: f64,
+        error: *mut Error,
+    ) -> *mut C_tensor;
+    fn pipe_swiglu(gate: *const C_tensor, up: *const C_tensor, error: *mut Error) -> *mut C_tensor;
+    fn pipe_rotate(
+        x: *const C_tensor,
+        cos: *const C_tensor,
+        sin: *const C_tensor,
+        error: *mut Error,
+    ) -> *mut C_tensor;
+    fn pipe_attention(
+        q: *const C_tensor,
+        k: *const C_tensor,
+        v: *const C_tensor,
+        lengths: *const i64,
+        documents: i64,
+        dim: i64,
+        window: i64,
+        error: *mut Error,
+    ) -> *mut C_tensor;
+    fn pipe_head_loss(
+        hidden: *const C_tensor,
+        head: *const C_tensor,
+        targets: *const C_tensor,
+        error: *mut Error,
+    ) -> *mut C_tensor;
+    fn pipe_checkpoint(
+        x: *const C_tensor,
+        closure: *mut c_void,
+        error: *mut Error,
+    ) -> *mut C_tensor;
+    fn pipe_free(message: *mut c_char);
+}
+
+/// `x W^T + bias + scale * dropout(x) A^T B^T` for a frozen weight; `seed` turns dropout on.
+pub fn linear(
+    x: &Tensor,
+    weight: &Weight,
+    bias: Option<&Tensor>,
+    lora: Option<&Lora>,
+    seed: Option<u64>,
+) -> Tensor {
+    let weight = raw_weight(weight);
+    let lora = lora.map(|lora| PipeLora {
+        a: lora.a.as_ptr(),
+        b: lora.b.as_ptr(),
+        scale: lora.scale,
+        dropout: seed.map_or(0.0, |_| lora.dropout),
+        seed: seed.unwrap_or(0),
+    });
+    let bias = bias.map_or(null(), Tensor::as_ptr);
+    let lora = lora.as_ref().map_or(null(), |lora| lora as *const PipeLora);
+    // SAFETY: every pointer is valid for the call; C++ takes its own handles of what it keeps.
+    take(|error| unsafe { pipe_linear(x.as_ptr(), &weight, bias, lora, error) })
+}
+
+/// An NF4 weight as a dense tensor of f32 or bf16.
+pub fn dequantize(weight: &Nf4, kind: Kind) -> Tensor {
+    let wide = i32::from(kind != Kind::BFloat16);
+    // SAFETY: as in `linear`.
+    take(|error| unsafe { pipe_dequantize(&raw_nf4(weight), wide, error) }).to_kind(kind)
+}
+
+/// Zeroes each element with probability `p` and scales the others by `1 / (1 - p)`; the mask depends on `seed` and the
+/// element's place alone.
+pub fn dropout(x: &Tensor, p: f64, seed: u64) -> Tensor {
+    // SAFETY: as in `linear`.
+    take(|error| unsafe { pipe_dropout(x.as_ptr(), p, seed, error) })
+}
+
+/// RMS norm over the last dimension with a frozen weight.
+pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Tensor {
+    // SAFETY: as in `linear`.
+    take(|error| unsafe { pipe_rms_norm(x.as_ptr(), weight.as_ptr(), eps, error) })
+}
+
+/// `silu(gate) * up`.
+pub fn swiglu(gate: &Tensor, up: &Tensor) -> Tensor {
+    // SAFETY: as in `linear`.
+    take(|error| unsafe { pipe_swiglu(gate.as_ptr(), up.as_ptr(), error) })
+}
+
+/// Rotary positions on `[tokens, heads * dim]` with `[tokens, dim / 2]` cosines and sines.
+pub fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Tensor {
+    // SAFETY: as in `linear`.
+    take(|error| unsafe { pipe_rotate(x.as_ptr(), cos.as_ptr(), sin.as_ptr(), error) })
+}
+
+/// Causal attention within documents; `window` 0 means unlimited.
+pub fn attention(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    dim: i64,
+    lengths: &[i64],
+    window: i64,
+) -> Tensor {
+    // SAFETY: as in `linear`; the lengths are copied during the call.
+    take(|error| unsafe {
+        let (documents, places) = (lengths.len() as i64, lengths.as_ptr());
+        pipe_attention(
+            q.as_ptr(),
+            k.as_ptr(),
+            v.as_ptr(),
+            places,
+            documents,
+            dim,
+            window,
+            error,
+        )
+    })
+}
+
+/// Cross-entropy of each row, `[rows]` f32: `hidden` `[rows, hidden]`, a frozen `head` `[vocabulary, hidden]`, `targets`
+/// `[rows]` i64. The gradient to `hidden` is made on the way, so no more than a few hundred rows of logits ever exist.
+pub fn head_loss(hidden: &Tensor, head: &Tensor, targets: &Tensor) -> Tensor {
+    // SAFETY: as in `linear`.
+    take(|error| unsafe { pipe_head_loss(hidden.as_ptr(), head.as_ptr(), targets.as_ptr(), error) })
+}
+
+/// Runs `part` without keeping its activations; backward runs it again.
+///
+/// # Safety
+/// Everything `part` borrows must live, unmoved, until the returned tensor's graph has run backward or was dropped.
+pub unsafe fn checkpoint<'a>(x: &Tensor, part: impl Fn(&Tensor) -> Tensor + 'a) -> Tensor {
+    let part: Box<dyn Fn(&Tensor) -> Tensor + 'a> = Box::new(part);
+    let closure = Box::into_raw(Box::new(part)).cast::<c_void>();
+    // SAFETY: C++ owns `closure` from here on and gives it back to `pipe_checkpoint_drop` once.
+    take(|error| unsafe { pipe_checkpoint(x.as_ptr(), closure, error) })
+}
+
+type Part = Box<dyn Fn(&Tensor) -> Tensor>;
+
+/// # Safety
+/// `closure` comes from [`checkpoint`]; `x` is a live tensor.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn pipe_checkpoint_run(
+    closure: *mut c_void,
+    x: *const C_tensor,
+) -> *mut C_tensor {
+    // SAFETY: the contract above; a panic must not cross into C++, which turns null into an exception of its own.
+    let answer = catch_unwind(AssertUnwindSafe(|| unsafe {
+        let part = &*closure.cast::<Part>();
+        let answer = part(&Tensor::clone_from_ptr(x.cast_mut()));
+        let mut answer = std::mem::ManuallyDrop::new(answer);
+        answer.as_mut_ptr()
+    }));
+    answer.unwrap_or(std::ptr::null_mut())
+}
+
+/// # Safety
+/// `closure` comes from [`checkpoint`] and is not used again.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn pipe_checkpoint_drop(closure: *mut c_void) {
+    // SAFETY: the contract above.
+    drop(unsafe { Box::from_raw(closure.cast::<Part>()) });
+}
+
+fn raw_weight(weight: &Weight) -> PipeWeight {
+    match weight {
+        Weight::Nf4(weight) => raw_nf4(weight),
+        Weight::Dense(weight) => PipeWeight {
+            rows: weight.size()[0],
+            columns: weight.size()[1],
+            dense: weight.as_ptr(),
+            packed: null(),
+            scale_codes: null(),
+            absmax: null(),
+            offset: 0.0,
+        },
+    }
+}
+
+fn raw_nf4(weight: &Nf4) -> PipeWeight {
+    let (scale_codes, absmax, offset) = match &weight.scales {
+        Scales::Plain(absmax) => (null(), absmax.as_ptr(), 0.0),
+        Scales::Double {
+            codes,
+            absmax,
+            offset,
+        } => (codes.as_ptr(), absmax.as_ptr(), *offset),
+    };
+    let (rows, columns) = (weight.rows, weight.columns);
+    PipeWeight {
+        rows,
+        columns,
+        dense: null(),
+        packed: weight.packed.as_ptr(),
+        scale_codes,
+        absmax,
+        offset,
+    }
+}
+
+/// Takes ownership of a returned tensor, or panics with the C++ side's sentence.
+fn take(call: impl FnOnce(*mut Error) -> *mut C_tensor) -> Tensor {
+    let mut error: Error = std::ptr::null_mut();
+    let answer = call(&mut error);
+    if answer.is_null() {
+        // SAFETY: a null answer comes with a malloc'ed, terminated message, freed once.
+        let message = unsafe {
+            let message = CStr::from_ptr(error).to_string_lossy().into_owned();
+            pipe_free(error);
+            message
+        };
+        panic!("{}", crate::error::first_line(&message));
+    }
+    // SAFETY: C++ made it with `new` and handed it over.
+    unsafe { Tensor::from_ptr(answer) }
+}

@@ -1,0 +1,203 @@
+//! Datasets, splits, templates and packing.
+
+use super::Facts;
+use crate::recipe::dataset::Dataset;
+use crate::recipe::values::{DatasetType, Format};
+
+pub(super) fn check(facts: &mut Facts<'_>) {
+    presence(facts);
+    splits(facts);
+    packing(facts);
+    template(facts);
+    let recipe = facts.recipe;
+    for (list, datasets) in [("datasets", &recipe.datasets), ("test_datasets", &recipe.test_datasets)] {
+        for (i, dataset) in datasets.iter().flatten().enumerate() {
+            one(facts, dataset, &format!("{list}[{i}]"));
+        }
+    }
+}
+
+fn presence(facts: &mut Facts<'_>) {
+    let other = ["datasets", "test_datasets", "pretraining_dataset", "streaming"];
+    let recipe = facts.recipe;
+    let train = recipe.datasets.as_ref().is_some_and(|list| !list.is_empty());
+    let test = recipe.test_datasets.as_ref().is_some_and(|list| !list.is_empty());
+    let enough = train || (test && recipe.train == Some(false));
+    if !enough && facts.sound(&other) {
+        let message = if recipe.datasets.is_some() {
+            "`datasets` is an empty list, and there is nothing to train on"
+        } else {
+            "there are no `datasets`, and there is nothing to train on"
+        };
+        facts.error("missing-key", "datasets", message.to_string(), Some("datasets: [{path: data.jsonl, type: alpaca}]".to_string()));
+    }
+    if recipe.base_model.is_none() && facts.sound(&["base_model"]) {
+        let message = "there is no `base_model`, and its tokenizer and weights are needed".to_string();
+        facts.error("missing-key", "base_model", message, Some("base_model: org/name or a folder".to_string()));
+    }
+}
+
+fn splits(facts: &mut Facts<'_>) {
+    let recipe = facts.recipe;
+    let section = recipe.split.clone().unwrap_or_default();
+    let alias = recipe.val_set_size.is_some_and(|size| size > 0.0);
+    if let (Some(size), Some(val)) = (recipe.val_set_size, section.val)
+        && size != val
+    {
+        facts.conflict(["val_set_size", "split.val"], "they mean the same and differ", "keep one, such as `split.val`");
+    }
+    let tests = recipe.test_datasets.as_ref().is_some_and(|list| !list.is_empty());
+    if tests && alias {
+        let why = "the rows to evaluate on are either given or taken from the training rows";
+        facts.conflict(["test_datasets", "val_set_size"], why, "split.val, which may stand beside test_datasets");
+    }
+    for (key, share) in [("val_set_size", recipe.val_set_size), ("split.val", section.val), ("split.test", section.test)] {
+        if let Some(share) = share
+            && share > 1.0
+            && share.fract() != 0.0
+            && facts.sound(&[key])
+        {
+            let message = format!("`{key}` is {share}: a share is at most 1, and a count has no fraction");
+            facts.error("out-of-range", key, message, Some(format!("{}", share / 100.0)));
+        }
+    }
+    let (val, test) = (section.val.or(recipe.val_set_size).unwrap_or(0.0), section.test.unwrap_or(0.0));
+    if val < 1.0 && test < 1.0 && val + test >= 1.0 && facts.sound(&["split", "val_set_size"]) {
+        let key = if section.val.is_some() { "split.val" } else { "val_set_size" };
+        let message = format!("validation ({val}) and test ({test}) together leave no rows to train on");
+        facts.error("out-of-range", key, message, Some("shares that add up to less than 1".to_string()));
+    }
+    if val == 1.0 && facts.sound(&["split.val", "val_set_size"]) {
+        let key = if section.val.is_some() { "split.val" } else { "val_set_size" };
+        facts.warning("ambiguous-share", key, format!("`{key}: 1` holds out every row"), Some("a share below 1, or a count above 1".to_string()));
+    }
+}
+
+fn packing(facts: &mut Facts<'_>) {
+    let recipe = facts.recipe;
+    let packed = recipe.sample_packing == Some(true);
+    if recipe.group_by_length == Some(true) {
+        if packed {
+            facts.conflict(["sample_packing", "group_by_length"], "packs are all of one length", "group_by_length: false");
+        } else if facts.sound(&["group_by_length", "sample_packing"]) {
+            let message = "`group_by_length` is known from Axolotl and not supported here: rows are packed instead of grouped".to_string();
+            facts.error("unsupported-key", "group_by_length", message, Some("sample_packing: true".to_string()));
+        }
+    }
+    if recipe.eval_sample_packing == Some(true) && recipe.sample_packing == Some(false) && facts.sound(&["sample_packing", "eval_sample_packing"]) {
+        facts.warning("packing", "eval_sample_packing", "evaluation is packed and training is not; losses are the same either way".to_string(), None);
+    }
+    if let (Some(least), Some(most)) = (recipe.min_sample_len, recipe.sequence_len.or(Some(512)))
+        && least > most
+        && facts.sound(&["min_sample_len", "sequence_len"])
+    {
+        let message = format!("`min_sample_len` is {least} and `sequence_len` {most}: every row would be dropped");
+        facts.error("out-of-range", "min_sample_len", message, Some("2".to_string()));
+    }
+    if recipe.curriculum_sampling == Some(true) && recipe.shuffle_merged_datasets == Some(true) {
+        let why = "rows are trained in the order of the data, or mixed";
+        facts.conflict(["curriculum_sampling", "shuffle_merged_datasets"], why, "shuffle_merged_datasets: false");
+    }
+    let clean = recipe.clean.clone().unwrap_or_default();
+    if let (Some(least), Some(most)) = (clean.min_chars, clean.max_chars)
+        && least > most
+        && facts.sound(&["clean"])
+    {
+        let message = format!("`clean.min_chars` is {least} and `clean.max_chars` {most}: every row would be dropped");
+        facts.error("out-of-range", "clean.min_chars", message, Some(format!("at most {most}")));
+    }
+}
+
+fn template(facts: &mut Facts<'_>) {
+    let recipe = facts.recipe;
+    jinja(facts, "chat_template", recipe.chat_template.as_deref(), recipe.chat_template_jinja.as_deref());
+    if recipe.eot_tokens.as_ref().is_some_and(|tokens| tokens.iter().any(String::is_empty)) && facts.sound(&["eot_tokens"]) {
+        facts.error("bad-value", "eot_tokens", "`eot_tokens` holds an empty text, which ends nothing".to_string(), Some("<|im_end|>".to_string()));
+    }
+}
+
+fn jinja(facts: &mut Facts<'_>, key: &str, template: Option<&str>, text: Option<&str>) {
+    let other = format!("{key}_jinja");
+    if template == Some("jinja") && text.is_none() && facts.sound(&[key, &other]) {
+        let message = format!("`{key}: jinja` needs the template under `{other}`");
+        facts.error("missing-key", key, message, Some(other));
+    }
+}
+
+fn one(facts: &mut Facts<'_>, dataset: &Dataset, at: &str) {
+    let key = |name: &str| format!("{at}.{name}");
+    if !facts.sound(&[at]) {
+        return;
+    }
+    if dataset.path.is_none() && facts.sound(&[&key("path")]) {
+        facts.error("missing-key", &key("path"), format!("`{at}` has no `path`"), Some("path".to_string()));
+    }
+    if dataset.kind.is_none() && facts.sound(&[&key("type")]) && !facts.written("rl") {
+        let message = format!("`{at}` has no `type`, so its rows must be tokenised already (input_ids, labels)");
+        facts.warning("missing-key", &key("type"), message, Some("type: alpaca".to_string()));
+    }
+    jinja(facts, &key("chat_template"), dataset.chat_template.as_deref(), dataset.chat_template_jinja.as_deref());
+    mappings(facts, dataset, at);
+    shards(facts, dataset, at);
+    columns(facts, dataset, at);
+    if let Some(DatasetType::UserDefined(map)) = &dataset.kind
+        && map.field_output.is_none()
+        && facts.sound(&[&key("type")])
+    {
+        let message = format!("`{at}.type` names no `field_output`; the column `output` is read");
+        facts.warning("missing-key", &key("type"), message, Some("field_output".to_string()));
+    }
+}
+
+/// The older spelling and the newer one of the same column must agree.
+fn mappings(facts: &mut Facts<'_>, dataset: &Dataset, at: &str) {
+    let Some(map) = &dataset.message_property_mappings else { return };
+    for (target, older, name) in [
+        ("role", &dataset.message_field_role, "message_field_role"),
+        ("content", &dataset.message_field_content, "message_field_content"),
+    ] {
+        if let (Some(new), Some(old)) = (map.get(target), older)
+            && new != old
+        {
+            let keys = [format!("{at}.message_property_mappings"), format!("{at}.{name}")];
+            facts.conflict([&keys[0], &keys[1]], "they name different columns for the same thing", "message_property_mappings");
+        }
+    }
+}
+
+fn shards(facts: &mut Facts<'_>, dataset: &Dataset, at: &str) {
+    let (count, index) = (format!("{at}.shards"), format!("{at}.shards_idx"));
+    match (dataset.shards, dataset.shards_idx) {
+        (Some(shards), Some(i)) if i >= shards && facts.sound(&[&count, &index]) => {
+            let message = format!("`{index}` is {i}, and of {shards} shards the last is {}", shards - 1);
+            facts.error("out-of-range", &index, message, Some(format!("{}", shards - 1)));
+        }
+        (None, Some(_)) if facts.sound(&[&count]) => {
+            facts.error("missing-key", &index, format!("`{index}` needs `shards`"), Some("shards".to_string()));
+        }
+        _ => {}
+    }
+}
+
+/// Keys that only a conversation has, on formats that have none.
+fn columns(facts: &mut Facts<'_>, dataset: &Dataset, at: &str) {
+    let Some(format) = dataset.format().filter(|format| !format.uses_chat_template()) else { return };
+    if dataset.kind.is_none() {
+        return;
+    }
+    let chat = [
+        ("field_messages", dataset.field_messages.is_some()),
+        ("message_property_mappings", dataset.message_property_mappings.is_some()),
+        ("roles_to_train", dataset.roles_to_train.is_some()),
+        ("train_on_eos", dataset.train_on_eos.is_some()),
+        ("chat_template", dataset.chat_template.is_some()),
+    ];
+    for (name, _) in chat.iter().filter(|(_, written)| *written) {
+        let message = format!("`{name}` has no effect on rows of type `{}`, which are no conversations", format.name());
+        facts.warning("no-effect", &format!("{at}.{name}"), message, Some("type: chat_template".to_string()));
+    }
+    if format != Format::Completion && dataset.field.is_some() {
+        let message = format!("`field` has no effect on rows of type `{}`", format.name());
+        facts.warning("no-effect", &format!("{at}.field"), message, Some("type: completion".to_string()));
+    }
+}

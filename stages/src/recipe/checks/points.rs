@@ -1,0 +1,135 @@
+//! When to evaluate, save and warm up, and the sections that need something to work on.
+
+use super::Facts;
+use crate::recipe::sections::{Metric, SplitName};
+use crate::recipe::values::Strategy;
+
+pub(super) fn check(facts: &mut Facts<'_>) {
+    warmup(facts);
+    evaluation(facts);
+    saving(facts);
+    sections(facts);
+}
+
+fn warmup(facts: &mut Facts<'_>) {
+    let recipe = facts.recipe;
+    // Axolotl's own recipes hold a zero beside the other; it says nothing.
+    let steps = recipe.warmup_steps.filter(|steps| *steps > 0);
+    let ratio = recipe.warmup_ratio.filter(|ratio| *ratio > 0.0);
+    if steps.is_some() && ratio.is_some() {
+        facts.conflict(["warmup_steps", "warmup_ratio"], "both say how long the warm-up is", "keep one, such as `warmup_ratio`");
+    }
+    if let (Some(steps), Some(most)) = (recipe.warmup_steps, recipe.max_steps)
+        && steps >= most
+        && facts.sound(&["warmup_steps", "max_steps"])
+    {
+        let message = format!("the warm-up of {steps} steps is no shorter than the training of {most}");
+        facts.warning("out-of-range", "warmup_steps", message, Some(format!("{}", most / 10)));
+    }
+}
+
+fn evaluation(facts: &mut Facts<'_>) {
+    let recipe = facts.recipe;
+    let both = recipe.eval_steps.is_some() && recipe.evals_per_epoch.is_some();
+    if both {
+        facts.conflict(["eval_steps", "evals_per_epoch"], "both say when to evaluate", "keep one, such as `evals_per_epoch`");
+    }
+    let split = recipe.split.clone().unwrap_or_default();
+    let held = split.val.or(recipe.val_set_size).unwrap_or(0.0) > 0.0;
+    let tests = recipe.test_datasets.as_ref().is_some_and(|list| !list.is_empty()) || split.test.unwrap_or(0.0) > 0.0;
+    let sound = facts.sound(&["val_set_size", "split", "test_datasets", "eval_steps", "evals_per_epoch", "eval_strategy"]);
+    if !held && !tests && sound {
+        let remedy = Some("val_set_size: 0.05".to_string());
+        if recipe.eval_steps.is_some() && !both {
+            let message = "`eval_steps` asks for evaluations, and no rows are held out for them".to_string();
+            facts.error("no-eval-data", "eval_steps", message, remedy.clone());
+        } else if recipe.evals_per_epoch.is_some() {
+            let message = "`evals_per_epoch` asks for evaluations, and no rows are held out for them; none will run".to_string();
+            facts.warning("no-eval-data", "evals_per_epoch", message, remedy.clone());
+        }
+        if matches!(recipe.eval_strategy, Some(Strategy::Steps | Strategy::Epoch)) && recipe.eval_steps.is_none() {
+            let message = "`eval_strategy` asks for evaluations, and no rows are held out for them; none will run".to_string();
+            facts.warning("no-eval-data", "eval_strategy", message, remedy);
+        }
+    }
+    whole_steps(facts, "eval_steps", recipe.eval_steps);
+    strategy(facts, "eval_strategy", recipe.eval_strategy, [("eval_steps", recipe.eval_steps.is_some()), ("evals_per_epoch", recipe.evals_per_epoch.is_some())]);
+    if recipe.eval_strategy == Some(Strategy::Best) && facts.sound(&["eval_strategy"]) {
+        facts.error("bad-value", "eval_strategy", "`eval_strategy` does not take `best`; it takes no, steps, epoch".to_string(), Some("steps".to_string()));
+    }
+}
+
+fn saving(facts: &mut Facts<'_>) {
+    let recipe = facts.recipe;
+    if recipe.save_steps.is_some() && recipe.saves_per_epoch.is_some() {
+        facts.conflict(["save_steps", "saves_per_epoch"], "both say when to save", "keep one, such as `saves_per_epoch`");
+    }
+    whole_steps(facts, "save_steps", recipe.save_steps);
+    strategy(facts, "save_strategy", recipe.save_strategy, [("save_steps", recipe.save_steps.is_some()), ("saves_per_epoch", recipe.saves_per_epoch.is_some())]);
+    if recipe.save_strategy == Some(Strategy::Best) && facts.sound(&["save_strategy"]) {
+        let message = "`save_strategy: best` is known from Axolotl and not supported here: the last weights are the result".to_string();
+        facts.error("unsupported-value", "save_strategy", message, Some("steps".to_string()));
+    }
+}
+
+fn strategy(facts: &mut Facts<'_>, key: &str, strategy: Option<Strategy>, points: [(&str, bool); 2]) {
+    for (point, written) in points {
+        let clash = match strategy {
+            Some(Strategy::No) => written,
+            Some(Strategy::Epoch) => written,
+            _ => false,
+        };
+        if clash {
+            facts.conflict([key, point], "they say different things about when", "remove one of the two");
+        }
+    }
+}
+
+fn whole_steps(facts: &mut Facts<'_>, key: &str, value: Option<f64>) {
+    if let Some(value) = value
+        && value > 1.0
+        && value.fract() != 0.0
+        && facts.sound(&[key])
+    {
+        let message = format!("`{key}` is {value}: above 1 it counts steps, and has no fraction");
+        facts.error("out-of-range", key, message, Some(format!("{}", value.round())));
+    }
+}
+
+fn sections(facts: &mut Facts<'_>) {
+    let recipe = facts.recipe;
+    let split = recipe.split.clone().unwrap_or_default();
+    let val = split.val.or(recipe.val_set_size).unwrap_or(0.0) > 0.0;
+    let test = split.test.unwrap_or(0.0) > 0.0 || recipe.test_datasets.as_ref().is_some_and(|list| !list.is_empty());
+    let eval = recipe.eval.as_ref().and_then(|toggle| toggle.on()).cloned();
+    let sound = facts.sound(&["eval", "split", "val_set_size", "test_datasets"]);
+    if let Some(eval) = eval.filter(|_| sound) {
+        for (i, name) in eval.splits.iter().flatten().enumerate() {
+            let (missing, word, remedy) = match name {
+                SplitName::Val => (!val, "val", "split.val"),
+                SplitName::Test => (!test, "test", "split.test"),
+                SplitName::Train => (false, "train", ""),
+            };
+            if missing {
+                let message = format!("`eval.splits` names `{word}`, and the recipe holds out no such rows");
+                facts.error("no-eval-data", &format!("eval.splits[{i}]"), message, Some(remedy.to_string()));
+            }
+        }
+        if !val && !test && eval.splits.is_none() && eval.metrics.as_ref().is_some_and(|m| m.contains(&Metric::ExactMatch) || m.contains(&Metric::Perplexity)) {
+            let message = "`eval.metrics` asks for measures, and the recipe holds out no rows for them".to_string();
+            facts.error("no-eval-data", "eval.metrics", message, Some("split.val".to_string()));
+        }
+        if eval.sample_every.is_some() && eval.samples.as_ref().is_none_or(Vec::is_empty) {
+            let message = "`eval.sample_every` needs prompts under `eval.samples`".to_string();
+            facts.error("missing-key", "eval.sample_every", message, Some("samples".to_string()));
+        }
+    }
+    let untrained = recipe.train == Some(false) && recipe.lora_model_dir.is_none();
+    let merges = recipe.merge.as_ref().is_some_and(|toggle| toggle.on().is_some());
+    if untrained && merges {
+        facts.conflict(["train", "merge"], "nothing is trained, so there is no adapter to merge", "train: true, or lora_model_dir");
+    }
+    if recipe.adapter.is_none() && merges && recipe.lora_model_dir.is_none() && !untrained && facts.sound(&["adapter", "merge"]) {
+        facts.warning("no-effect", "merge", "without an `adapter` all weights are trained, and there is nothing to merge".to_string(), Some("adapter: lora".to_string()));
+    }
+}

@@ -1,0 +1,83 @@
+//! Paths in a recipe: what is missing, and where it would be found.
+
+use super::checks::Facts;
+use super::dataset::is_builder;
+use crate::project::{Place, is_hub_id};
+
+/// Datasets, models, adapters and templates that are not where the recipe says.
+pub(super) fn check(facts: &mut Facts<'_>) {
+    let recipe = facts.recipe;
+    let models = [
+        ("base_model", &recipe.base_model),
+        ("tokenizer_config", &recipe.tokenizer_config),
+        ("base_model_config", &recipe.base_model_config),
+        ("lora_model_dir", &recipe.lora_model_dir),
+    ];
+    for (key, path) in models {
+        if let Some(path) = path {
+            one(facts, key, path, "model");
+        }
+    }
+    for (list, datasets) in [("datasets", &recipe.datasets), ("test_datasets", &recipe.test_datasets)] {
+        for (i, dataset) in datasets.iter().flatten().enumerate() {
+            let at = format!("{list}[{i}]");
+            let Some(path) = &dataset.path else { continue };
+            if is_builder(path) {
+                match &dataset.data_files {
+                    Some(files) => {
+                        for file in &files.0 {
+                            one(facts, &format!("{at}.data_files"), file, "data");
+                        }
+                    }
+                    None => facts.error("missing-key", &format!("{at}.path"), format!("`path: {path}` only says how to read; the files are named by `data_files`"), Some("data_files: data.jsonl".to_string())),
+                }
+            } else {
+                one(facts, &format!("{at}.path"), path, "data");
+            }
+        }
+    }
+}
+
+fn one(facts: &mut Facts<'_>, key: &str, path: &str, what: &str) {
+    if path.trim().is_empty() {
+        facts.error("bad-value", key, format!("`{key}` is empty"), None);
+        return;
+    }
+    if path.contains(['*', '?']) && !path.contains("://") {
+        return;
+    }
+    let Place::Missing(looked) = facts.project.place(path) else { return };
+    // A bare word may be one of the hub's oldest ids, such as gpt2; the hub is never asked here.
+    let bare = is_hub_id(&format!("hub/{path}"));
+    let hint = facts.project.hint(path);
+    let root = facts.project.root.display();
+    let mut message = format!("`{key}`: there is no {what} at `{}` (relative paths start at {root})", looked.display());
+    if let Some(found) = &hint {
+        message.push_str(&format!("; there is one at `{found}`"));
+    }
+    if bare && hint.is_none() {
+        facts.warning("missing-file", key, format!("{message}; it is taken for the id of something on a hub"), None);
+    } else {
+        let near = hint.or_else(|| similar(&looked).map(|name| sibling(path, &name)));
+        facts.error("missing-file", key, message, near);
+    }
+}
+
+/// A file beside the missing one whose name is close.
+fn similar(missing: &std::path::Path) -> Option<String> {
+    let wanted = missing.file_name()?.to_str()?;
+    let names = std::fs::read_dir(missing.parent()?).ok()?.take(1000).flatten();
+    names
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .map(|name| (strsim::osa_distance(wanted, &name), name))
+        .filter(|(distance, _)| *distance <= 3)
+        .min()
+        .map(|(_, name)| name)
+}
+
+fn sibling(path: &str, name: &str) -> String {
+    match path.rsplit_once('/') {
+        Some((folder, _)) => format!("{folder}/{name}"),
+        None => name.to_string(),
+    }
+}

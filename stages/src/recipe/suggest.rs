@@ -1,0 +1,175 @@
+//! What the user probably meant: near keys, the section a key belongs to, near words, values in the wanted type.
+
+use pipe_engine::document::Scalar;
+use serde_json::Value;
+
+use super::known;
+use super::scalar::{self, Resolved};
+use super::structure::flatten;
+
+/// A remedy for an unknown key.
+pub(super) struct Hint {
+    /// What to write, as a path from the same place (or from the top, when elsewhere).
+    pub write: String,
+    /// The key is right and its place is not.
+    pub elsewhere: bool,
+    /// The right place, in words.
+    pub belongs: String,
+}
+
+/// A remedy for `name`, which is no key of `schema` at `parent`.
+pub(super) fn key(name: &str, schema: &Value, root: &Value, parent: &str) -> Option<Hint> {
+    let here: Vec<&str> = keys(schema);
+    let same = |other: &&&str| normal(other) == normal(name);
+    if let Some(near) = here.iter().find(same) {
+        return Some(hint(near));
+    }
+    if let Some(found) = elsewhere(name, root, parent) {
+        return Some(found);
+    }
+    if let Some(ours) = known::synonym(&name.to_ascii_lowercase()) {
+        if here.contains(&ours) {
+            return Some(hint(ours));
+        }
+        if let Some(found) = elsewhere(ours, root, parent) {
+            return Some(found);
+        }
+    }
+    if let Some(near) = nearest(name, &here) {
+        return Some(hint(near));
+    }
+    let tops = keys(root);
+    if !parent.is_empty()
+        && let Some(near) = nearest(name, &tops)
+    {
+        return Some(Hint { write: near.to_string(), elsewhere: true, belongs: "the top level".to_string() });
+    }
+    sections(root).into_iter().filter(|(place, _)| place != parent).find_map(|(place, schema)| {
+        let near = nearest(name, &keys(schema))?;
+        Some(Hint { write: format!("{place}.{near}"), elsewhere: true, belongs: format!("`{place}`") })
+    })
+}
+
+/// The word among `words` that was probably meant.
+pub(super) fn word(text: &str, words: &[String]) -> Option<String> {
+    let names: Vec<&str> = words.iter().map(String::as_str).collect();
+    let same = names.iter().find(|other| normal(other) == normal(text)).copied();
+    same.or_else(|| nearest(text, &names)).map(str::to_string)
+}
+
+/// Words in a sentence, the first dozen.
+pub(super) fn listed(words: &[String]) -> String {
+    let shown = words.iter().take(12).cloned().collect::<Vec<_>>().join(", ");
+    if words.len() > 12 { format!("{shown} and {} more", words.len() - 12) } else { shown }
+}
+
+/// A value as a message shows it: short, on one line.
+pub(super) fn shown(text: &str) -> String {
+    let line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(60).collect();
+    let more = if text.chars().count() > 60 { "..." } else { "" };
+    format!("`{line}{more}`")
+}
+
+/// What a scalar is, in words.
+pub(super) fn described(scalar: &Scalar) -> &'static str {
+    match scalar::resolve(scalar) {
+        Resolved::Null => "blank",
+        Resolved::Bool(_) => "a boolean",
+        Resolved::Int(_) => "a number",
+        Resolved::Float(_) => "a number with a fraction",
+        Resolved::Text(_) if scalar.plain => "text",
+        Resolved::Text(_) => "text in quotes",
+    }
+}
+
+/// The value rewritten in the wanted type, where there is an obvious way.
+pub(super) fn retyped(key: &str, scalar: &Scalar, wanted: &str) -> Option<String> {
+    let text = &*scalar.text;
+    match scalar::resolve(scalar) {
+        Resolved::Int(1) if wanted.starts_with("true or false") => Some("true".to_string()),
+        Resolved::Int(0) if wanted.starts_with("true or false") => Some("false".to_string()),
+        Resolved::Int(_) | Resolved::Float(_) | Resolved::Bool(_) if wanted.ends_with("text") => Some(format!("\"{text}\"")),
+        Resolved::Float(x) if key == "warmup_steps" && x < 1.0 => Some(format!("warmup_ratio: {text}")),
+        Resolved::Float(x) if wanted.contains("whole number") => Some(format!("{}", x.round())),
+        Resolved::Text(_) if wanted.contains("a list") && wanted.contains("text") => None,
+        Resolved::Text(_) if key.ends_with("datasets") => Some(format!("- path: {text}")),
+        Resolved::Text(_) if wanted == "a list" => Some(format!("[{text}]")),
+        Resolved::Text(_) if wanted.starts_with("true or false") => {
+            let words: Vec<String> = ["true", "false", "yes", "no", "on", "off", "auto"].map(str::to_string).into();
+            word(&text.to_ascii_lowercase(), &words).or(Some("true or false".to_string()))
+        }
+        Resolved::Text(_) if wanted.contains("number") => numeric(text),
+        _ => None,
+    }
+}
+
+/// A number in other notations: `2,5`, `1_000`, `4k`, `10%`.
+fn numeric(text: &str) -> Option<String> {
+    let text = text.trim();
+    if let Some(percent) = text.strip_suffix('%') {
+        return percent.trim().parse::<f64>().ok().map(|x| (x / 100.0).to_string());
+    }
+    if let Some(thousands) = text.strip_suffix(['k', 'K']) {
+        return thousands.parse::<f64>().ok().map(|x| (x * 1024.0).to_string());
+    }
+    let other = text.replace(',', ".").replace('O', "0").replace('l', "1").replace(' ', "");
+    other.parse::<f64>().ok().filter(|x| x.is_finite()).map(|_| other)
+}
+
+fn hint(name: &str) -> Hint {
+    Hint { write: name.to_string(), elsewhere: false, belongs: String::new() }
+}
+
+fn keys(schema: &Value) -> Vec<&str> {
+    schema.get("properties").and_then(Value::as_object).map(|map| map.keys().map(String::as_str).collect()).unwrap_or_default()
+}
+
+/// Where `name` is a key, if not at `parent`.
+fn elsewhere(name: &str, root: &Value, parent: &str) -> Option<Hint> {
+    if !parent.is_empty() && keys(root).contains(&name) {
+        return Some(Hint { write: name.to_string(), elsewhere: true, belongs: "the top level".to_string() });
+    }
+    let (place, _) = sections(root).into_iter().find(|(place, schema)| place != parent && keys(schema).contains(&name))?;
+    Some(Hint { write: format!("{place}.{name}"), elsewhere: true, belongs: format!("`{place}`") })
+}
+
+/// Every section with keys of its own, and its place.
+fn sections(root: &Value) -> Vec<(String, &Value)> {
+    let mut found = Vec::new();
+    let Some(properties) = root.get("properties").and_then(Value::as_object) else { return found };
+    for (key, property) in properties {
+        let mut simple = Vec::new();
+        flatten(root, property, &mut simple);
+        for schema in simple {
+            if schema.get("properties").is_some() {
+                found.push((key.clone(), schema));
+            }
+            if let Some(items) = schema.get("items") {
+                let mut inner = Vec::new();
+                flatten(root, items, &mut inner);
+                let maps = inner.into_iter().filter(|schema| schema.get("properties").is_some());
+                found.extend(maps.map(|schema| (format!("{key}[0]"), schema)));
+            }
+        }
+    }
+    found
+}
+
+fn normal(name: &str) -> String {
+    name.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect()
+}
+
+/// The closest of `names`, if it is close: at most a third of the letters differ.
+fn nearest<'n>(name: &str, names: &[&'n str]) -> Option<&'n str> {
+    let lower = name.to_ascii_lowercase();
+    let allowed = (lower.chars().count() / 3).clamp(1, 4);
+    names
+        .iter()
+        .map(|other| (strsim::osa_distance(&lower, &other.to_ascii_lowercase()), *other))
+        .filter(|(distance, _)| *distance <= allowed)
+        .min_by(|a, b| {
+            let likeness = |other: &str| strsim::jaro_winkler(&lower, other);
+            a.0.cmp(&b.0).then_with(|| likeness(b.1).total_cmp(&likeness(a.1)))
+        })
+        .map(|(_, other)| other)
+}
