@@ -38,6 +38,8 @@ pub enum Twist {
     EditWhileReading {
         says: bool,
     },
+    /// Adds to its own source file every time.
+    KeepEditing,
 }
 
 /// A fake stage.
@@ -126,6 +128,9 @@ impl Fake {
                 }
             }
         }
+        if let (Twist::KeepEditing, Some(path)) = (&self.twist, &self.file) {
+            fs::write(path, source.clone() + "more\n").map_err(TaskError::io("editing"))?;
+        }
         let mut inputs = Vec::new();
         for path in ctx.inputs.values() {
             let names = ["text", "length"].map(|name| path.join(name));
@@ -161,7 +166,7 @@ impl Fake {
                     fs::rename(&draft, &checkpoint).map_err(TaskError::io("writing a checkpoint"))?;
                 }
             }
-            Twist::None | Twist::Normalise | Twist::EditWhileReading { .. } => {}
+            Twist::None | Twist::Normalise | Twist::EditWhileReading { .. } | Twist::KeepEditing => {}
         }
         Ok(())
     }
