@@ -3,14 +3,13 @@
 //! A row's answer depends on its prompt, the settings and its place in the list, never on which rows share its batch
 //! (but for rounding in the matrix products). Nothing here knows tokenizers or files.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-
 use pipe_job::Generation;
 use tch::{Kind, Tensor};
 
 use crate::decoder::Decoder;
+use crate::events::Events;
 use crate::linear::Pass;
-use crate::{ModelError, Result, random};
+use crate::{Result, random};
 
 /// Prompt tokens read in one go at most, whatever the batch: bounds the memory of long prompts.
 const PROMPT_TOKENS: usize = 8192;
@@ -22,14 +21,14 @@ pub fn answer(
     prompts: &[Vec<i64>],
     settings: &Generation,
     pass: Pass,
-    cancel: &AtomicBool,
+    events: &Events,
     done: &mut dyn FnMut(usize),
 ) -> Result<Vec<Vec<i64>>> {
     let mut answers = vec![Vec::new(); prompts.len()];
     let mut finished = 0;
     for batch in batches(prompts, settings.batch.max(1)) {
         let mut rows: Vec<Row> = batch.into_iter().map(|index| Row::new(index, &prompts[index])).collect();
-        decode(decoder, &mut rows, settings, pass, cancel, &mut |_, _| {})?;
+        decode(decoder, &mut rows, settings, pass, events, &mut |_, _| {})?;
         finished += rows.len();
         for row in rows {
             answers[row.index] = row.answer().to_vec();
@@ -45,11 +44,11 @@ pub fn stream(
     prompt: &[i64],
     settings: &Generation,
     pass: Pass,
-    cancel: &AtomicBool,
+    events: &Events,
     token: &mut dyn FnMut(i64),
 ) -> Result<Vec<i64>> {
     let mut rows = vec![Row::new(0, prompt)];
-    decode(decoder, &mut rows, settings, pass, cancel, &mut |_, id| token(id))?;
+    decode(decoder, &mut rows, settings, pass, events, &mut |_, id| token(id))?;
     Ok(rows.swap_remove(0).answer().to_vec())
 }
 
@@ -97,7 +96,7 @@ fn decode(
     rows: &mut [Row],
     settings: &Generation,
     pass: Pass,
-    cancel: &AtomicBool,
+    events: &Events,
     chosen: &mut dyn FnMut(usize, i64),
 ) -> Result<()> {
     if settings.max_new_tokens == 0 {
@@ -108,9 +107,7 @@ fn decode(
     let mut logits = decoder.prefill(&prompts, &mut cache, pass)?;
     let mut open: Vec<usize> = (0..rows.len()).collect();
     loop {
-        if cancel.load(Ordering::Relaxed) {
-            return Err(ModelError::Cancelled);
-        }
+        events.check()?;
         let tokens = choose(&logits, rows, &open, settings)?;
         let mut kept = Vec::new();
         for (place, (&row, &token)) in open.iter().zip(&tokens).enumerate() {

@@ -7,10 +7,8 @@ use arrow::array::{Array, Int32Array, ListArray, RecordBatch, StringArray};
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
+use crate::loss::IGNORED;
 use crate::{ModelError, Result};
-
-/// The label of a token that is not trained.
-pub const IGNORED: i64 = -100;
 
 /// One row of tokens.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -6,12 +6,14 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
 use arrow::array::{Array, ArrayRef, Int32Array, ListArray, RecordBatch, StringArray};
 use arrow::compute::concat_batches;
-use arrow::datatypes::SchemaRef;
+use arrow::buffer::OffsetBuffer;
+use arrow::datatypes::{DataType, Field, SchemaRef};
 use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ParquetRecordBatchReaderBuilder};
 use parquet::arrow::{ArrowWriter, ProjectionMask};
 use parquet::basic::{Compression, ZstdLevel};
@@ -266,6 +268,13 @@ pub fn int_list(column: &ListArray, i: usize) -> Result<&[i32], TaskError> {
     let values = values.ok_or_else(|| TaskError::Failed("a list between stages does not hold 32-bit integers".into()))?;
     let offsets = column.value_offsets();
     Ok(&values.values()[offsets[i] as usize..offsets[i + 1] as usize])
+}
+
+/// A list column from all values end to end and the end of each list; one allocation per column.
+pub fn int_lists(values: Vec<i32>, ends: &[i32]) -> ArrayRef {
+    let offsets = OffsetBuffer::new(std::iter::once(0).chain(ends.iter().copied()).collect());
+    let item = Arc::new(Field::new("item", DataType::Int32, true));
+    Arc::new(ListArray::new(item, offsets, Arc::new(Int32Array::from(values)), None))
 }
 
 /// A pool of a task's own, so that it uses no more threads than it was given.

@@ -71,7 +71,7 @@ impl Task for Tokenize {
 
     fn version(&self) -> String {
         // The tokenizers crate decides the ids.
-        "1+tokenizers-0.23".into()
+        "2+tokenizers-0.23".into()
     }
 
     fn params(&self) -> Value {
@@ -126,7 +126,7 @@ fn tokenize_file(
 ) -> Result<(), TaskError> {
     let mut writer = TableWriter::create(out, shapes::tokens())?;
     let columns = [
-        "row_id", "text", "piece_ends", "span_starts", "span_ends", "span_roles", "span_train", "bos", "eos", "tokens",
+        "row_id", "text", "piece_ends", "span_starts", "span_ends", "span_limits", "span_roles", "span_train", "bos", "eos", "tokens",
         "labels",
     ];
     for batch in batches(input, &columns, BATCH_ROWS)? {
@@ -151,6 +151,7 @@ struct Rendered<'a> {
     pieces: &'a ListArray,
     starts: &'a ListArray,
     ends: &'a ListArray,
+    limits: &'a ListArray,
     roles: &'a ListArray,
     train: &'a ListArray,
     bos: &'a BooleanArray,
@@ -171,13 +172,14 @@ pub struct RowView<'a> {
 }
 
 impl<'a> Rendered<'a> {
-    fn of(batch: &'a RecordBatch) -> Result<Rendered<'a>, TaskError> {
+    fn of(batch: &'a RecordBatch) -> Result<Self, TaskError> {
         Ok(Rendered {
             ids: text_column(batch, "row_id")?,
             text: text_column(batch, "text")?,
             pieces: list_column(batch, "piece_ends")?,
             starts: list_column(batch, "span_starts")?,
             ends: list_column(batch, "span_ends")?,
+            limits: list_column(batch, "span_limits")?,
             roles: list_column(batch, "span_roles")?,
             train: list_column(batch, "span_train")?,
             bos: typed(batch, "bos")?,
@@ -190,12 +192,14 @@ impl<'a> Rendered<'a> {
     fn view(&self, i: usize) -> Result<RowView<'a>, TaskError> {
         let broken = || TaskError::Failed("a rendered row has columns of unexpected types".into());
         let (starts, ends) = (int_list(self.starts, i)?, int_list(self.ends, i)?);
+        let limits = int_list(self.limits, i)?;
         let roles = self.roles.values().as_any().downcast_ref::<StringArray>().ok_or_else(broken)?;
         let train = self.train.values().as_any().downcast_ref::<Int8Array>().ok_or_else(broken)?;
         let first = self.roles.value_offsets()[i] as usize;
         let spans = starts.iter().zip(ends).enumerate().map(|(n, (&start, &end))| labels::SpanView {
             start: start as usize,
             end: end as usize,
+            limit: limits[n] as usize,
             role: roles.value(first + n),
             train: train.value(first + n),
         });

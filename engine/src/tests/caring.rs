@@ -148,6 +148,8 @@ fn left_overs_go_and_resumable_work_stays() {
 #[test]
 fn an_export_links_and_mirrors_and_costs_no_second_hash() {
     let mut world = World::pipeline();
+    // Sources written a moment ago are hashed twice, which is not what is counted here.
+    std::thread::sleep(Duration::from_millis(30));
     let outcome = world.run();
     let object = outcome.finished.outputs[&NodeName::new("train")].clone();
     let to = world.path("out/adapter");

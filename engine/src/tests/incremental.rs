@@ -114,8 +114,7 @@ fn touching_copying_and_chmod_run_nothing() {
 fn a_moved_project_and_renamed_nodes_run_nothing() {
     let mut world = World::pipeline();
     world.executed();
-    let new = tempfile::tempdir().unwrap();
-    let moved: PathBuf = new.path().join("elsewhere");
+    let moved: PathBuf = world.folder.path().with_extension("moved");
     fs::rename(world.folder.path(), &moved).unwrap();
     let store = Store::open(moved.join(".pipe")).unwrap();
     for name in ["a", "b"] {
@@ -127,15 +126,18 @@ fn a_moved_project_and_renamed_nodes_run_nothing() {
     }
     let states = plan_states(&world.plan(), &store, "", &Selection::default()).unwrap();
     assert!(states.iter().all(|state| state.state == State::Cached), "{states:?}");
+    fs::remove_dir_all(moved).unwrap();
 }
 
 #[test]
 fn a_new_stage_version_is_named_and_cut_off_where_bytes_are_equal() {
     let mut world = World::pipeline();
     world.executed();
-    world.fake("pack.train").version = "2";
-    assert_eq!(state(&world, "pack.train").reason, "the code of pack changed: 1 -> 2");
+    world.fake("pack.train").version = "1b";
+    assert_eq!(state(&world, "pack.train").reason, "the code of pack changed: 1 -> 1b");
     assert_eq!(world.executed(), "pack.train");
+    world.fake("pack.train").version = "2";
+    assert_eq!(world.executed(), "pack.train train eval");
 }
 
 #[test]

@@ -31,5 +31,6 @@ pub use model::{ModelFiles, Source};
 pub use peft::{PeftAdapter, PeftModule};
 pub use special::{SpecialToken, TokenizerInfo, tokenizer_info};
 pub use tokenizer::{tokenizer, tokenizer_json};
+pub use tokenizers::Tokenizer;
 pub use write_folder::{FolderWriter, write_config, write_tokenizer};
 pub use write_gguf::write_gguf;

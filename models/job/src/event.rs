@@ -16,7 +16,7 @@ pub enum Event {
     Warning { message: String },
     /// A fact worth keeping with the run, such as trainable parameters or the device.
     Fact { name: String, value: f64 },
-    /// A piece of streamed chat text.
+    /// A piece of streamed chat text; the fact `answer_tokens` ends an answer.
     Text { text: String },
     /// The job is done; everything it wrote is flushed to disk. `peak_rss_bytes` is this process's high-water mark.
     Done { peak_rss_bytes: u64 },

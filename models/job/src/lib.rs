@@ -47,6 +47,6 @@ pub enum Task {
 pub enum Command {
     /// Stop at the next safe point; state on disk stays resumable.
     Cancel,
-    /// Chat only: the next user message.
+    /// Chat only: the whole conversation so far, rendered with the chat template, to be answered.
     Say { text: String },
 }

@@ -92,7 +92,6 @@ pub struct QuantizeJob {
 pub struct ChatJob {
     pub model: ModelSource,
     pub generation: Generation,
-    pub system: Option<String>,
-    /// Answer this and exit; otherwise wait for `say` commands.
+    /// Answer this conversation, already rendered with the chat template, and exit; otherwise wait for `say` commands.
     pub prompt: Option<String>,
 }

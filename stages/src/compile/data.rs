@@ -140,7 +140,7 @@ fn chain(
     let mut parts = Vec::new();
     if !test {
         let train = vec![input("train", &name("split"), Some("train.parquet"), EXAMPLES)];
-        let augment = Augment::resolve(recipe.augment.as_ref()).map_err(|why| problem("augment", "augment", why))?;
+        let augment = Augment::resolve(recipe.augment.as_ref());
         nodes.push(node(&name("augment"), EXAMPLES, train, augment));
         parts.push(input("train", &name("augment"), Some("train.parquet"), EXAMPLES));
     }
@@ -182,7 +182,7 @@ fn ingest(recipe: &Recipe, project: &Project, source: &Source<'_>) -> Result<Ing
     let split = recipe.split.clone().unwrap_or_default();
     Ok(Ingest {
         sources: sources(project, dataset),
-        file_format: dataset.ds_type.map(file_format),
+        file_format: dataset.ds_type.map(file_format).transpose()?,
         rows,
         keys: DatasetKeys::of(dataset),
         keep: split.stratify_by.into_iter().chain(split.group_by).collect(),
@@ -208,21 +208,24 @@ fn files_of(path: PathBuf) -> Vec<PathBuf> {
     let mut files: Vec<PathBuf> = entries
         .flatten()
         .map(|entry| entry.path())
-        .filter(|file| file.is_file() && FileFormat::of_name(&file.to_string_lossy()).is_some())
+        .filter(|file| file.is_file() && FileFormat::of_path(file) != FileFormat::Unknown)
         .collect();
     files.sort();
     files
 }
 
-fn file_format(kind: FileKind) -> FileFormat {
-    match kind {
+fn file_format(kind: FileKind) -> Result<FileFormat, Problem> {
+    Ok(match kind {
         FileKind::Json => FileFormat::Json,
         FileKind::Jsonl => FileFormat::Jsonl,
         FileKind::Csv => FileFormat::Csv,
         FileKind::Parquet => FileFormat::Parquet,
-        FileKind::Arrow => FileFormat::Arrow,
+        FileKind::Arrow => {
+            let why = "ds_type: arrow is not supported yet; convert the file to parquet".to_string();
+            return Err(problem("unsupported-value", "datasets", why));
+        }
         FileKind::Text => FileFormat::Text,
-    }
+    })
 }
 
 fn uses_template(dataset: &Dataset) -> bool {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::TemplateError;
+use super::render::TemplateError;
 use super::ast::{Args, BinOp, CmpOp, Expr, Filter};
 use super::lexer::Token;
 use super::parser::{Parser, describe};

@@ -2,7 +2,7 @@
 
 use minijinja::{Environment, Error, State, Value as Native};
 
-use super::TemplateError;
+use super::render::TemplateError;
 use super::ast::{BinOp, CmpOp};
 use super::bridge::{Function, Py, answer, arguments, event, from_native, to_native};
 use super::operator;

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::TemplateError;
+use super::render::TemplateError;
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum Token {

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::TemplateError;
+use super::render::TemplateError;
 use super::ast::{Expr, Filter, For, Macro, Name, Stmt, Target, Template};
 use super::lexer::{Lexed, Token, lex};
 

@@ -15,6 +15,9 @@ pub fn transpile(template: &Template, events: bool) -> String {
     writer.out
 }
 
+/// What a rewritten template holds if, and only if, it has a `{% generation %}` block.
+pub const GENERATION: &str = "{{__event('generation_begin')}}";
+
 struct Writer<'t> {
     names: &'t [Arc<str>],
     out: String,
