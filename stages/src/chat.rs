@@ -127,7 +127,6 @@ fn job(chat: &Chat) -> Result<ChatJob, TaskError> {
             stop: info.stop_ids(),
             batch: 1,
         },
-        system: None,
         prompt: None,
     })
 }
