@@ -178,7 +178,11 @@ fn recipes_begin_with_what_a_reader_wants_to_know() {
     for path in recipes {
         let text = read(&path);
         for word in HEADER {
-            assert!(text.lines().any(|l| l.starts_with(&format!("# {word} "))), "{}: no '# {word}' line", shown(&path));
+            assert!(
+                text.lines().any(|l| l.starts_with(&format!("# {word}: "))),
+                "{}: no '# {word}:' line",
+                shown(&path)
+            );
         }
         assert!(text.contains("$schema=../schemas/recipe.schema.json"), "{}: no schema line for editors", shown(&path));
     }
