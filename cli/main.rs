@@ -3,6 +3,7 @@
 //! This file is the table of contents: one module per command, `report` prints, `failure` chooses the exit code. The
 //! command line decides nothing about stages; it opens recipes, asks the engine, and shows what comes back.
 
+mod alone;
 mod args;
 mod cache;
 mod chat;

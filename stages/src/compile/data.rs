@@ -140,7 +140,7 @@ fn chain(
     let mut parts = Vec::new();
     if !test {
         let train = vec![input("train", &name("split"), Some("train.parquet"), EXAMPLES)];
-        let augment = Augment::resolve(recipe.augment.as_ref()).map_err(|why| problem("augment", "augment", why))?;
+        let augment = Augment::resolve(recipe.augment.as_ref());
         nodes.push(node(&name("augment"), EXAMPLES, train, augment));
         parts.push(input("train", &name("augment"), Some("train.parquet"), EXAMPLES));
     }
