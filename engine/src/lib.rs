@@ -8,6 +8,7 @@ pub mod digest;
 pub mod document;
 pub mod event;
 mod execute;
+mod export;
 pub mod key;
 mod lock;
 pub mod manifest;
