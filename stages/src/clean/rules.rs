@@ -109,9 +109,9 @@ fn answer_size(example: &Example) -> u64 {
 /// Whether the row can be rendered at all: messages have roles, tokens have as many labels and are not negative.
 fn is_valid(example: &Example) -> bool {
     match example {
-        Example::Chat { messages, .. } => {
-            messages.iter().all(|message| message.get("role").and_then(|role| role.as_str()).is_some_and(|r| !r.is_empty()))
-        }
+        Example::Chat { messages, .. } => messages
+            .iter()
+            .all(|message| message.get("role").and_then(|role| role.as_str()).is_some_and(|r| !r.is_empty())),
         Example::Tokens { input_ids, labels } => {
             input_ids.len() == labels.len() && input_ids.iter().all(|&id| (0..=i64::from(i32::MAX)).contains(&id))
         }
