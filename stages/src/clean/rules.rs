@@ -62,17 +62,17 @@ impl Candidate {
 pub fn apply(clean: &Clean, rows: &[Candidate]) -> Result<Vec<Option<Reason>>, TaskError> {
     let failed = |e: PolarsError| TaskError::Failed(format!("a clean rule: {e}"));
     let frame = df!(
-        "chars" => rows.iter().map(|row| row.chars).collect::<Vec<_>>(),
-        "answer" => rows.iter().map(|row| row.answer_chars).collect::<Vec<_>>(),
+        "chars" => rows.iter().map(|row| row.chars as i64).collect::<Vec<_>>(),
+        "answer" => rows.iter().map(|row| row.answer_chars as i64).collect::<Vec<_>>(),
         "valid" => rows.iter().map(|row| row.valid).collect::<Vec<_>>(),
     )
     .map_err(failed)?;
     let reasons = [Reason::Invalid, Reason::Empty, Reason::TooShort, Reason::TooLong];
     let rules = [
         col("valid").not(),
-        lit(clean.drop_empty).and(col("answer").eq(lit(0u64)).or(col("chars").eq(lit(0u64)))),
-        col("chars").lt(lit(clean.min_chars.unwrap_or(0))),
-        col("chars").gt(lit(clean.max_chars.unwrap_or(u64::MAX))),
+        lit(clean.drop_empty).and(col("answer").eq(lit(0i64)).or(col("chars").eq(lit(0i64)))),
+        col("chars").lt(lit(bound(clean.min_chars.unwrap_or(0)))),
+        col("chars").gt(lit(bound(clean.max_chars.unwrap_or(u64::MAX)))),
     ];
     let mut verdict = lit(0u32);
     for (i, rule) in rules.into_iter().enumerate().rev() {
@@ -81,6 +81,11 @@ pub fn apply(clean: &Clean, rows: &[Candidate]) -> Result<Vec<Option<Reason>>, T
     let judged = frame.lazy().select([verdict.alias("verdict")]).collect().map_err(failed)?;
     let verdicts = judged.column("verdict").map_err(failed)?.u32().map_err(failed)?;
     Ok(verdicts.iter().map(|rule| rule.filter(|&rule| rule > 0).map(|rule| reasons[rule as usize - 1])).collect())
+}
+
+/// Signed, because polars folds unsigned literals beyond that range only with a feature that costs minutes to build.
+fn bound(chars: u64) -> i64 {
+    i64::try_from(chars).unwrap_or(i64::MAX)
 }
 
 /// How much there is to learn: characters of answers, or tokens. A message that calls tools says something without text.
