@@ -78,7 +78,7 @@ pub fn apply(clean: &Clean, rows: &[Candidate]) -> Result<Vec<Option<Reason>>, T
     for (i, rule) in rules.into_iter().enumerate().rev() {
         verdict = when(rule).then(lit(i as u32 + 1)).otherwise(verdict);
     }
-    let judged = frame.lazy().select([verdict.alias("verdict")]).collect().map_err(failed)?;
+    let judged = frame.lazy().select([verdict.cast(DataType::UInt32).alias("verdict")]).collect().map_err(failed)?;
     let verdicts = judged.column("verdict").map_err(failed)?.u32().map_err(failed)?;
     Ok(verdicts.iter().map(|rule| rule.filter(|&rule| rule > 0).map(|rule| reasons[rule as usize - 1])).collect())
 }
