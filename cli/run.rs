@@ -175,7 +175,7 @@ enum Display {
 impl Display {
     fn of(args: &RunArgs, logging_steps: u64) -> Display {
         match (args.json, args.quiet) {
-            (true, _) => Display::Json(Arc::new(Ndjson::new(|event| pipe_engine::runs::stamp(event)))),
+            (true, _) => Display::Json(Arc::new(Ndjson::new(pipe_engine::runs::stamp))),
             (_, true) => Display::Quiet(Arc::new(report::plain::OnlyTrouble)),
             _ if report::is_live() => Display::Live(Arc::new(Live::new())),
             _ => Display::Plain(Arc::new(Plain::new(logging_steps))),

@@ -385,18 +385,25 @@ impl Store {
     }
 }
 
-/// Writes `bytes` to `path` so that a reader, or a crash, sees the old file or the new one.
+/// Writes `bytes` to `path` so that a reader, or a crash, sees the old file or the new one; durable on return.
 pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
+    replace(path, |draft| {
+        let mut file = File::create(draft)?;
+        file.write_all(bytes)?;
+        file.sync_all()
+    })?;
+    path.parent().map_or(Ok(()), sync_folder).map_err(StoreError::io("flush", path))
+}
+
+/// The same without waiting for the disk: for what a power cut may take, such as the record of a run.
+pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
+    replace(path, |draft| fs::write(draft, bytes))
+}
+
+fn replace(path: &Path, write: impl FnOnce(&Path) -> io::Result<()>) -> Result<(), StoreError> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let draft = path.with_file_name(format!(".{name}.{}", unique()));
-    let write = || -> io::Result<()> {
-        let mut file = File::create(&draft)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&draft, path)?;
-        path.parent().map_or(Ok(()), sync_folder)
-    };
-    write().map_err(|error| {
+    write(&draft).and_then(|()| fs::rename(&draft, path)).map_err(|error| {
         let _ = fs::remove_file(&draft);
         StoreError::io("write", path)(error)
     })

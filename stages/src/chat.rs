@@ -124,10 +124,9 @@ fn job(chat: &Chat) -> Result<ChatJob, TaskError> {
             top_k: chat.top_k,
             repetition_penalty: 1.0,
             seed: chat.seed,
-            stop: info.stop_ids().into_iter().map(i64::from).collect(),
+            stop: info.stop_ids(),
             batch: 1,
         },
-        system: None,
         prompt: None,
     })
 }
