@@ -19,20 +19,16 @@ enum What {
     Recipe,
     /// The reference of all recipe keys, in Markdown.
     Reference,
-    /// The Parquet columns of every kind of row.
+    /// The Parquet columns of every kind of row, in Markdown.
     Rows,
 }
 
 pub fn schema(args: &SchemaArgs) -> Outcome {
     let text = match args.what {
-        What::Recipe => pretty(&pipe_stages::recipe::schema()),
+        What::Recipe => serde_json::to_string_pretty(&pipe_stages::recipe::schema()).unwrap_or_default(),
         What::Reference => pipe_stages::recipe::reference_markdown(),
-        What::Rows => pretty(&pipe_stages::rows::shapes::described()),
+        What::Rows => pipe_stages::rows::reference::markdown(),
     };
     report::bytes(format!("{}\n", text.trim_end()).as_bytes());
     Ok(())
-}
-
-fn pretty(value: &impl serde::Serialize) -> String {
-    serde_json::to_string_pretty(value).unwrap_or_default()
 }

@@ -80,24 +80,6 @@ pub mod shapes {
         schema(vec![text("row_id"), text("from")])
     }
 
-    /// Every shape by name: its columns in order, with arrow's name of their type. `schemas/rows.json` holds this text.
-    pub fn described() -> serde_json::Value {
-        let all =
-            [("raw", raw()), ("example", example()), ("tokens", tokens()), ("packs", packs()), ("lineage", lineage())];
-        let columns = |shape: SchemaRef| -> serde_json::Value {
-            shape.fields().iter().map(|field| describe(field)).collect::<Vec<_>>().into()
-        };
-        serde_json::Value::Object(all.into_iter().map(|(name, shape)| (name.to_string(), columns(shape))).collect())
-    }
-
-    fn describe(field: &Field) -> serde_json::Value {
-        let kind = match field.data_type() {
-            DataType::List(item) => format!("list of {}", item.data_type()),
-            plain => plain.to_string(),
-        };
-        serde_json::json!({"name": field.name(), "type": kind, "nullable": field.is_nullable()})
-    }
-
     fn schema(fields: Vec<Field>) -> SchemaRef {
         Arc::new(Schema::new(fields))
     }
