@@ -133,10 +133,9 @@ fn attempt(job: &Job) -> Result<Report, TaskError> {
     }
     job.sink.emit(Event::NodeStarted { node: job.node.clone(), reason: job.reason.clone() });
     let draft = job.store.draft(job.key).map_err(store_failed)?;
-    let work = job.store.work(job.key);
-    std::fs::create_dir_all(&work).map_err(|source| store_failed(StoreError::io("create", &work)(source)))?;
+    let work = job.store.take_work(job.key).map_err(store_failed)?;
     let files = job.task.files();
-    let context = job.context(inputs, &files, draft.path().to_path_buf(), work.clone());
+    let context = job.context(inputs, &files, draft.path().to_path_buf(), work);
     let summary = guarded(job.task.as_ref(), &context)?;
     let read = context.read.into_inner().unwrap_or_default();
     let ingredients = match job.as_read(&files, &read) {
@@ -147,7 +146,7 @@ fn attempt(job: &Job) -> Result<Report, TaskError> {
     let record = job.record(ingredients, manifest, summary, began.elapsed().as_secs_f64(), before);
     warn_if_unrepeatable(job, &record);
     job.store.publish(draft, &record).map_err(store_failed)?;
-    let _ = std::fs::remove_dir_all(&work);
+    let _ = std::fs::remove_dir_all(job.store.work(job.key));
     Ok(Report::Finished {
         record: Box::new(record),
         outcome: NodeOutcome::Executed,

@@ -328,6 +328,8 @@ impl<'a> Driver<'a> {
         let sender = self.sender.clone();
         let work = move || {
             let report = execute(&job);
+            // It shares the run's record, whose lock must not outlive the run.
+            drop(job);
             let _ = sender.send((i, report));
         };
         let thread = std::thread::Builder::new().name(format!("node {}", self.plan.nodes()[i].name)).spawn(work);

@@ -4,6 +4,8 @@
 //! never on how callers cut them into batches or on thread counts, because the engine compares outputs by digest.
 //! Nothing here knows what a row means.
 
+pub mod reference;
+
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,8 +13,8 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
 use arrow::array::{Array, ArrayRef, Int32Array, ListArray, RecordBatch, StringArray};
-use arrow::compute::concat_batches;
 use arrow::buffer::OffsetBuffer;
+use arrow::compute::concat_batches;
 use arrow::datatypes::{DataType, Field, SchemaRef};
 use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ParquetRecordBatchReaderBuilder};
 use parquet::arrow::{ArrowWriter, ProjectionMask};
@@ -130,7 +132,8 @@ impl TableWriter {
     pub fn create(path: &Path, schema: SchemaRef) -> Result<Self, TaskError> {
         let file = File::create(path).map_err(TaskError::io(format!("cannot create {}", path.display())))?;
         let properties = properties()?;
-        let writer = ArrowWriter::try_new(file, schema.clone(), Some(properties)).map_err(|e| write_failed(path, &e))?;
+        let writer =
+            ArrowWriter::try_new(file, schema.clone(), Some(properties)).map_err(|e| write_failed(path, &e))?;
         let (sender, receiver) = sync_channel(2);
         let place = path.to_path_buf();
         let encoder = std::thread::spawn(move || encode(writer, &receiver, &place));
@@ -257,8 +260,7 @@ impl Iterator for Batches {
 
 /// The number of rows, from the file's footer.
 pub fn row_count(path: &Path) -> Result<u64, TaskError> {
-    let metadata =
-        ArrowReaderMetadata::load(&open(path)?, Default::default()).map_err(|e| read_failed(path, &e))?;
+    let metadata = ArrowReaderMetadata::load(&open(path)?, Default::default()).map_err(|e| read_failed(path, &e))?;
     Ok(metadata.metadata().file_metadata().num_rows().max(0) as u64)
 }
 
@@ -283,7 +285,8 @@ pub fn typed<'a, A: Array + 'static>(batch: &'a RecordBatch, name: &str) -> Resu
 /// The 32-bit integers of row `i` of a list column.
 pub fn int_list(column: &ListArray, i: usize) -> Result<&[i32], TaskError> {
     let values = column.values().as_any().downcast_ref::<Int32Array>();
-    let values = values.ok_or_else(|| TaskError::Failed("a list between stages does not hold 32-bit integers".into()))?;
+    let values =
+        values.ok_or_else(|| TaskError::Failed("a list between stages does not hold 32-bit integers".into()))?;
     let offsets = column.value_offsets();
     Ok(&values.values()[offsets[i] as usize..offsets[i + 1] as usize])
 }

@@ -198,7 +198,8 @@ fn a_hundred_cached_nodes_take_a_moment() {
         began.elapsed()
     };
     let took = (0..5).map(|_| once()).min().unwrap();
-    assert!(took.as_secs_f64() < 0.1, "{took:?}");
+    // 20 ms on an idle machine; this one may be running all other tests.
+    assert!(took.as_secs_f64() < 0.5, "{took:?}");
 }
 
 #[test]

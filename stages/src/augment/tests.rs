@@ -40,7 +40,8 @@ fn unasked_the_rows_pass_byte_for_byte() {
 
 #[test]
 fn copies_have_ids_of_their_own_and_lead_back() {
-    let done = augment(r#"{"repeat": 2, "paraphrase": ["{request}, please.", "Now {request}"], "copies": 2}"#, &["a", "b"]);
+    let done =
+        augment(r#"{"repeat": 2, "paraphrase": ["{request}, please.", "Now {request}"], "copies": 2}"#, &["a", "b"]);
     let ids = done.texts(TRAIN_FILE, "row_id");
     assert_eq!((ids.len(), ids.iter().collect::<HashSet<_>>().len(), done.stat("added")), (12, 12, 10));
     let data = done.texts(TRAIN_FILE, "data");

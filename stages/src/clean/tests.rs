@@ -71,7 +71,8 @@ fn what_clean_takes_away_leaves_no_trace_downstream() {
 
 #[test]
 fn near_duplicates_go_when_asked() {
-    let long = |last: &str| row("q", &format!("{} {last}", (0..60).map(|i| format!("word{i}")).collect::<Vec<_>>().join(" ")));
+    let long =
+        |last: &str| row("q", &format!("{} {last}", (0..60).map(|i| format!("word{i}")).collect::<Vec<_>>().join(" ")));
     let rows = [long("one"), long("two"), row("other", "text entirely")];
     let done = clean(r#"{"dedup": "near"}"#, &rows);
     assert_eq!((done.summary.rows, done.stat("dropped_near_duplicate")), (Some(2), 1));

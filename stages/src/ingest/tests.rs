@@ -126,20 +126,38 @@ fn recipe_keys_rename_fields_roles_and_flags() {
 #[test]
 fn other_formats_become_their_shapes() {
     for (kind, row, expected) in [
-        ("alpaca:chat_template", r#"{"instruction": "i", "input": "x", "output": "o"}"#,
-         r#"{"shape":"chat","messages":[{"role":"user","content":"i\n\nx"},{"role":"assistant","content":"o"}]}"#),
+        (
+            "alpaca:chat_template",
+            r#"{"instruction": "i", "input": "x", "output": "o"}"#,
+            r#"{"shape":"chat","messages":[{"role":"user","content":"i\n\nx"},{"role":"assistant","content":"o"}]}"#,
+        ),
         ("completion", r#"{"text": "t"}"#, r#"{"shape":"completion","text":"t"}"#),
-        ("input_output", r#"{"segments": [{"label": true, "text": "t"}]}"#,
-         r#"{"shape":"segments","segments":[{"label":true,"text":"t"}]}"#),
-        ("pretokenized", r#"{"input_ids": [1, 2], "labels": [-100, 2]}"#,
-         r#"{"shape":"tokens","input_ids":[1,2],"labels":[-100,2]}"#),
-        ("self_instruct", r#"{"instruction": "i", "instances": [{"input": "x", "output": "o"}]}"#,
-         r#"{"shape":"instruct","instruction":"i","input":"x","output":"o"}"#),
-        ("jeopardy", r#"{"question": "q", "category": "c", "answer": 42}"#,
-         r#"{"shape":"instruct","instruction":"q","input":"c","output":"what is 42"}"#),
+        (
+            "input_output",
+            r#"{"segments": [{"label": true, "text": "t"}]}"#,
+            r#"{"shape":"segments","segments":[{"label":true,"text":"t"}]}"#,
+        ),
+        (
+            "pretokenized",
+            r#"{"input_ids": [1, 2], "labels": [-100, 2]}"#,
+            r#"{"shape":"tokens","input_ids":[1,2],"labels":[-100,2]}"#,
+        ),
+        (
+            "self_instruct",
+            r#"{"instruction": "i", "instances": [{"input": "x", "output": "o"}]}"#,
+            r#"{"shape":"instruct","instruction":"i","input":"x","output":"o"}"#,
+        ),
+        (
+            "jeopardy",
+            r#"{"question": "q", "category": "c", "answer": 42}"#,
+            r#"{"shape":"instruct","instruction":"q","input":"c","output":"what is 42"}"#,
+        ),
         ("auto", r#"{"prompt": "p", "completion": "c"}"#, r#"{"shape":"instruct","instruction":"p","output":"c"}"#),
-        ("auto", r#"{"instruction": "i", "context": "x", "response": "o"}"#,
-         r#"{"shape":"instruct","instruction":"i","input":"x","output":"o"}"#),
+        (
+            "auto",
+            r#"{"instruction": "i", "context": "x", "response": "o"}"#,
+            r#"{"shape":"instruct","instruction":"i","input":"x","output":"o"}"#,
+        ),
         ("auto", r#"{"text": "t", "meta": 1}"#, r#"{"shape":"completion","text":"t"}"#),
     ] {
         assert_eq!(data("d.jsonl", row.as_bytes(), kind), [expected], "{kind}");

@@ -13,7 +13,12 @@ fn tokens(rows: &[Row]) -> (TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("train.parquet");
     let ends = |of: fn(&Row) -> usize| -> Vec<i32> {
-        rows.iter().scan(0, |end, row| { *end += of(row) as i32; Some(*end) }).collect()
+        rows.iter()
+            .scan(0, |end, row| {
+                *end += of(row) as i32;
+                Some(*end)
+            })
+            .collect()
     };
     let ids = arrow::array::StringArray::from_iter_values((0..rows.len()).map(|i| format!("{i:032x}")));
     let lengths = arrow::array::Int32Array::from_iter_values(rows.iter().map(|row| row.0.len() as i32));

@@ -44,7 +44,7 @@ pub struct Recipe {
     pub datasets: Option<Vec<Dataset>>,
     /// Rows to test on, instead of a share of `datasets`.
     pub test_datasets: Option<Vec<Dataset>>,
-    /// Rows held out for evaluation: a share up to 1, or a count; alias of `split.val`.
+    /// Rows held out for evaluation: a share below 1, or a count; alias of `split.val`.
     #[schemars(range(min = 0), extend("default" = 0.0))]
     pub val_set_size: Option<f64>,
     /// Mix the rows of all datasets.

@@ -79,7 +79,7 @@ fn splits(facts: &mut Facts<'_>) {
         facts.warning(
             "ambiguous-share",
             key,
-            format!("`{key}: 1` holds out every row"),
+            format!("`{key}: 1` is a count, and holds out one row; Axolotl reads it as all rows"),
             Some("a share below 1, or a count above 1".to_string()),
         );
     }
