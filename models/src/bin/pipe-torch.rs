@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use pipe_job::{Event, Job, Task};
 use pipe_models::error::first_line;
 use pipe_models::events::Events;
-use pipe_models::{ModelError, Result, device, train};
+use pipe_models::{ModelError, Result, chat, device, eval, merge, quantize, train};
 
 fn main() -> ExitCode {
     device::prepare_process();
@@ -38,11 +38,14 @@ fn work(events: &Events) -> Result<()> {
     read.map_err(|e| ModelError::work(format!("no job on standard input: {e}")))?;
     let job: Job = serde_json::from_str(&line)
         .map_err(|e| ModelError::input(format!("not a job ({e}); this program is started by pipe, not by hand")))?;
-    let _commands = events.listen(input);
+    let commands = events.listen(input);
     device::set_threads(job.threads);
     match &job.task {
         Task::Train(job) => train::run(job, events),
-        other => Err(ModelError::work(format!("this worker cannot do {other:?} yet"))),
+        Task::Eval(job) => eval::eval(job, events),
+        Task::Merge(job) => merge::merge(job, events),
+        Task::Quantize(job) => quantize::quantize(job, events),
+        Task::Chat(job) => chat::chat(job, &commands, events),
     }
 }
 
