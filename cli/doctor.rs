@@ -155,7 +155,12 @@ fn worker() -> Finding {
 fn broken(path: &Path, why: &str) -> Finding {
     let why = why.lines().next().unwrap_or("it says nothing");
     let remedy = Some("make quickstart fetches libtorch again; LIBTORCH names one you have".to_string());
-    Finding { what: "libtorch", verdict: Verdict::Bad, found: format!("{} does not start: {why}", path.display()), remedy }
+    Finding {
+        what: "libtorch",
+        verdict: Verdict::Bad,
+        found: format!("{} does not start: {why}", path.display()),
+        remedy,
+    }
 }
 
 fn disk(store: &Path) -> Finding {
