@@ -1,4 +1,4 @@
-//! `pipe schema`: the JSON Schema of recipes.
+//! `pipe schema`: the JSON Schema of recipes, and the other descriptions that are generated from types.
 
 use clap::{Args, ValueEnum};
 
@@ -15,12 +15,24 @@ pub struct SchemaArgs {
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum What {
+    /// JSON Schema of recipes.
     Recipe,
+    /// The reference of all recipe keys, in Markdown.
+    Reference,
+    /// The Parquet columns of every kind of row.
+    Rows,
 }
 
 pub fn schema(args: &SchemaArgs) -> Outcome {
-    let What::Recipe = args.what;
-    let text = serde_json::to_string_pretty(&pipe_stages::recipe::schema()).unwrap_or_default();
-    report::bytes(format!("{text}\n").as_bytes());
+    let text = match args.what {
+        What::Recipe => pretty(&pipe_stages::recipe::schema()),
+        What::Reference => pipe_stages::recipe::reference_markdown(),
+        What::Rows => pretty(&pipe_stages::rows::shapes::described()),
+    };
+    report::bytes(format!("{}\n", text.trim_end()).as_bytes());
     Ok(())
+}
+
+fn pretty(value: &impl serde::Serialize) -> String {
+    serde_json::to_string_pretty(value).unwrap_or_default()
 }

@@ -27,7 +27,7 @@ constexpr int64_t kGrain = 16384;
 template <class F>
 auto by_kind(const Tensor& x, F f) {
   TORCH_CHECK(x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16, "expected f32 or bf16, got ", x.scalar_type());
-  return x.scalar_type() == at::kFloat ? f(static_cast<float*>(nullptr)) : f(static_cast<pipe::bf16*>(nullptr));
+  return x.scalar_type() == at::kFloat ? f(static_cast<float*>(nullptr)) : f(static_cast<pipe_kernels::bf16*>(nullptr));
 }
 
 template <class T>
@@ -106,7 +106,7 @@ Tensor dropped(const Tensor& x, double p, int64_t seed) {
     // Blocks of 256 keep every thread's start a multiple of the mask's word.
     const int64_t blocks = (from.numel() + 255) / 256;
     at::parallel_for(0, blocks, kGrain / 256, [&](int64_t first, int64_t last) {
-      pipe::dropout_span(data<T>(from), data<T>(out), first * 256, std::min(last * 256, from.numel()),
+      pipe_kernels::dropout_span(data<T>(from), data<T>(out), first * 256, std::min(last * 256, from.numel()),
                          static_cast<uint64_t>(seed), p);
     });
   });
@@ -114,11 +114,14 @@ Tensor dropped(const Tensor& x, double p, int64_t seed) {
 }
 
 struct LinearFunction : Function<LinearFunction> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& a, const Tensor& b, const Tensor& bias,
-                        const Weight& weight, double scale, double dropout, int64_t seed) {
+  // Optional, because autograd takes note of every plain tensor it is given, and an undefined one has no note to take.
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const std::optional<Tensor>& lora_a,
+                        const std::optional<Tensor>& lora_b, const std::optional<Tensor>& bias, const Weight& weight,
+                        double scale, double dropout, int64_t seed) {
+    const Tensor a = lora_a.value_or(Tensor()), b = lora_b.value_or(Tensor());
     const auto kind = x.scalar_type();
     Tensor y = at::mm(x, weight.tensor(kind).t());
-    if (bias.defined()) y.add_(bias.to(kind));
+    if (bias) y.add_(bias->to(kind));
     Tensor low;
     if (a.defined()) {
       low = at::mm(dropped(x, dropout, seed), a.to(kind).t());
@@ -174,7 +177,7 @@ struct RmsNormFunction : Function<RmsNormFunction> {
       using T = std::remove_pointer_t<decltype(type)>;
       at::parallel_for(0, rows, grain(n), [&](int64_t first, int64_t last) {
         for (int64_t r = first; r < last; r++)
-          data<float>(scales)[r] = pipe::rms_norm_row(data<T>(x) + r * n, data<T>(w), data<T>(out) + r * n, n, static_cast<float>(eps));
+          data<float>(scales)[r] = pipe_kernels::rms_norm_row(data<T>(x) + r * n, data<T>(w), data<T>(out) + r * n, n, static_cast<float>(eps));
       });
     });
     ctx->save_for_backward({x, w, scales});
@@ -189,7 +192,7 @@ struct RmsNormFunction : Function<RmsNormFunction> {
       using T = std::remove_pointer_t<decltype(type)>;
       at::parallel_for(0, rows, grain(n), [&](int64_t first, int64_t last) {
         for (int64_t r = first; r < last; r++)
-          pipe::rms_norm_back_row(data<T>(x) + r * n, data<T>(w), data<T>(grad) + r * n, data<T>(out) + r * n, n, data<float>(scales)[r]);
+          pipe_kernels::rms_norm_back_row(data<T>(x) + r * n, data<T>(w), data<T>(grad) + r * n, data<T>(out) + r * n, n, data<float>(scales)[r]);
       });
     });
     return {out, Tensor(), Tensor()};
@@ -202,7 +205,7 @@ struct SwigluFunction : Function<SwigluFunction> {
     by_kind(gate, [&](auto* type) {
       using T = std::remove_pointer_t<decltype(type)>;
       at::parallel_for(0, gate.numel(), kGrain, [&](int64_t first, int64_t last) {
-        pipe::swiglu_span(data<T>(gate) + first, data<T>(up) + first, data<T>(out) + first, last - first);
+        pipe_kernels::swiglu_span(data<T>(gate) + first, data<T>(up) + first, data<T>(out) + first, last - first);
       });
     });
     ctx->save_for_backward({gate, up});
@@ -215,7 +218,7 @@ struct SwigluFunction : Function<SwigluFunction> {
     by_kind(gate, [&](auto* type) {
       using T = std::remove_pointer_t<decltype(type)>;
       at::parallel_for(0, gate.numel(), kGrain, [&](int64_t first, int64_t last) {
-        pipe::swiglu_back_span(data<T>(gate) + first, data<T>(up) + first, data<T>(grad) + first,
+        pipe_kernels::swiglu_back_span(data<T>(gate) + first, data<T>(up) + first, data<T>(grad) + first,
                                data<T>(gate_grad) + first, data<T>(up_grad) + first, last - first);
       });
     });
@@ -234,7 +237,7 @@ Tensor rotated(const Tensor& input, const Tensor& cos, const Tensor& sin, float 
       for (int64_t t = first; t < last; t++)
         for (int64_t h = 0; h < heads; h++) {
           const int64_t at = t * width + h * 2 * half;
-          pipe::rotate_head(data<T>(x) + at, data<float>(cos) + t * half, data<float>(sin) + t * half, data<T>(out) + at, half, sign);
+          pipe_kernels::rotate_head(data<T>(x) + at, data<float>(cos) + t * half, data<float>(sin) + t * half, data<T>(out) + at, half, sign);
         }
     });
   });
@@ -308,7 +311,7 @@ Tensor weights_of(const Tensor& q, const Tensor& k, const Heads& heads, const Bl
       for (int64_t r = first; r < last; r++) {
         const int64_t limit = b.start + r % rows - b.key_start + 1;
         const int64_t begin = heads.window > 0 ? std::max<int64_t>(0, limit - heads.window) : 0;
-        pipe::softmax_row(data<T>(scores) + r * keys, begin, limit, keys, static_cast<float>(heads.scale));
+        pipe_kernels::softmax_row(data<T>(scores) + r * keys, begin, limit, keys, static_cast<float>(heads.scale));
       }
     });
   });
@@ -373,7 +376,7 @@ struct AttentionFunction : Function<AttentionFunction> {
         using T = std::remove_pointer_t<decltype(type)>;
         at::parallel_for(0, rows, grain(keys), [&](int64_t first, int64_t last) {
           for (int64_t r = first; r < last; r++)
-            pipe::softmax_back_row(data<T>(weights) + r * keys, data<T>(scores_grad) + r * keys, keys, static_cast<float>(heads.scale));
+            pipe_kernels::softmax_back_row(data<T>(weights) + r * keys, data<T>(scores_grad) + r * keys, keys, static_cast<float>(heads.scale));
         });
       });
       put_queries(at::bmm(scores_grad, keys_view(k, heads, b.key_start, b.end)), dq, heads, b);
@@ -410,7 +413,7 @@ struct HeadLossFunction : Function<HeadLossFunction> {
         using T = std::remove_pointer_t<decltype(type)>;
         at::parallel_for(0, count, 1, [&](int64_t first, int64_t last) {
           for (int64_t r = first; r < last; r++)
-            data<float>(losses)[start + r] = pipe::cross_entropy_row(data<T>(logits) + r * vocabulary, vocabulary, data<int64_t>(targets)[start + r], differentiate);
+            data<float>(losses)[start + r] = pipe_kernels::cross_entropy_row(data<T>(logits) + r * vocabulary, vocabulary, data<int64_t>(targets)[start + r], differentiate);
         });
       });
       if (differentiate) {
@@ -479,8 +482,8 @@ Tensor* guarded(char** error, F f) {
   return nullptr;
 }
 
-Tensor or_undefined(const Tensor* x) {
-  return x ? *x : Tensor();
+std::optional<Tensor> if_given(const Tensor* x) {
+  return x ? std::optional<Tensor>(*x) : std::nullopt;
 }
 
 }  // namespace
@@ -491,7 +494,7 @@ Tensor* pipe_linear(const Tensor* x, const PipeWeight* weight, const Tensor* bia
   return guarded(error, [&] {
     const PipeLora none{nullptr, nullptr, 0, 0, 0};
     const PipeLora& l = lora ? *lora : none;
-    return LinearFunction::apply(x->contiguous(), or_undefined(l.a), or_undefined(l.b), or_undefined(bias),
+    return LinearFunction::apply(x->contiguous(), if_given(l.a), if_given(l.b), if_given(bias),
                                  Weight::from(*weight), l.scale, l.dropout, static_cast<int64_t>(l.seed));
   });
 }

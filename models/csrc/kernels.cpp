@@ -11,7 +11,7 @@
 #endif
 #define PIPE_INLINE static inline __attribute__((always_inline))
 
-namespace pipe {
+namespace pipe_kernels {
 namespace {
 
 PIPE_INLINE uint32_t bits_of(float value) {
@@ -200,4 +200,4 @@ PIPE_INLINE void dropout(const T* x, T* __restrict out, int64_t begin, int64_t e
 PIPE_KERNELS(float)
 PIPE_KERNELS(bf16)
 
-}  // namespace pipe
+}  // namespace pipe_kernels

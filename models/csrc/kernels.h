@@ -4,7 +4,7 @@
 #pragma once
 #include <cstdint>
 
-namespace pipe {
+namespace pipe_kernels {
 
 // bfloat16 as it lies in memory.
 struct bf16 {
@@ -44,4 +44,4 @@ float cross_entropy_row(bf16* logits, int64_t n, int64_t target, bool gradient);
 void dropout_span(const float* x, float* out, int64_t begin, int64_t end, uint64_t seed, double p);
 void dropout_span(const bf16* x, bf16* out, int64_t begin, int64_t end, uint64_t seed, double p);
 
-}  // namespace pipe
+}  // namespace pipe_kernels

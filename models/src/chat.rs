@@ -18,7 +18,7 @@ pub fn chat(job: &ChatJob, commands: &Receiver<Command>, events: &Events) -> Res
     let tokenizer = pipe_files::tokenizer(&job.model.path)?;
     let mut decoder = tuned::load_tuned(&job.model, events)?;
     tuned::densify(&mut decoder);
-    let mut answer = |text: &str| {
+    let answer = |text: &str| {
         let encoding = tokenizer.encode(text, false).map_err(|e| ModelError::work(format!("tokenising: {e}")))?;
         let ids: Vec<i64> = encoding.get_ids().iter().map(|&id| i64::from(id)).collect();
         turn(job, &decoder, &tokenizer, &ids, events)

@@ -3,19 +3,32 @@
 //! The binary `pipe-torch` is the only program that links this crate. It must not know recipes, plans or stores:
 //! a job comes in, events and files go out.
 
+pub mod adapter;
 pub mod attention;
+pub mod checkpoint;
+pub mod chat;
 pub mod decoder;
 pub mod device;
 pub mod error;
+pub mod eval;
 pub mod events;
 #[cfg(test)]
 mod fixture;
+pub mod generate;
 pub mod kernels;
 pub mod linear;
 pub mod load;
 pub mod loss;
+pub mod merge;
 pub mod nf4;
+pub mod optimizer;
+pub mod packs;
+pub mod quantize;
 pub mod random;
+pub mod schedule;
 pub mod shim;
+pub mod train;
+pub mod token_rows;
+pub mod tuned;
 
 pub use error::{ModelError, Result};

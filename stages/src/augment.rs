@@ -69,9 +69,9 @@ impl Augment {
     /// Names the template that lacks `{request}`, if one does.
     pub fn check(&self) -> Result<(), String> {
         match self.paraphrase.iter().find(|template| !template.contains(REQUEST)) {
-            Some(bad) => {
-                Err(format!("augment.paraphrase: `{bad}` does not contain `{REQUEST}`, the place of the row's own text"))
-            }
+            Some(bad) => Err(format!(
+                "augment.paraphrase: `{bad}` does not contain `{REQUEST}`, the place of the row's own text"
+            )),
             None => Ok(()),
         }
     }
@@ -137,7 +137,8 @@ struct Grown {
 
 impl Augment {
     fn grow(&self, batch: &RecordBatch) -> Result<Grown, TaskError> {
-        let (ids, data, meta) = (text_column(batch, "row_id")?, text_column(batch, "data")?, text_column(batch, "meta")?);
+        let (ids, data, meta) =
+            (text_column(batch, "row_id")?, text_column(batch, "data")?, text_column(batch, "meta")?);
         let mut grown = Grown::default();
         for i in 0..batch.num_rows() {
             let (id, text) = (ids.value(i), data.value(i));

@@ -20,9 +20,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::recipe::ExcessLength;
-use crate::rows::{
-    PACKS_FILE, TableWriter, batches, int_list, int_lists, list_column, row_count, shapes, text_column,
-};
+use crate::rows::{PACKS_FILE, TableWriter, batches, int_list, int_lists, list_column, row_count, shapes, text_column};
 
 const ROWS_PER_BATCH: usize = 2048;
 const MASKED: i32 = -100;
@@ -234,7 +232,9 @@ impl<'a> Packing<'a> {
                 ctx.node, self.pack.sequence_len, self.pack.min_sample_len
             );
             if ctx.node.as_str() == "pack.train" {
-                return Err(TaskError::Input(format!("{why}; raise sequence_len or look at the rows with `pipe show`")));
+                return Err(TaskError::Input(format!(
+                    "{why}; raise sequence_len or look at the rows with `pipe show`"
+                )));
             }
             summary.warnings.push(why);
         }

@@ -4,6 +4,8 @@
 //! never on how callers cut them into batches or on thread counts, because the engine compares outputs by digest.
 //! Nothing here knows what a row means.
 
+pub mod reference;
+
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,8 +13,8 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
 use arrow::array::{Array, ArrayRef, Int32Array, ListArray, RecordBatch, StringArray};
-use arrow::compute::concat_batches;
 use arrow::buffer::OffsetBuffer;
+use arrow::compute::concat_batches;
 use arrow::datatypes::{DataType, Field, SchemaRef};
 use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ParquetRecordBatchReaderBuilder};
 use parquet::arrow::{ArrowWriter, ProjectionMask};
@@ -78,6 +80,24 @@ pub mod shapes {
         schema(vec![text("row_id"), text("from")])
     }
 
+    /// Every shape by name: its columns in order, with arrow's name of their type. `schemas/rows.json` holds this text.
+    pub fn described() -> serde_json::Value {
+        let all =
+            [("raw", raw()), ("example", example()), ("tokens", tokens()), ("packs", packs()), ("lineage", lineage())];
+        let columns = |shape: SchemaRef| -> serde_json::Value {
+            shape.fields().iter().map(|field| describe(field)).collect::<Vec<_>>().into()
+        };
+        serde_json::Value::Object(all.into_iter().map(|(name, shape)| (name.to_string(), columns(shape))).collect())
+    }
+
+    fn describe(field: &Field) -> serde_json::Value {
+        let kind = match field.data_type() {
+            DataType::List(item) => format!("list of {}", item.data_type()),
+            plain => plain.to_string(),
+        };
+        serde_json::json!({"name": field.name(), "type": kind, "nullable": field.is_nullable()})
+    }
+
     fn schema(fields: Vec<Field>) -> SchemaRef {
         Arc::new(Schema::new(fields))
     }
@@ -112,7 +132,8 @@ impl TableWriter {
     pub fn create(path: &Path, schema: SchemaRef) -> Result<Self, TaskError> {
         let file = File::create(path).map_err(TaskError::io(format!("cannot create {}", path.display())))?;
         let properties = properties()?;
-        let writer = ArrowWriter::try_new(file, schema.clone(), Some(properties)).map_err(|e| write_failed(path, &e))?;
+        let writer =
+            ArrowWriter::try_new(file, schema.clone(), Some(properties)).map_err(|e| write_failed(path, &e))?;
         let (sender, receiver) = sync_channel(2);
         let place = path.to_path_buf();
         let encoder = std::thread::spawn(move || encode(writer, &receiver, &place));
@@ -239,8 +260,7 @@ impl Iterator for Batches {
 
 /// The number of rows, from the file's footer.
 pub fn row_count(path: &Path) -> Result<u64, TaskError> {
-    let metadata =
-        ArrowReaderMetadata::load(&open(path)?, Default::default()).map_err(|e| read_failed(path, &e))?;
+    let metadata = ArrowReaderMetadata::load(&open(path)?, Default::default()).map_err(|e| read_failed(path, &e))?;
     Ok(metadata.metadata().file_metadata().num_rows().max(0) as u64)
 }
 
@@ -265,7 +285,8 @@ pub fn typed<'a, A: Array + 'static>(batch: &'a RecordBatch, name: &str) -> Resu
 /// The 32-bit integers of row `i` of a list column.
 pub fn int_list(column: &ListArray, i: usize) -> Result<&[i32], TaskError> {
     let values = column.values().as_any().downcast_ref::<Int32Array>();
-    let values = values.ok_or_else(|| TaskError::Failed("a list between stages does not hold 32-bit integers".into()))?;
+    let values =
+        values.ok_or_else(|| TaskError::Failed("a list between stages does not hold 32-bit integers".into()))?;
     let offsets = column.value_offsets();
     Ok(&values.values()[offsets[i] as usize..offsets[i + 1] as usize])
 }
@@ -351,5 +372,7 @@ fn write_failed(path: &Path, error: &dyn std::fmt::Display) -> TaskError {
     TaskError::Failed(format!("cannot write the table {}: {error}", path.display()))
 }
 
+#[cfg(test)]
+pub mod harness;
 #[cfg(test)]
 mod tests;

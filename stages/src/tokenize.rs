@@ -118,7 +118,7 @@ pub fn load_tokenizer(path: &Path, added: &[String]) -> Result<Tokenizer, TaskEr
 }
 
 fn tokenize_file(
-    labeller: &Labeller,
+    labeller: &Labeller<'_>,
     input: &Path,
     out: &Path,
     ctx: &Context,

@@ -101,3 +101,58 @@ fn contents(outcome: &crate::schedule::Outcome) -> BTreeMap<String, (String, Str
         })
         .collect()
 }
+
+/// Names a small, full-able disk for [`on_a_small_disk`].
+const SMALL_DISK: &str = "PIPE_TEST_SMALL_DISK";
+
+/// Run by [`a_full_disk_is_said_and_loses_nothing`] where a small disk is mounted; as a test by itself it does nothing.
+#[test]
+fn on_a_small_disk() {
+    let Ok(disk) = std::env::var(SMALL_DISK) else { return };
+    let mut world = World::at(&disk).with_pipeline();
+    world.fake("train").twist = Twist::Big(1 << 20);
+    let outcome = world.run();
+    assert_eq!(super::fake::names(&outcome.finished.failed), "train");
+    assert_eq!(outcome.finished.executed.len(), 7);
+    assert!(outcome.failures[0].hint.as_deref().unwrap().starts_with("free space"), "{:?}", outcome.failures);
+    let left = |folder: &str| fs::read_dir(world.path(".pipe").join(folder)).unwrap().count();
+    assert_eq!((left("drafts"), left("quarantine")), (0, 0));
+    let filler = Path::new(&disk).join("filler");
+    while let Ok(mut file) = fs::File::options().create(true).append(true).open(&filler) {
+        if std::io::Write::write_all(&mut file, &[0; 512]).is_err() {
+            break;
+        }
+    }
+    let sink = std::sync::Arc::new(crate::event::Silent);
+    let store = std::sync::Arc::new(Store::open(world.path(".pipe")).unwrap());
+    let full = crate::schedule::run(&world.plan(), &store, &Options::default(), sink, &Default::default());
+    // What is stored is still found, or the run says at once that it cannot be recorded.
+    match full {
+        Ok(outcome) => assert_eq!(outcome.finished.cached.len(), 7),
+        Err(error) => assert!(error.to_string().contains("disk is full"), "{error}"),
+    }
+    fs::remove_file(filler).unwrap();
+    world.fake("train").twist = Twist::None;
+    assert_eq!(world.executed(), "train eval");
+    assert_eq!(verify(&world.store()), Vec::new());
+}
+
+/// Needs the right to mount a memory disk in a name space of its own; where that is denied nothing can be shown.
+#[test]
+fn a_full_disk_is_said_and_loses_nothing() {
+    let disk = tempfile::tempdir().unwrap();
+    let in_space = |script: &str| {
+        Command::new("unshare")
+            .args(["-rm", "sh", "-c", script])
+            .arg(std::env::current_exe().unwrap())
+            .env(SMALL_DISK, disk.path())
+            .output()
+    };
+    let mount = format!("mount -t tmpfs -o size=600k none \"${SMALL_DISK}\"");
+    if !in_space(&mount).is_ok_and(|output| output.status.success()) {
+        return;
+    }
+    let output = in_space(&format!("{mount} && \"$0\" --exact tests::crash::on_a_small_disk --nocapture")).unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("1 passed"));
+}

@@ -34,10 +34,14 @@ pub enum Twist {
     Normalise,
     /// Counts to this number through checkpoints in the work folder, taking up where it was killed.
     Steps(u32),
+    /// Writes this many bytes more.
+    Big(usize),
     /// Edits its own source file after reading it, and says (or not) what it read.
     EditWhileReading {
         says: bool,
     },
+    /// Adds to its own source file every time.
+    KeepEditing,
 }
 
 /// A fake stage.
@@ -126,6 +130,9 @@ impl Fake {
                 }
             }
         }
+        if let (Twist::KeepEditing, Some(path)) = (&self.twist, &self.file) {
+            fs::write(path, source.clone() + "more\n").map_err(TaskError::io("editing"))?;
+        }
         let mut inputs = Vec::new();
         for path in ctx.inputs.values() {
             let names = ["text", "length"].map(|name| path.join(name));
@@ -136,6 +143,9 @@ impl Fake {
         let text = self.text(&source, &inputs);
         fs::create_dir(ctx.out().join("more")).map_err(TaskError::io("writing"))?;
         fs::write(ctx.out().join("more/length"), text.len().to_string()).map_err(TaskError::io("writing"))?;
+        if let Twist::Big(bytes) = self.twist {
+            fs::write(ctx.out().join("more/big"), vec![b'x'; bytes]).map_err(TaskError::io("writing"))?;
+        }
         fs::write(ctx.out().join("text"), &text).map_err(TaskError::io("writing"))?;
         Ok(Summary { rows: Some(text.lines().count() as u64), ..Summary::default() })
     }
@@ -161,7 +171,7 @@ impl Fake {
                     fs::rename(&draft, &checkpoint).map_err(TaskError::io("writing a checkpoint"))?;
                 }
             }
-            Twist::None | Twist::Normalise | Twist::EditWhileReading { .. } => {}
+            Twist::None | Twist::Normalise | Twist::Big(_) | Twist::EditWhileReading { .. } | Twist::KeepEditing => {}
         }
         Ok(())
     }
@@ -178,13 +188,21 @@ impl World {
     pub fn new() -> World {
         // Thousands of flushes are quick in memory.
         let memory = Path::new("/dev/shm");
-        let folder = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() };
-        World { folder: folder.unwrap(), nodes: BTreeMap::new(), busy: Arc::default() }
+        World::at(if memory.is_dir() { memory.to_path_buf() } else { std::env::temp_dir() })
+    }
+
+    /// A world below this folder.
+    pub fn at(parent: impl AsRef<Path>) -> World {
+        World { folder: tempfile::tempdir_in(parent).unwrap(), nodes: BTreeMap::new(), busy: Arc::default() }
     }
 
     /// Two data sets, each ingested and cleaned, packed together, trained and evaluated.
     pub fn pipeline() -> World {
-        let mut world = World::new();
+        World::new().with_pipeline()
+    }
+
+    pub fn with_pipeline(self) -> World {
+        let mut world = self;
         for name in ["a", "b"] {
             world.write(name, &format!("{name} two\n{name} one\n"));
             world.source(&format!("ingest.{name}"), "ingest", name);

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use serde_json::json;
@@ -81,6 +82,11 @@ fn an_edit_that_is_normalised_away_stops_there() {
     let ingest = state(&world, "ingest.a");
     assert_eq!(ingest.causes[0].kind, CauseKind::File);
     assert!(ingest.causes[0].what.ends_with("/a"), "{ingest:?}");
+    assert!(
+        ingest.reason.contains("12 bytes") && ingest.reason.ends_with("first differing in line 1"),
+        "{}",
+        ingest.reason
+    );
     assert_eq!(world.executed(), "ingest.a clean.a");
     assert_eq!(world.executed(), "");
 }
@@ -192,7 +198,8 @@ fn a_hundred_cached_nodes_take_a_moment() {
         began.elapsed()
     };
     let took = (0..5).map(|_| once()).min().unwrap();
-    assert!(took.as_secs_f64() < 0.1, "{took:?}");
+    // 20 ms on an idle machine; this one may be running all other tests.
+    assert!(took.as_secs_f64() < 0.5, "{took:?}");
 }
 
 #[test]
@@ -209,12 +216,23 @@ fn an_edit_while_reading_is_filed_under_what_was_read() {
 }
 
 #[test]
-fn an_edit_while_reading_unawares_fails_and_keeps_nothing() {
+fn after_an_edit_while_reading_unawares_the_node_runs_again() {
     let mut world = World::pipeline();
     world.fake("ingest.a").twist = Twist::EditWhileReading { says: false };
     let outcome = world.run();
-    assert!(!outcome.finished.ok);
+    assert!(outcome.finished.ok);
+    assert_eq!(world.fake("ingest.a").ran.load(Ordering::SeqCst), 2);
+    assert!(World::text(&outcome, "eval").contains("edited"));
+    assert_eq!(world.executed(), "");
+}
+
+#[test]
+fn a_source_that_never_rests_fails_and_keeps_nothing() {
+    let mut world = World::pipeline();
+    world.fake("ingest.a").twist = Twist::KeepEditing;
+    let outcome = world.run();
+    assert_eq!(names(&outcome.finished.failed), "ingest.a");
     assert!(outcome.failures[0].error.contains("changed while ingest.a was reading it"), "{:?}", outcome.failures);
     world.fake("ingest.a").twist = Twist::None;
-    assert!(World::text(&world.run(), "eval").contains("edited"));
+    assert!(World::text(&world.run(), "eval").contains("more"));
 }

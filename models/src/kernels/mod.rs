@@ -4,6 +4,7 @@
 
 #![allow(unsafe_code)]
 
+pub mod elementwise;
 mod nf4_decode;
 
 pub use nf4_decode::{Decoder, Packed, decode};

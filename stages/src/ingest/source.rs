@@ -37,7 +37,10 @@ pub enum FileFormat {
 /// Rows as they were cut from the file, with the place of each.
 pub enum Rows {
     /// JSON texts within `bytes`.
-    Json { bytes: Vec<u8>, spans: Vec<Span> },
+    Json {
+        bytes: Vec<u8>,
+        spans: Vec<Span>,
+    },
     Values(Vec<(u64, Map<String, Value>)>),
 }
 

@@ -156,8 +156,9 @@ mod tests {
             state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
             (state >> 40) as f64 / (1u64 << 24) as f64
         };
-        let lengths: Vec<u32> =
-            (0..1_000_000).map(|_| ((40.0 * (3.2 * (uniform() + uniform())).exp() / 4.0) as u32).clamp(4, 2048)).collect();
+        let lengths: Vec<u32> = (0..1_000_000)
+            .map(|_| ((40.0 * (3.2 * (uniform() + uniform())).exp() / 4.0) as u32).clamp(4, 2048))
+            .collect();
         let bins = best_fit(&lengths, 2048);
         let fill = lengths.iter().map(|&n| f64::from(n)).sum::<f64>() / (bins.len() as f64 * 2048.0);
         assert!(fill > 0.98, "{fill}");

@@ -72,3 +72,6 @@ pub fn load(path: &Path, sets: &[String]) -> Loaded {
         tree: Some(document.root),
     }
 }
+
+#[cfg(test)]
+mod tests;

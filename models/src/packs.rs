@@ -1,0 +1,191 @@
+//! Packed rows as the pack stage stores them, read into memory once.
+//!
+//! A pack is documents end to end; nothing here reorders or cuts them.
+
+use std::fs::File;
+use std::ops::Range;
+use std::path::Path;
+
+use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
+use arrow::datatypes::{DataType, Int32Type, Int64Type, UInt32Type};
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+
+use crate::decoder::Segments;
+use crate::loss::{IGNORED, Targets};
+use crate::{ModelError, Result};
+
+/// All packs of a file.
+#[derive(Debug, Default)]
+pub struct Packs {
+    ids: Vec<i32>,
+    labels: Vec<i32>,
+    lengths: Vec<u32>,
+    row_ids: Vec<String>,
+    packs: Vec<Extent>,
+}
+
+/// Where a pack lies in the flat columns.
+#[derive(Clone, Debug)]
+struct Extent {
+    tokens: Range<usize>,
+    documents: Range<usize>,
+    row_ids: Range<usize>,
+    trained: u64,
+}
+
+/// Whole documents that go through the network together.
+#[derive(Clone, Debug, Default)]
+pub struct Chunk {
+    pub segments: Segments,
+    pub targets: Targets,
+}
+
+impl Packs {
+    /// Reads `input_ids`, `labels`, `lengths` and, where present, `row_ids` from a Parquet file.
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path).map_err(|e| ModelError::io(path, e))?;
+        let broken = |error: &dyn std::fmt::Display| ModelError::input(format!("{}: {error}", path.display()));
+        let reader = ParquetRecordBatchReaderBuilder::try_new(file).and_then(|r| r.build()).map_err(|e| broken(&e))?;
+        let mut packs = Self::default();
+        for batch in reader {
+            packs.append(&batch.map_err(|e| broken(&e))?).map_err(|e| broken(&e))?;
+        }
+        Ok(packs)
+    }
+
+    /// Number of packs.
+    pub fn len(&self) -> usize {
+        self.packs.len()
+    }
+
+    /// Whether there is no pack at all.
+    pub fn is_empty(&self) -> bool {
+        self.packs.is_empty()
+    }
+
+    /// Real tokens of a pack.
+    pub fn tokens(&self, pack: usize) -> u64 {
+        self.packs[pack].tokens.len() as u64
+    }
+
+    /// Trained tokens of a pack, after the label shift.
+    pub fn trained(&self, pack: usize) -> u64 {
+        self.packs[pack].trained
+    }
+
+    /// The source rows in a pack, for messages.
+    pub fn row_ids(&self, pack: usize) -> &[String] {
+        &self.row_ids[self.packs[pack].row_ids.clone()]
+    }
+
+    /// A digest of everything trained on, in order.
+    pub fn fingerprint(&self) -> u64 {
+        let numbers = self.ids.iter().chain(&self.labels).map(|&n| n as u32).chain(self.lengths.iter().copied());
+        numbers.fold(self.packs.len() as u64, |hash, n| crate::random::mix(hash, u64::from(n)))
+    }
+
+    /// The documents of `packs`, cut between documents into chunks of at most `limit` tokens (a longer document is a
+    /// chunk of its own). Chunks bound memory; they never change what a document attends to.
+    pub fn chunks(&self, packs: &[usize], limit: usize) -> Vec<Chunk> {
+        let mut chunks = vec![Chunk::default()];
+        let mut labels = Vec::new();
+        for &pack in packs {
+            let extent = &self.packs[pack];
+            let mut start = extent.tokens.start;
+            for &length in &self.lengths[extent.documents.clone()] {
+                let document = start..start + length as usize;
+                start = document.end;
+                let held = chunks.last().map_or(0, |chunk| chunk.segments.ids.len());
+                if held > 0 && held + document.len() > limit {
+                    close(&mut chunks, &mut labels);
+                    chunks.push(Chunk::default());
+                }
+                if let Some(chunk) = chunks.last_mut() {
+                    let ids: Vec<i64> = self.ids[document.clone()].iter().map(|&id| i64::from(id)).collect();
+                    chunk.segments.push(&ids);
+                    labels.extend(self.labels[document].iter().map(|&label| i64::from(label)));
+                }
+            }
+        }
+        close(&mut chunks, &mut labels);
+        chunks.retain(|chunk| !chunk.segments.ids.is_empty());
+        chunks
+    }
+
+    fn append(&mut self, batch: &RecordBatch) -> std::result::Result<(), String> {
+        let column = |name: &str| batch.column_by_name(name).ok_or_else(|| format!("no column {name}; is this a packed file?"));
+        let (ids, labels, lengths) = (column("input_ids")?, column("labels")?, column("lengths")?);
+        let row_ids = batch.column_by_name("row_ids");
+        for row in 0..batch.num_rows() {
+            let (tokens, documents, rows) = (self.ids.len(), self.lengths.len(), self.row_ids.len());
+            let lengths = numbers(&list(lengths, row)?)?;
+            let total = lengths.iter().map(|&n| n as usize).sum::<usize>();
+            let (row_tokens, row_labels) = (numbers(&list(ids, row)?)?, numbers(&list(labels, row)?)?);
+            // Anything after the documents is padding.
+            if row_tokens.len() < total || row_labels.len() < total {
+                return Err(format!("pack {} has {} tokens, its lengths add to {total}", self.packs.len(), row_tokens.len()));
+            }
+            self.ids.extend_from_slice(&row_tokens[..total]);
+            self.labels.extend_from_slice(&row_labels[..total]);
+            self.lengths.extend(lengths.iter().map(|&n| n as u32));
+            if let Some(row_ids) = row_ids {
+                self.row_ids.extend(strings(&list(row_ids, row)?)?);
+            }
+            let mut extent = Extent {
+                tokens: tokens..self.ids.len(),
+                documents: documents..self.lengths.len(),
+                row_ids: rows..self.row_ids.len(),
+                trained: 0,
+            };
+            extent.trained = self.count_trained(&extent);
+            self.packs.push(extent);
+        }
+        Ok(())
+    }
+
+    fn count_trained(&self, extent: &Extent) -> u64 {
+        let mut start = extent.tokens.start;
+        let mut trained = 0;
+        for &length in &self.lengths[extent.documents.clone()] {
+            let end = start + length as usize;
+            let document = &self.labels[start..end];
+            trained += document.iter().skip(1).filter(|&&label| i64::from(label) != IGNORED).count() as u64;
+            start = end;
+        }
+        trained
+    }
+}
+
+fn close(chunks: &mut [Chunk], labels: &mut Vec<i64>) {
+    if let Some(chunk) = chunks.last_mut() {
+        chunk.targets = Targets::of(labels, &chunk.segments.lengths);
+    }
+    labels.clear();
+}
+
+fn list(column: &ArrayRef, row: usize) -> std::result::Result<ArrayRef, String> {
+    match column.data_type() {
+        DataType::List(_) => Ok(column.as_list::<i32>().value(row)),
+        DataType::LargeList(_) => Ok(column.as_list::<i64>().value(row)),
+        other => Err(format!("expected lists, found {other}")),
+    }
+}
+
+fn numbers(values: &ArrayRef) -> std::result::Result<Vec<i32>, String> {
+    match values.data_type() {
+        DataType::Int32 => Ok(values.as_primitive::<Int32Type>().values().to_vec()),
+        DataType::Int64 => Ok(values.as_primitive::<Int64Type>().values().iter().map(|&n| n as i32).collect()),
+        DataType::UInt32 => Ok(values.as_primitive::<UInt32Type>().values().iter().map(|&n| n as i32).collect()),
+        other => Err(format!("expected whole numbers, found {other}")),
+    }
+}
+
+fn strings(values: &ArrayRef) -> std::result::Result<Vec<String>, String> {
+    let text = |value: Option<&str>| value.unwrap_or_default().to_string();
+    match values.data_type() {
+        DataType::Utf8 => Ok(values.as_string::<i32>().iter().map(text).collect()),
+        DataType::LargeUtf8 => Ok(values.as_string::<i64>().iter().map(text).collect()),
+        DataType::Utf8View => Ok(values.as_string_view().iter().map(text).collect()),
+        other => Err(format!("expected text, found {other}")),
+    }
+}
