@@ -131,7 +131,11 @@ fn collect(store: &Store, args: &GcArgs, as_json: bool) -> Outcome {
     let verb = if args.dry_run { "would let go" } else { "let go" };
     let outputs = plural(collected.outputs.len() as u64, "output");
     let leftovers = plural(collected.leftovers.len() as u64, "left-over");
-    report::print(&format!("{verb} {outputs} and {leftovers}: {} freed, {} kept", bytes(collected.freed_bytes), bytes(collected.kept_bytes)));
+    report::print(&format!(
+        "{verb} {outputs} and {leftovers}: {} freed, {} kept",
+        bytes(collected.freed_bytes),
+        bytes(collected.kept_bytes)
+    ));
     Ok(())
 }
 

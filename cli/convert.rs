@@ -36,11 +36,14 @@ pub fn convert(args: &ConvertArgs) -> Outcome {
 
 fn adapter(args: &ConvertArgs, source: &Path, config: &Path, out: &Path) -> Outcome {
     let text = std::fs::read_to_string(config).unwrap_or_default();
-    let config: Value = serde_json::from_str(&text).map_err(|e| Failure::invalid(format!("{}: {e}", config.display())))?;
+    let config: Value =
+        serde_json::from_str(&text).map_err(|e| Failure::invalid(format!("{}: {e}", config.display())))?;
     let named = config.get("base_model_name_or_path").and_then(Value::as_str).map(PathBuf::from);
     let base = args.base_model.clone().or(named);
-    let base = base.ok_or_else(|| Failure::invalid("the adapter names no base model").hint("name it with --base-model"))?;
-    let base = alone::existing(&base).map_err(|failure| failure.hint("name the adapter's base model with --base-model"))?;
+    let base =
+        base.ok_or_else(|| Failure::invalid("the adapter names no base model").hint("name it with --base-model"))?;
+    let base =
+        alone::existing(&base).map_err(|failure| failure.hint("name the adapter's base model with --base-model"))?;
     // The data is never read: it only makes the recipe one that trains, and so has a convert stage.
     let keys = json!({
         "base_model": base,

@@ -77,7 +77,11 @@ pub fn eval(args: &EvalArgs) -> Outcome {
     }
     let folder = ended.finished.outputs.get(&NodeName::new("eval"));
     let measures = folder.and_then(|folder| measures(folder)).ok_or_else(|| Failure::told(Kind::Stage))?;
-    if args.json { report::json(&measures) } else { report::print(&text(&measures)) }
+    if args.json {
+        report::json(&measures)
+    } else {
+        report::print(&text(&measures))
+    }
     Ok(())
 }
 

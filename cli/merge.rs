@@ -34,7 +34,10 @@ pub struct MergeArgs {
 pub fn merge(args: &MergeArgs) -> Outcome {
     let (base, adapter) = (alone::existing(&args.base)?, alone::existing(&args.adapter)?);
     if !adapter.join("adapter_config.json").is_file() {
-        return Err(Failure::invalid(format!("{} is no PEFT adapter: it has no adapter_config.json", args.adapter.display())));
+        return Err(Failure::invalid(format!(
+            "{} is no PEFT adapter: it has no adapter_config.json",
+            args.adapter.display()
+        )));
     }
     let out = alone::vacant(&args.output)?;
     let onto = if args.bits.is_some() { "as_trained" } else { "original" };

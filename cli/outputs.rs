@@ -27,8 +27,10 @@ pub fn publish(
         let Some((_, object)) = outputs.iter().find(|(node, _)| node.as_str() == stage) else { continue };
         let target = output_dir.join(name);
         store.export(object, &target).map_err(|error| {
-            Failure::stage(format!("cannot put {name} in output_dir: {error}"))
-                .hint(format!("the result is safe in {}; set output_dir to a folder that can be written", object.display()))
+            Failure::stage(format!("cannot put {name} in output_dir: {error}")).hint(format!(
+                "the result is safe in {}; set output_dir to a folder that can be written",
+                object.display()
+            ))
         })?;
         published.push((name.to_string(), target));
     }

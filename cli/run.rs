@@ -137,7 +137,8 @@ fn publish(opened: &Opened, store: &Store, finished: &RunFinished) -> Result<Vec
 
 fn summary(opened: &Opened, run: &RunFinished, nodes: Vec<NodeFinished>, published: &[(String, PathBuf)]) -> Summary {
     let eval = nodes.iter().find(|node| node.node.stage() == "eval");
-    let shown: Vec<(String, PathBuf)> = published.iter().map(|(name, path)| (name.clone(), opened.shown(path))).collect();
+    let shown: Vec<(String, PathBuf)> =
+        published.iter().map(|(name, path)| (name.clone(), opened.shown(path))).collect();
     Summary {
         scores: eval.map(|eval| scores::scores(&eval.stats)).unwrap_or_default(),
         samples: eval.map(|eval| scores::samples(&eval.stats)).unwrap_or_default(),

@@ -58,8 +58,11 @@ pub fn show(args: &ShowArgs) -> Outcome {
 
 fn node_rows(opened: &Opened, state: &NodeState, args: &ShowArgs) -> Result<Vec<Row>, Failure> {
     let missing = || {
-        Failure::invalid(format!("{} has no output yet: {}", state.node, state.reason))
-            .hint(format!("make it with: pipe run {} --until {}", opened.path.display(), state.node))
+        Failure::invalid(format!("{} has no output yet: {}", state.node, state.reason)).hint(format!(
+            "make it with: pipe run {} --until {}",
+            opened.path.display(),
+            state.node
+        ))
     };
     let stored = state.output.as_deref().filter(|_| state.state == State::Cached).ok_or_else(missing)?;
     let tokenizer = tokenizer(opened);
@@ -76,7 +79,8 @@ fn files(folder: &Path) -> Vec<Row> {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     let mut paths: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
     paths.sort();
-    let described = paths.iter().filter(|path| path.file_name().is_some_and(|name| name != pipe_engine::manifest::MANIFEST));
+    let described =
+        paths.iter().filter(|path| path.file_name().is_some_and(|name| name != pipe_engine::manifest::MANIFEST));
     described.map(|path| file(path)).collect()
 }
 
@@ -113,7 +117,11 @@ fn text(rows: &[Row]) -> String {
                 out.push_str(&format!("  {} {value}\n", paint(DIM, format!("{name}:"))));
             }
         } else {
-            let of = |(text, trained, segment): &(String, bool, i64)| Token { text: text.clone(), trained: *trained, segment: *segment };
+            let of = |(text, trained, segment): &(String, bool, i64)| Token {
+                text: text.clone(),
+                trained: *trained,
+                segment: *segment,
+            };
             let tokens: Vec<Token> = row.tokens.iter().map(of).collect();
             out.push_str(&tokens::row(id, &tokens));
         }

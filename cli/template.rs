@@ -59,7 +59,8 @@ fn render(args: &RenderArgs) -> Outcome {
     let tools = args.tools.as_deref().map(json).transpose()?.or(own_tools);
     let template = ChatTemplate::parse(&source, &special).map_err(|e| refused(&e))?;
     let kwargs = kwargs(args.kwargs.as_deref())?;
-    let text = template.render(&messages, tools.as_ref(), &kwargs, !args.no_generation_prompt).map_err(|e| refused(&e))?;
+    let text =
+        template.render(&messages, tools.as_ref(), &kwargs, !args.no_generation_prompt).map_err(|e| refused(&e))?;
     report::bytes(text.as_bytes());
     Ok(())
 }

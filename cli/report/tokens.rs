@@ -26,7 +26,8 @@ pub fn row(id: &str, tokens: &[Token]) -> String {
 /// Styles each line by itself, so that a pager or `less -R` keeps the colour.
 fn styled(text: &str, trained: bool) -> String {
     let style = if trained { GOOD.bold() } else { DIM };
-    let lines: Vec<String> = text.split('\n').map(|line| if line.is_empty() { String::new() } else { paint(style, line) }).collect();
+    let lines: Vec<String> =
+        text.split('\n').map(|line| if line.is_empty() { String::new() } else { paint(style, line) }).collect();
     lines.join("\n")
 }
 

@@ -39,7 +39,8 @@ fn a_moved_project_is_the_same_project() {
 #[test]
 fn spelling_is_not_meaning() {
     let project = ran_once();
-    let spelled = DATA_RECIPE.replace("val_set_size: 0.2\nsequence_len: 128", "# a remark\nsequence_len: 128\nval_set_size: 2e-1");
+    let spelled = DATA_RECIPE
+        .replace("val_set_size: 0.2\nsequence_len: 128", "# a remark\nsequence_len: 128\nval_set_size: 2e-1");
     project.write("recipe.yml", &spelled.replace('\n', "\r\n"));
     assert_eq!(executed(&project, &[]), set(&[]));
     std::fs::rename(project.path("work/recipe.yml"), project.path("work/base.yml")).unwrap();
@@ -107,7 +108,10 @@ fn a_damaged_output_is_made_again() {
     let state = project.pipe(&["plan", "recipe.yml", "--json"]).json();
     assert_eq!(state["run"], 0);
     let outputs = project.run(&[]).events.pop().unwrap()["outputs"].clone();
-    let folder = outputs["tokenize.docker"].as_str().unwrap().replace("$ROOT", project.path("").canonicalize().unwrap().to_str().unwrap());
+    let folder = outputs["tokenize.docker"]
+        .as_str()
+        .unwrap()
+        .replace("$ROOT", project.path("").canonicalize().unwrap().to_str().unwrap());
     std::fs::remove_file(std::path::Path::new(&folder).join("train.parquet")).unwrap();
     let said = project.pipe(&["cache", "verify"]);
     assert_eq!(said.code, 1, "{}", said.stdout);

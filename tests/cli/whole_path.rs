@@ -52,7 +52,12 @@ fn a_recipe_from_rows_to_a_quantised_model() {
     for word in ["perplexity (val)", "base", "tuned", "samples", "out/merged", "pipe chat out/merged"] {
         assert!(said.stdout.contains(word), "no `{word}` in\n{}", said.stdout);
     }
-    for file in ["adapter/adapter_model.safetensors", "adapter/adapter_config.json", "merged/config.json", "gguf/model-q8_0.gguf"] {
+    for file in [
+        "adapter/adapter_model.safetensors",
+        "adapter/adapter_config.json",
+        "merged/config.json",
+        "gguf/model-q8_0.gguf",
+    ] {
         assert!(project.path("work/out").join(file).is_file(), "{file}");
     }
     assert_eq!(project.run(&[]).executed, set(&[]));
@@ -72,7 +77,8 @@ fn the_verbs_work_on_existing_folders() {
     }
     let project = project();
     assert_eq!(project.run(&["--until", "convert"]).code, 0);
-    let merge = project.pipe(&["merge", "model", "--adapter", "out/adapter", "--output", "whole", "--dtype", "float32"]);
+    let merge =
+        project.pipe(&["merge", "model", "--adapter", "out/adapter", "--output", "whole", "--dtype", "float32"]);
     assert_eq!(merge.code, 0, "{}", merge.stderr);
     let quantize = project.pipe(&["quantize", "whole", "--type", "q8_0", "--output", "whole.gguf"]);
     assert_eq!(quantize.code, 0, "{}", quantize.stderr);
