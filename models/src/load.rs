@@ -134,7 +134,8 @@ impl Reader<'_> {
         let tensor = if self.kind == Kind::BFloat16 {
             let mut values = Vec::new();
             self.files.read_bf16(name, &mut values)?;
-            Tensor::from_slice(&values)
+            // tch 0.26 gives a slice of bf16 the type f16; the bits are right, so only the type is set.
+            Tensor::from_slice(&values).view_dtype(Kind::BFloat16)
         } else {
             let mut values = Vec::new();
             self.files.read_f32(name, &mut values)?;
