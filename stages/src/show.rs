@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::{
-    ArrowPrimitiveType, DataType, Float32Type, Float64Type, Int8Type, Int32Type, Int64Type, UInt16Type, UInt32Type, UInt64Type,
+    ArrowPrimitiveType, DataType, Float32Type, Float64Type, Int8Type, Int32Type, Int64Type, UInt16Type, UInt32Type,
+    UInt64Type,
 };
 use arrow::record_batch::RecordBatchReader;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
@@ -26,7 +27,12 @@ pub struct Row {
 }
 
 /// At most `limit` rows of the tables in `output`, or all rows with the id `row_id`.
-pub fn rows(output: &Path, limit: usize, row_id: Option<&str>, tokenizer: Option<&Path>) -> Result<Vec<Row>, TaskError> {
+pub fn rows(
+    output: &Path,
+    limit: usize,
+    row_id: Option<&str>,
+    tokenizer: Option<&Path>,
+) -> Result<Vec<Row>, TaskError> {
     let tokenizer = tokenizer.and_then(|path| pipe_files::tokenizer(path).ok());
     let mut found = Vec::new();
     for path in tables(output)? {
@@ -82,7 +88,9 @@ fn row(table: &str, mut values: Map<String, Value>, tokenizer: Option<&Tokenizer
         tokens = texts
             .into_iter()
             .enumerate()
-            .map(|(i, text)| (text, labels.get(i).is_some_and(|&label| label != -100), segments.get(i).copied().unwrap_or(0)))
+            .map(|(i, text)| {
+                (text, labels.get(i).is_some_and(|&label| label != -100), segments.get(i).copied().unwrap_or(0))
+            })
             .collect();
     }
     Row { table: table.to_string(), values, tokens }
@@ -146,7 +154,9 @@ mod tests {
     use std::sync::Arc;
 
     fn ints(values: &[i32]) -> ArrayRef {
-        let list = ListArray::from_iter_primitive::<Int32Type, _, _>([Some(values.iter().map(|&v| Some(v)).collect::<Vec<_>>())]);
+        let list = ListArray::from_iter_primitive::<Int32Type, _, _>([Some(
+            values.iter().map(|&v| Some(v)).collect::<Vec<_>>(),
+        )]);
         Arc::new(list)
     }
 
@@ -160,7 +170,11 @@ mod tests {
             Arc::new(Int32Array::from(vec![2])),
         ];
         let schema = shapes::tokens();
-        let fixed = schema.fields().iter().zip(columns).map(|(field, column)| arrow::compute::cast(&column, field.data_type()).unwrap());
+        let fixed = schema
+            .fields()
+            .iter()
+            .zip(columns)
+            .map(|(field, column)| arrow::compute::cast(&column, field.data_type()).unwrap());
         let batch = RecordBatch::try_new(schema.clone(), fixed.collect()).unwrap();
         let mut writer = TableWriter::create(&folder.path().join("train.parquet"), schema).unwrap();
         writer.write(&batch).unwrap();

@@ -29,9 +29,7 @@ mod value;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use arrow::array::{
-    ArrayRef, BooleanBuilder, Int8Builder, Int32Builder, ListBuilder, RecordBatch, StringBuilder,
-};
+use arrow::array::{ArrayRef, BooleanBuilder, Int8Builder, Int32Builder, ListBuilder, RecordBatch, StringBuilder};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use pipe_engine::task::{Context, SourceFile, Summary, Task, TaskError, View};
 use rayon::prelude::*;
@@ -180,9 +178,8 @@ pub struct RoleSpan {
 
 /// Columns of rendered rows.
 pub fn rendered() -> SchemaRef {
-    let list = |name: &str, item: DataType| {
-        Field::new(name, DataType::List(Arc::new(Field::new("item", item, true))), false)
-    };
+    let list =
+        |name: &str, item: DataType| Field::new(name, DataType::List(Arc::new(Field::new("item", item, true))), false);
     Arc::new(Schema::new(vec![
         Field::new("row_id", DataType::Utf8, false),
         Field::new("text", DataType::Utf8, false),
@@ -288,8 +285,7 @@ impl Template {
             messages.insert(0, first);
         }
         let flags: Vec<i8> = messages.iter_mut().map(take_flag).collect();
-        let rendered =
-            spans::render(template, &messages, tools, &self.kwargs).map_err(|error| error.to_string())?;
+        let rendered = spans::render(template, &messages, tools, &self.kwargs).map_err(|error| error.to_string())?;
         let spans = rendered.spans.iter().map(|span| RoleSpan {
             start: span.start as i32,
             end: span.end as i32,

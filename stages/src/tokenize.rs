@@ -9,7 +9,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, BooleanArray, Int8Array, Int32Builder, ListArray, ListBuilder, RecordBatch, StringArray, StringBuilder};
+use arrow::array::{
+    Array, ArrayRef, BooleanArray, Int8Array, Int32Builder, ListArray, ListBuilder, RecordBatch, StringArray,
+    StringBuilder,
+};
 use pipe_engine::task::{Context, Resources, SourceFile, Summary, Task, TaskError, View};
 use rayon::prelude::*;
 use serde::Serialize;
@@ -126,7 +129,17 @@ fn tokenize_file(
 ) -> Result<(), TaskError> {
     let mut writer = TableWriter::create(out, shapes::tokens())?;
     let columns = [
-        "row_id", "text", "piece_ends", "span_starts", "span_ends", "span_limits", "span_roles", "span_train", "bos", "eos", "tokens",
+        "row_id",
+        "text",
+        "piece_ends",
+        "span_starts",
+        "span_ends",
+        "span_limits",
+        "span_roles",
+        "span_train",
+        "bos",
+        "eos",
+        "tokens",
         "labels",
     ];
     for batch in batches(input, &columns, BATCH_ROWS)? {
@@ -135,7 +148,11 @@ fn tokenize_file(
         let rows = Rendered::of(&batch)?;
         let results: Vec<(Tokenized, Counts)> = (0..batch.num_rows())
             .into_par_iter()
-            .map(|i| labeller.row(&rows.view(i)?).map_err(|why| TaskError::Input(format!("row {}: {why}", rows.ids.value(i)))))
+            .map(|i| {
+                labeller
+                    .row(&rows.view(i)?)
+                    .map_err(|why| TaskError::Input(format!("row {}: {why}", rows.ids.value(i))))
+            })
             .collect::<Result<_, _>>()?;
         writer.write(&record(rows.ids, &results)?)?;
         results.iter().for_each(|(_, seen)| counts.add(seen));
@@ -253,7 +270,10 @@ fn record(ids: &StringArray, rows: &[(Tokenized, Counts)]) -> Result<RecordBatch
         Arc::new(lengths.finish()),
     ];
     let schema = shapes::tokens();
-    let columns = columns.into_iter().zip(schema.fields()).map(|(column, field)| arrow::compute::cast(&column, field.data_type()));
+    let columns = columns
+        .into_iter()
+        .zip(schema.fields())
+        .map(|(column, field)| arrow::compute::cast(&column, field.data_type()));
     let columns = columns.collect::<Result<_, _>>().map_err(|error| TaskError::Failed(error.to_string()))?;
     RecordBatch::try_new(schema, columns).map_err(|error| TaskError::Failed(error.to_string()))
 }
@@ -267,9 +287,15 @@ fn summary(counts: Counts) -> Summary {
     summary.stats.insert("dropped_untrained_rows".into(), counts.untrained_rows.into());
     let said = [
         (counts.untrained_rows, "rows have no trained token and were dropped"),
-        (counts.missing_terminators, "answers are not followed by an end-of-turn token: the model will not learn to stop there"),
+        (
+            counts.missing_terminators,
+            "answers are not followed by an end-of-turn token: the model will not learn to stop there",
+        ),
         (counts.double_bos, "rows start with two beginning-of-sequence tokens"),
-        (counts.special_in_content, "special tokens occur inside content; set special_tokens_in_content to escape or error if that is not meant"),
+        (
+            counts.special_in_content,
+            "special tokens occur inside content; set special_tokens_in_content to escape or error if that is not meant",
+        ),
     ];
     summary.warnings.extend(said.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}")));
     summary

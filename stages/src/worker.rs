@@ -193,9 +193,9 @@ fn note(event: pipe_job::Event, ended: &mut Ended, ctx: &Context) {
             ctx.emit(Event::Fact { node: ctx.node.clone(), name: name.clone(), value });
             ended.report.facts.push((name, value));
         }
-        last @ (pipe_job::Event::Done { .. }
-        | pipe_job::Event::Cancelled { .. }
-        | pipe_job::Event::Failed { .. }) => ended.last = Some(last),
+        last @ (pipe_job::Event::Done { .. } | pipe_job::Event::Cancelled { .. } | pipe_job::Event::Failed { .. }) => {
+            ended.last = Some(last)
+        }
         other => {
             if let Some(event) = translate(other, &ctx.node) {
                 ctx.emit(event);

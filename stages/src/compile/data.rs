@@ -14,7 +14,8 @@ use crate::model::BaseModel;
 use crate::pack::Pack;
 use crate::project::{Place, Project};
 use crate::recipe::{
-    Dataset, DatasetType, FileKind, Format, Recipe, Role, Source, SpecialTokensInContent, SplitName, TrainOn, UserDefined,
+    Dataset, DatasetType, FileKind, Format, Recipe, Role, Source, SpecialTokensInContent, SplitName, TrainOn,
+    UserDefined,
 };
 use crate::rows::ROWS_FILE;
 use crate::split::{Part, Split};
@@ -134,8 +135,14 @@ fn chain(
     let test = source.role == Role::Test;
     let own = section_splits(recipe, test);
     nodes.push(node(&name("ingest"), RAW, Vec::new(), ingest(recipe, project, source)?));
-    nodes.push(node(&name("clean"), EXAMPLES, rows("ingest", RAW), Clean::resolve(clean_section(recipe, test).as_ref())));
-    let split = if test { Split::all_to(Part::Test) } else { Split::resolve(recipe.split.as_ref(), recipe.val_set_size) };
+    nodes.push(node(
+        &name("clean"),
+        EXAMPLES,
+        rows("ingest", RAW),
+        Clean::resolve(clean_section(recipe, test).as_ref()),
+    ));
+    let split =
+        if test { Split::all_to(Part::Test) } else { Split::resolve(recipe.split.as_ref(), recipe.val_set_size) };
     nodes.push(node(&name("split"), EXAMPLES, rows("clean", EXAMPLES), split));
     let mut parts = Vec::new();
     if !test {
@@ -294,9 +301,8 @@ fn template_source(
         (None | Some("tokenizer_default"), _) => own(),
         (Some(name), _) => {
             let fallback = name.strip_prefix("tokenizer_default_fallback_");
-            let has_own = |path: &PathBuf| {
-                pipe_files::TokenizerInfo::read(path).is_ok_and(|info| info.chat_template.is_some())
-            };
+            let has_own =
+                |path: &PathBuf| pipe_files::TokenizerInfo::read(path).is_ok_and(|info| info.chat_template.is_some());
             if fallback.is_some() && tokenizer.is_some_and(has_own) {
                 return own();
             }
@@ -356,7 +362,8 @@ fn tokenize(
     model: Option<&BaseModel>,
     dataset: &Dataset,
 ) -> Result<Tokenize, Problem> {
-    let missing = || problem("missing-key", "base_model", "base_model is missing: the tokenizer is read from it".into());
+    let missing =
+        || problem("missing-key", "base_model", "base_model is missing: the tokenizer is read from it".into());
     let special = recipe.special_tokens.clone().unwrap_or_default();
     let added = special.additional_special_tokens.unwrap_or_default();
     let train_on_eos = dataset.train_on_eos.unwrap_or(TrainOn::Turn);

@@ -73,7 +73,10 @@ impl Object for Py {
 }
 
 /// A function of the environment.
-pub struct Function(pub &'static str, pub fn(&mut State<'_, '_>, &[minijinja::Value]) -> Result<minijinja::Value, Error>);
+pub struct Function(
+    pub &'static str,
+    pub fn(&mut State<'_, '_>, &[minijinja::Value]) -> Result<minijinja::Value, Error>,
+);
 
 impl fmt::Debug for Function {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

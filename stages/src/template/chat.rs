@@ -108,7 +108,8 @@ impl ChatTemplate {
         kwargs: &Map<String, Json>,
         add_generation_prompt: bool,
     ) -> Result<String, TemplateError> {
-        let json = |value: Option<&Json>| value.map_or(Native::from(()), |value| bridge::to_native(&Value::from_json(value)));
+        let json =
+            |value: Option<&Json>| value.map_or(Native::from(()), |value| bridge::to_native(&Value::from_json(value)));
         let mut context: Vec<(&str, Native)> = vec![
             ("messages", bridge::to_native(&Value::list(messages))),
             ("tools", json(tools)),

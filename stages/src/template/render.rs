@@ -43,9 +43,8 @@ pub fn find(source: &str) -> Result<(String, SpecialTexts), TemplateError> {
     }
     let path = Path::new(source);
     if !path.exists() {
-        let nearest = super::builtin::names().max_by(|a, b| {
-            strsim::jaro_winkler(source, a).total_cmp(&strsim::jaro_winkler(source, b))
-        });
+        let nearest = super::builtin::names()
+            .max_by(|a, b| strsim::jaro_winkler(source, a).total_cmp(&strsim::jaro_winkler(source, b)));
         let hint = nearest.map_or(String::new(), |name| format!("; the nearest built-in name is `{name}`"));
         return Err(TemplateError::Unknown { name: source.to_string(), hint });
     }

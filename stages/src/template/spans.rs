@@ -124,7 +124,8 @@ mod tests {
 
     #[test]
     fn contents_are_found_where_the_template_puts_them() {
-        let (out, pieces) = rendered(TURNS, turns(&[("user", "yes"), ("assistant", " yes "), ("user", "<s>"), ("assistant", "")]));
+        let (out, pieces) =
+            rendered(TURNS, turns(&[("user", "yes"), ("assistant", " yes "), ("user", "<s>"), ("assistant", "")]));
         assert_eq!(pieces, ["yes", "yes", "<s>", ""]);
         assert_eq!(&out.text[out.spans[3].start..out.spans[3].limit], "</s>\n");
         assert!(out.lost.is_empty());

@@ -412,7 +412,8 @@ impl Writer<'_> {
     }
 
     fn more_args(&mut self, args: &Args) {
-        let some = !args.positional.is_empty() || !args.named.is_empty() || args.star.is_some() || args.double_star.is_some();
+        let some =
+            !args.positional.is_empty() || !args.named.is_empty() || args.star.is_some() || args.double_star.is_some();
         if some {
             self.out.push(',');
             self.args(args);

@@ -225,7 +225,9 @@ impl<'a> Labeller<'a> {
             tokens.insert(0, Token { id, start: 0, end: 0, label: false });
         }
         if row.eos {
-            let id = self.eos.ok_or("the tokenizer has no end-of-sequence token; name one under special_tokens.eos_token")?;
+            let id = self
+                .eos
+                .ok_or("the tokenizer has no end-of-sequence token; name one under special_tokens.eos_token")?;
             let end = row.text.len();
             tokens.push(Token { id, start: end, end, label: self.config.train_on_eos != TrainOn::None });
         }
