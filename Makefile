@@ -34,7 +34,9 @@ generated: build ## Write every generated file anew
 	$(PYTHON) datasets/identity/generate.py
 	mkdir -p schemas
 	$(BIN)/pipe schema recipe > schemas/recipe.schema.json.draft
-	mv schemas/recipe.schema.json.draft schemas/recipe.schema.json
+	$(BIN)/pipe schema rows > schemas/rows.md.draft
+	$(BIN)/pipe schema reference > docs/recipe-reference.md.draft
+	for file in schemas/recipe.schema.json schemas/rows.md docs/recipe-reference.md; do mv $$file.draft $$file; done
 
 bench: build ## Start-up, plan and cached-run times against their limits
 	$(PYTHON) scripts/bench.py $(BIN)/pipe $(QUICKSTART)

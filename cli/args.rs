@@ -4,7 +4,10 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::{cache, chat, convert, doctor, eval, merge, plan, quantize, recipes, run, runs, schema, show, template, validate, why};
+use crate::{
+    cache, chat, convert, doctor, eval, merge, plan, quantize, recipes, run, runs, schema, show, template, validate,
+    why,
+};
 
 /// Fine-tune language models from one YAML recipe: rows in; a tuned, evaluated, quantised model out.
 ///

@@ -8,7 +8,9 @@ fn main() -> io::Result<()> {
     let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default());
     let folder = root.join("recipes");
     let mut files: Vec<PathBuf> = match fs::read_dir(&folder) {
-        Ok(entries) => entries.filter_map(Result::ok).map(|entry| entry.path()).filter(|path| is_recipe(path)).collect(),
+        Ok(entries) => {
+            entries.filter_map(Result::ok).map(|entry| entry.path()).filter(|path| is_recipe(path)).collect()
+        }
         Err(_) => Vec::new(),
     };
     files.sort();

@@ -30,7 +30,10 @@ pub struct Failure {
 pub enum Told {
     /// Everything has been printed already.
     Already,
-    Message { what: String, hint: Option<String> },
+    Message {
+        what: String,
+        hint: Option<String>,
+    },
     Problems(Vec<Problem>),
     /// A complaint of the argument parser, which formats its own.
     Usage(Box<clap::Error>),
@@ -70,10 +73,6 @@ impl Failure {
             *slot = Some(hint.into());
         }
         self
-    }
-
-    pub fn kind(&self) -> Kind {
-        self.kind
     }
 
     pub fn what(&self) -> &Told {

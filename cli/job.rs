@@ -16,7 +16,8 @@ pub fn worker() -> Result<PathBuf, Failure> {
             Err(Failure::invalid(format!("PIPE_TORCH names {}, which is no file", path.display())))
         };
     }
-    let beside = std::env::current_exe().ok().and_then(|exe| exe.canonicalize().ok()).map(|exe| exe.with_file_name(NAME));
+    let beside =
+        std::env::current_exe().ok().and_then(|exe| exe.canonicalize().ok()).map(|exe| exe.with_file_name(NAME));
     let path = std::env::var_os("PATH").unwrap_or_default();
     let on_path = std::env::split_paths(&path).map(|folder| folder.join(NAME));
     beside.into_iter().chain(on_path).find(|candidate| candidate.is_file()).ok_or_else(|| {

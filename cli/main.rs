@@ -3,6 +3,7 @@
 //! This file is the table of contents: one module per command, `report` prints, `failure` chooses the exit code. The
 //! command line decides nothing about stages; it opens recipes, asks the engine, and shows what comes back.
 
+mod alone;
 mod args;
 mod cache;
 mod chat;
@@ -36,7 +37,8 @@ use failure::{Failure, Kind, Outcome};
 
 fn main() -> ExitCode {
     std::panic::set_hook(Box::new(tell_of_panic));
-    let outcome = std::panic::catch_unwind(|| Cli::try_parse().map_err(Failure::from).and_then(|cli| dispatch(cli.command)));
+    let outcome =
+        std::panic::catch_unwind(|| Cli::try_parse().map_err(Failure::from).and_then(|cli| dispatch(cli.command)));
     match outcome.unwrap_or_else(|_| Err(Failure::told(Kind::Stage))) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {

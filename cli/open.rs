@@ -12,7 +12,7 @@ use pipe_stages::recipe::{self, Recipe};
 use pipe_stages::worker::{self, Worker};
 
 use crate::args::{RecipeArgs, StoreArgs, assignments};
-use crate::failure::{Failure, Kind};
+use crate::failure::Failure;
 use crate::report;
 
 /// A valid recipe and what it compiles to.
@@ -29,8 +29,7 @@ pub struct Opened {
 
 /// Reads, checks and compiles a recipe; warnings are printed, errors are the failure.
 pub fn open(args: &RecipeArgs) -> Result<Opened, Failure> {
-    let opened = open_quietly(args)?;
-    let (opened, remarks) = opened;
+    let (opened, remarks) = open_quietly(args)?;
     if !remarks.is_empty() {
         report::error_lines(&[report::problems::render(&remarks)]);
     }
@@ -105,7 +104,10 @@ fn worker() -> Worker {
 
 /// Problems of the recipe as a whole name no file themselves.
 fn located(mut problems: Vec<Problem>, path: &Path) -> Vec<Problem> {
-    problems.iter_mut().filter(|problem| problem.file.is_empty()).for_each(|problem| problem.file = path.display().to_string());
+    problems
+        .iter_mut()
+        .filter(|problem| problem.file.is_empty())
+        .for_each(|problem| problem.file = path.display().to_string());
     problems
 }
 
@@ -113,9 +115,4 @@ fn located(mut problems: Vec<Problem>, path: &Path) -> Vec<Problem> {
 fn scope(path: &Path, project: &Project) -> String {
     let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
     absolute.strip_prefix(&project.root).unwrap_or(&absolute).display().to_string()
-}
-
-/// Whether a failure means that the recipe was never opened; used by commands that print JSON either way.
-pub fn is_invalid(failure: &Failure) -> bool {
-    failure.kind() == Kind::Invalid
 }

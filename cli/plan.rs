@@ -92,7 +92,8 @@ fn as_json(opened: &Opened, states: &[NodeState], training: &crate::training::Fo
 
 fn node_json(state: &NodeState) -> Value {
     let mut value = serde_json::to_value(state).unwrap_or_default();
-    if let (Some(object), Some(summary)) = (value.as_object_mut(), state.record.as_ref().map(|record| &record.summary)) {
+    if let (Some(object), Some(summary)) = (value.as_object_mut(), state.record.as_ref().map(|record| &record.summary))
+    {
         object.insert("rows".to_string(), json!(summary.rows));
         object.insert("stats".to_string(), json!(summary.stats));
     }

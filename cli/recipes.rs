@@ -87,9 +87,14 @@ fn copy(name: &str, dest: &std::path::Path, force: bool) -> Outcome {
 fn find(name: &str) -> Result<&'static (&'static str, &'static str), Failure> {
     let wanted = stem(name);
     GALLERY.iter().find(|(file, _)| stem(file) == wanted).ok_or_else(|| {
-        let near = GALLERY.iter().map(|(file, _)| stem(file)).filter(|have| have.contains(wanted) || wanted.contains(have));
+        let near =
+            GALLERY.iter().map(|(file, _)| stem(file)).filter(|have| have.contains(wanted) || wanted.contains(have));
         let near: Vec<&str> = near.collect();
-        let hint = if near.is_empty() { "pipe recipes list".to_string() } else { format!("did you mean {}?", near.join(", ")) };
+        let hint = if near.is_empty() {
+            "pipe recipes list".to_string()
+        } else {
+            format!("did you mean {}?", near.join(", "))
+        };
         Failure::invalid(format!("there is no recipe named `{name}` in the gallery")).hint(hint)
     })
 }

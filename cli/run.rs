@@ -1,11 +1,10 @@
 //! `pipe run`: compile, then run what is not cached.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use clap::Args;
-use pipe_engine::digest::Digest;
 use pipe_engine::event::{Event, NodeFinished, RunFinished, Sink};
 use pipe_engine::schedule::{self, About, FailureKind, Options, RunError};
 use pipe_engine::state::Selection;
@@ -15,7 +14,7 @@ use pipe_engine::task::Cancel;
 use crate::args::RecipeArgs;
 use crate::failure::{self, Failure, Kind, Outcome};
 use crate::open::{self, Opened};
-use crate::outputs::{self, Published};
+use crate::outputs;
 use crate::report::summary::Summary;
 use crate::report::{self, ndjson::Ndjson, plain::Plain, progress::Live, scores};
 
@@ -86,13 +85,10 @@ pub fn run(args: RunArgs) -> Outcome {
             RunError::Store(error) => open::store_failure(error),
         }
     })?;
-    let published = publish(&opened, &store, &outcome.finished, &recorder.nodes());
+    let published = publish(&opened, &store, &outcome.finished);
     recorder.release();
     display.clear();
     let published = published?;
-    for aside in published.iter().filter_map(|one| one.moved_aside.as_ref()) {
-        report::warning(&format!("a folder that pipe did not write was in the way; it is now {}", aside.display()));
-    }
     if display.is_for_people() && (outcome.finished.ok || !outcome.finished.executed.is_empty()) {
         let summary = summary(&opened, &outcome.finished, recorder.nodes(), &published);
         report::print(&summary.render(report::width()));
@@ -132,41 +128,17 @@ fn verdict(outcome: &schedule::Outcome) -> Outcome {
     Err(Failure::told(if input { Kind::Invalid } else { Kind::Stage }))
 }
 
-/// Fills output_dir, and tells the store's memo about files whose link count changed.
-fn publish(
-    opened: &Opened,
-    store: &Store,
-    finished: &RunFinished,
-    nodes: &[NodeFinished],
-) -> Result<Vec<Published>, Failure> {
-    let Some(output_dir) = opened.recipe.output_dir.as_deref() else { return Ok(Vec::new()) };
-    let _ = nodes;
-    let published = outputs::publish(&opened.project.resolve(output_dir), &finished.outputs)?;
-    let linked: Vec<&PathBuf> = published.iter().flat_map(|one| &one.linked).collect();
-    if !linked.is_empty() {
-        linked.iter().for_each(|path| remember(store, path));
-        store.memo().save();
+fn publish(opened: &Opened, store: &Store, finished: &RunFinished) -> Result<Vec<(String, PathBuf)>, Failure> {
+    match opened.recipe.output_dir.as_deref() {
+        Some(output_dir) => outputs::publish(store, &opened.project.resolve(output_dir), &finished.outputs),
+        None => Ok(Vec::new()),
     }
-    Ok(published)
 }
 
-/// A new hard link changes the ctime; without this the next run would hash the file again.
-fn remember(store: &Store, path: &Path) {
-    let Some(digest) = stored_digest(path) else { return };
-    store.memo().remember(path, digest);
-}
-
-/// The digest that the object's own manifest gives the file.
-fn stored_digest(path: &Path) -> Option<Digest> {
-    let object = path.ancestors().skip(1).find(|folder| folder.join(pipe_engine::manifest::MANIFEST).is_file())?;
-    let manifest = std::fs::read(object.join(pipe_engine::manifest::MANIFEST)).ok()?;
-    let manifest: pipe_engine::manifest::Manifest = serde_json::from_slice(&manifest).ok()?;
-    manifest.digest_of(path.strip_prefix(object).ok()?.to_str()?)
-}
-
-fn summary(opened: &Opened, run: &RunFinished, nodes: Vec<NodeFinished>, published: &[Published]) -> Summary {
+fn summary(opened: &Opened, run: &RunFinished, nodes: Vec<NodeFinished>, published: &[(String, PathBuf)]) -> Summary {
     let eval = nodes.iter().find(|node| node.node.stage() == "eval");
-    let shown: Vec<(String, PathBuf)> = published.iter().map(|one| (one.name.clone(), opened.shown(&one.path))).collect();
+    let shown: Vec<(String, PathBuf)> =
+        published.iter().map(|(name, path)| (name.clone(), opened.shown(path))).collect();
     Summary {
         scores: eval.map(|eval| scores::scores(&eval.stats)).unwrap_or_default(),
         samples: eval.map(|eval| scores::samples(&eval.stats)).unwrap_or_default(),
@@ -204,7 +176,7 @@ enum Display {
 impl Display {
     fn of(args: &RunArgs, logging_steps: u64) -> Display {
         match (args.json, args.quiet) {
-            (true, _) => Display::Json(Arc::new(Ndjson::new(|event| pipe_engine::runs::stamp(event)))),
+            (true, _) => Display::Json(Arc::new(Ndjson::new(pipe_engine::runs::stamp))),
             (_, true) => Display::Quiet(Arc::new(report::plain::OnlyTrouble)),
             _ if report::is_live() => Display::Live(Arc::new(Live::new())),
             _ => Display::Plain(Arc::new(Plain::new(logging_steps))),

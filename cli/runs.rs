@@ -148,5 +148,10 @@ fn loss_line(store: &Store, id: &str) -> Option<String> {
         })
         .collect();
     let (first, last) = (losses.first()?, losses.last()?);
-    Some(format!("\ntraining loss {} at the first of {} steps, {} at the last", measure(*first), losses.len(), measure(*last)))
+    Some(format!(
+        "\ntraining loss {} at the first of {} steps, {} at the last",
+        measure(*first),
+        losses.len(),
+        measure(*last)
+    ))
 }

@@ -1,4 +1,4 @@
-//! `pipe schema`: the JSON Schema of recipes.
+//! `pipe schema`: the JSON Schema of recipes, and the other descriptions that are generated from types.
 
 use clap::{Args, ValueEnum};
 
@@ -15,12 +15,20 @@ pub struct SchemaArgs {
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum What {
+    /// JSON Schema of recipes.
     Recipe,
+    /// The reference of all recipe keys, in Markdown.
+    Reference,
+    /// The Parquet columns of every kind of row, in Markdown.
+    Rows,
 }
 
 pub fn schema(args: &SchemaArgs) -> Outcome {
-    let What::Recipe = args.what;
-    let text = serde_json::to_string_pretty(&pipe_stages::recipe::schema()).unwrap_or_default();
-    report::bytes(format!("{text}\n").as_bytes());
+    let text = match args.what {
+        What::Recipe => serde_json::to_string_pretty(&pipe_stages::recipe::schema()).unwrap_or_default(),
+        What::Reference => pipe_stages::recipe::reference_markdown(),
+        What::Rows => pipe_stages::rows::reference::markdown(),
+    };
+    report::bytes(format!("{}\n", text.trim_end()).as_bytes());
     Ok(())
 }

@@ -20,8 +20,11 @@ pub struct Forecast {
 impl Forecast {
     pub fn of(opened: &Opened, states: &[NodeState]) -> Forecast {
         let train = opened.plan.nodes().iter().find(|node| node.name.stage() == "train");
-        let Some(Value::Object(mut settings)) = train.map(|node| node.task.params()) else { return Forecast::default() };
-        let packs = states.iter().find(|state| state.node.as_str() == "pack.train").and_then(|state| state.record.as_ref());
+        let Some(Value::Object(mut settings)) = train.map(|node| node.task.params()) else {
+            return Forecast::default();
+        };
+        let packs =
+            states.iter().find(|state| state.node.as_str() == "pack.train").and_then(|state| state.record.as_ref());
         if let Some(record) = packs {
             let rows = record.summary.rows.unwrap_or(0);
             settings.insert("sequences".to_string(), json!(rows));

@@ -6,9 +6,7 @@ fn main() {
     println!("cargo:rerun-if-changed=csrc");
     // torch-sys declares `links = "tch"`, so its `libtorch_lib` arrives under that name.
     let Ok(lib) = std::env::var("DEP_TCH_LIBTORCH_LIB") else {
-        println!(
-            "cargo:warning=torch-sys did not say where libtorch is; set LIBTORCH to a libtorch 2.13 folder"
-        );
+        println!("cargo:warning=torch-sys did not say where libtorch is; set LIBTORCH to a libtorch 2.13 folder");
         std::process::exit(1);
     };
     let lib = PathBuf::from(lib);
@@ -19,12 +17,7 @@ fn main() {
         .opt_level(3)
         .file("csrc/kernels.cpp")
         // Sums may be split over lanes; NaN and infinity keep their meaning, a NaN must reach the loss.
-        .flags([
-            "-fno-math-errno",
-            "-fno-trapping-math",
-            "-fassociative-math",
-            "-fno-signed-zeros",
-        ])
+        .flags(["-fno-math-errno", "-fno-trapping-math", "-fassociative-math", "-fno-signed-zeros"])
         .compile("pipe_kernels");
     cc::Build::new()
         .cpp(true)

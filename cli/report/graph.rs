@@ -4,7 +4,8 @@ use pipe_engine::state::{NodeState, State};
 
 /// Graphviz; nodes to run are filled.
 pub fn dot(states: &[NodeState]) -> String {
-    let mut out = String::from("digraph plan {\n  rankdir=LR;\n  node [shape=box, style=\"rounded,filled\", fillcolor=white];\n");
+    let mut out =
+        String::from("digraph plan {\n  rankdir=LR;\n  node [shape=box, style=\"rounded,filled\", fillcolor=white];\n");
     for state in states {
         let fill = if state.state == State::Run { ", fillcolor=lightyellow" } else { "" };
         let tip = state.reason.replace('\\', "\\\\").replace('"', "\\\"");
@@ -34,7 +35,8 @@ pub fn mermaid(states: &[NodeState]) -> String {
 
 /// Each wire once, though a node may read several files of another.
 fn edges(states: &[NodeState]) -> Vec<(String, String)> {
-    let wires = states.iter().flat_map(|state| state.inputs.iter().map(|from| (from.to_string(), state.node.to_string())));
+    let wires =
+        states.iter().flat_map(|state| state.inputs.iter().map(|from| (from.to_string(), state.node.to_string())));
     let mut edges: Vec<(String, String)> = Vec::new();
     for wire in wires {
         if !edges.contains(&wire) {

@@ -22,7 +22,7 @@ use std::io::{IsTerminal, Write};
 use serde::Serialize;
 
 use crate::failure::{Failure, Told};
-use style::{BAD, GOOD, WARN, paint};
+use style::{BAD, GOOD, paint};
 
 /// Prints text to standard output, ending in one newline.
 pub fn print(text: &str) {
@@ -40,7 +40,8 @@ pub fn bytes(bytes: &[u8]) {
 
 /// Prints one JSON object to standard output.
 pub fn json(value: &impl Serialize) {
-    let mut text = serde_json::to_vec(value).unwrap_or_else(|e| format!("{{\"error\":{:?}}}", e.to_string()).into_bytes());
+    let mut text =
+        serde_json::to_vec(value).unwrap_or_else(|e| format!("{{\"error\":{:?}}}", e.to_string()).into_bytes());
     text.push(b'\n');
     bytes(&text);
 }
@@ -56,11 +57,6 @@ pub fn error_lines(lines: &[String]) {
 /// Prints a remark about the work to standard error.
 pub fn note(text: &str) {
     error_lines(&[text.to_string()]);
-}
-
-/// Prints a warning to standard error.
-pub fn warning(text: &str) {
-    error_lines(&[format!("{} {text}", paint(WARN, "warning:"))]);
 }
 
 /// Says what a failed command still has to say.

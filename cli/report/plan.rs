@@ -73,7 +73,13 @@ fn train_line(training: &Forecast) -> Option<String> {
 fn memory_line(training: &Forecast) -> Option<String> {
     let part = |name: &str| training.memory.get(name).and_then(serde_json::Value::as_u64);
     let peak = part("peak_bytes")?;
-    let parts = [("weights", "weights_bytes"), ("adapter", "adapter_bytes"), ("optimizer", "optimizer_bytes"), ("activations", "activations_bytes")];
-    let told: Vec<String> = parts.iter().filter_map(|(name, key)| Some(format!("{name} {}", bytes(part(key)?)))).collect();
+    let parts = [
+        ("weights", "weights_bytes"),
+        ("adapter", "adapter_bytes"),
+        ("optimizer", "optimizer_bytes"),
+        ("activations", "activations_bytes"),
+    ];
+    let told: Vec<String> =
+        parts.iter().filter_map(|(name, key)| Some(format!("{name} {}", bytes(part(key)?)))).collect();
     Some(format!("memory (estimate): {} at peak: {}", bytes(peak), told.join(", ")))
 }

@@ -31,7 +31,8 @@ struct Sources(HashMap<String, Vec<String>>);
 impl Sources {
     fn line(&mut self, file: &str, number: usize) -> Option<String> {
         let lines = self.0.entry(file.to_string()).or_insert_with(|| {
-            let text = std::fs::read(file).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+            let text =
+                std::fs::read(file).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
             text.trim_start_matches('\u{feff}').lines().map(str::to_string).collect()
         });
         lines.get(number.checked_sub(1)?).cloned()
@@ -44,7 +45,12 @@ fn block(problem: &Problem, sources: &mut Sources) -> String {
         Severity::Warning => (WARN, "warning"),
         Severity::Notice => (NOTE, "notice"),
     };
-    let mut out = format!("{}{} {}\n", paint(style, word), paint(DIM, format!("[{}]:", problem.code)), paint(BOLD, &problem.message));
+    let mut out = format!(
+        "{}{} {}\n",
+        paint(style, word),
+        paint(DIM, format!("[{}]:", problem.code)),
+        paint(BOLD, &problem.message)
+    );
     let gutter = problem.line.map_or(1, |line| line.to_string().len());
     let pad = " ".repeat(gutter);
     out.push_str(&format!("{pad}{} {}\n", paint(NOTE, "-->"), place(problem)));

@@ -10,7 +10,9 @@ pub fn scores(stats: &IndexMap<String, Value>) -> Vec<Score> {
     let models = stats.get("models").unwrap_or(&Value::Null);
     let value = |model: &str, split: &str, measure: &str| models.get(model)?.get(split)?.get(measure)?.as_f64();
     let mut out = Vec::new();
-    for (measure, name, scale) in [("perplexity", "perplexity", Scale::Number), ("exact_match", "exact match", Scale::Share)] {
+    for (measure, name, scale) in
+        [("perplexity", "perplexity", Scale::Number), ("exact_match", "exact match", Scale::Share)]
+    {
         for split in ["val", "test"] {
             let (base, tuned) = (value("base", split, measure), value("tuned", split, measure));
             if base.is_some() || tuned.is_some() {

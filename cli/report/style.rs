@@ -2,7 +2,6 @@
 
 use anstyle::{AnsiColor, Style};
 
-pub const PLAIN: Style = Style::new();
 pub const BOLD: Style = Style::new().bold();
 pub const DIM: Style = Style::new().dimmed();
 pub const GOOD: Style = AnsiColor::Green.on_default();

@@ -1,6 +1,6 @@
 //! Rows of tokens with what is trained bright and what is masked dim.
 
-use super::style::{BOLD, DIM, GOOD, NOTE, paint};
+use super::style::{BOLD, DIM, GOOD, paint};
 
 /// A token's text and whether it is trained.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,7 +19,6 @@ pub fn row(id: &str, tokens: &[Token]) -> String {
     for run in tokens.chunk_by(|a, b| a.trained == b.trained && a.segment == b.segment) {
         let text: String = run.iter().map(|token| visible(&token.text)).collect();
         out.push_str(&styled(&text, run[0].trained));
-        out.push_str(&String::new());
     }
     format!("{head}\n{out}\n")
 }
@@ -27,7 +26,8 @@ pub fn row(id: &str, tokens: &[Token]) -> String {
 /// Styles each line by itself, so that a pager or `less -R` keeps the colour.
 fn styled(text: &str, trained: bool) -> String {
     let style = if trained { GOOD.bold() } else { DIM };
-    let lines: Vec<String> = text.split('\n').map(|line| if line.is_empty() { String::new() } else { paint(style, line) }).collect();
+    let lines: Vec<String> =
+        text.split('\n').map(|line| if line.is_empty() { String::new() } else { paint(style, line) }).collect();
     lines.join("\n")
 }
 
@@ -43,5 +43,5 @@ fn visible(text: &str) -> String {
 
 /// What the colours mean, once per listing.
 pub fn legend() -> String {
-    format!("{} {}", paint(GOOD.bold(), "trained"), paint(DIM, "masked")) + &paint(NOTE, "")
+    format!("{} {}", paint(GOOD.bold(), "trained"), paint(DIM, "masked"))
 }

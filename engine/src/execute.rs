@@ -20,6 +20,7 @@ use crate::event::{Event, NodeOutcome, Sink};
 use crate::key::{Ingredients, Origin};
 use crate::lock::Lock;
 use crate::memory::Resident;
+use crate::outline::Outline;
 use crate::plan::NodeName;
 use crate::record::Record;
 use crate::store::{Condition, Depth, FULL_HINT, Lookup, Store, StoreError, is_full};
@@ -84,6 +85,10 @@ pub(crate) enum Report {
         outcome: NodeOutcome,
         seconds: f64,
     },
+    /// A source file was edited while it was read, and nobody knows what the output was made of.
+    SourceChanged {
+        what: String,
+    },
     /// An upstream output is not what was stored; it has to be made again.
     InputDamaged {
         from: usize,
@@ -128,18 +133,20 @@ fn attempt(job: &Job) -> Result<Report, TaskError> {
     }
     job.sink.emit(Event::NodeStarted { node: job.node.clone(), reason: job.reason.clone() });
     let draft = job.store.draft(job.key).map_err(store_failed)?;
-    let work = job.store.work(job.key);
-    std::fs::create_dir_all(&work).map_err(|source| store_failed(StoreError::io("create", &work)(source)))?;
+    let work = job.store.take_work(job.key).map_err(store_failed)?;
     let files = job.task.files();
-    let context = job.context(inputs, &files, draft.path().to_path_buf(), work.clone());
+    let context = job.context(inputs, &files, draft.path().to_path_buf(), work);
     let summary = guarded(job.task.as_ref(), &context)?;
     let read = context.read.into_inner().unwrap_or_default();
-    let ingredients = job.as_read(&files, &read)?;
+    let ingredients = match job.as_read(&files, &read) {
+        Ok(ingredients) => ingredients,
+        Err(what) => return Ok(Report::SourceChanged { what }),
+    };
     let manifest = job.store.seal(&draft).map_err(store_failed)?;
     let record = job.record(ingredients, manifest, summary, began.elapsed().as_secs_f64(), before);
     warn_if_unrepeatable(job, &record);
     job.store.publish(draft, &record).map_err(store_failed)?;
-    let _ = std::fs::remove_dir_all(&work);
+    let _ = std::fs::remove_dir_all(job.store.work(job.key));
     Ok(Report::Finished {
         record: Box::new(record),
         outcome: NodeOutcome::Executed,
@@ -175,8 +182,8 @@ impl Job {
     }
 
     /// The ingredients that were really used. A file that was edited meanwhile counts as what the task says it read; if it
-    /// does not say, nobody knows what the output was made of, and it is thrown away.
-    fn as_read(&self, files: &[SourceFile], read: &BTreeMap<String, Digest>) -> Result<Ingredients, TaskError> {
+    /// does not say, the output cannot be kept.
+    fn as_read(&self, files: &[SourceFile], read: &BTreeMap<String, Digest>) -> Result<Ingredients, String> {
         let mut ingredients = self.ingredients.clone();
         for file in files {
             let planned = ingredients.files.get(&file.role).copied();
@@ -187,11 +194,7 @@ impl Job {
             }
             let now = self.store.memo().digest(&file.path, file.view).ok();
             if now.is_none() || now != planned {
-                return Err(TaskError::Input(format!(
-                    "{} changed while {} was reading it, so its output was thrown away; run again",
-                    file.path.display(),
-                    self.node
-                )));
+                return Err(format!("{} changed while {} was reading it", file.path.display(), self.node));
             }
         }
         Ok(ingredients)
@@ -215,8 +218,8 @@ impl Job {
         let sources: u64 = self.origin.files.values().map(|fact| fact.size).sum();
         Record {
             key: ingredients.key(),
+            origin: self.outlined(&ingredients),
             ingredients,
-            origin: self.origin.clone(),
             node: self.node.clone(),
             output: manifest.digest(),
             bytes_read: inputs.map(|entry| entry.size).sum::<u64>() + sources,
@@ -228,6 +231,19 @@ impl Job {
             created: Timestamp::now().to_string(),
             evicted: false,
         }
+    }
+
+    /// With outlines of the source files that are still as they were read.
+    fn outlined(&self, read: &Ingredients) -> Origin {
+        let mut origin = self.origin.clone();
+        for file in self.task.files().iter().filter(|file| matches!(file.view, View::Whole)) {
+            let now = self.store.memo().digest(&file.path, file.view).ok();
+            let fact = origin.files.get_mut(&file.role).filter(|_| now.as_ref() == read.files.get(&file.role));
+            if let Some(fact) = fact {
+                fact.outline = Outline::of(&file.path);
+            }
+        }
+        origin
     }
 
     fn store_error(&self, error: &StoreError) -> TaskError {

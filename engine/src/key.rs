@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::digest::Digest;
+use crate::outline::Outline;
 use crate::plan::NodeName;
 
 /// Everything that decides a node's output.
@@ -52,6 +53,9 @@ pub struct Origin {
 pub struct FileFact {
     pub path: String,
     pub size: u64,
+    /// Kept with finished work only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outline: Option<Outline>,
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ mod lock;
 pub mod manifest;
 pub mod memo;
 pub mod memory;
+pub mod outline;
 pub mod plan;
 pub mod problem;
 pub mod record;

@@ -180,6 +180,9 @@ impl Memo {
     }
 
     fn digest_folder(&self, folder: &Path, view: View) -> Result<Digest, MemoError> {
+        if let View::Part { name, bytes } = view {
+            return self.digest_part_of_folder(folder, name, bytes);
+        }
         let mut names: Vec<_> = fs::read_dir(folder)
             .and_then(|entries| entries.map(|entry| entry.map(|entry| entry.file_name())).collect())
             .map_err(|source| read_error(folder, source))?;
@@ -193,6 +196,29 @@ impl Memo {
             listing.extend_from_slice(digest.as_bytes());
         }
         Ok(Digest::of(&listing))
+    }
+
+    /// A part of a folder is read from the folder as a whole: only its maker knows which files it is made of. It is
+    /// memoised by the stat data of all files directly in the folder.
+    fn digest_part_of_folder(
+        &self,
+        folder: &Path,
+        name: &str,
+        bytes: fn(&Path) -> Result<Vec<u8>, String>,
+    ) -> Result<Digest, MemoError> {
+        let metadata = fs::metadata(folder).map_err(|source| read_error(folder, source))?;
+        let stamp = folder_stamp(folder)?;
+        let known = self.state.lock().ok().and_then(|state| state.entries.get(&id(&metadata, name)).cloned());
+        if let Some(entry) = known.filter(|entry| entry.stamp == stamp && stamp.settled_by() <= entry.hashed) {
+            return Ok(entry.digest);
+        }
+        let hashed = now();
+        let part = bytes(folder);
+        let part = part.map_err(|message| MemoError::Part { path: folder.display().to_string(), message })?;
+        self.hashed.fetch_add(1, Ordering::Relaxed);
+        let digest = Digest::of(&part);
+        self.insert(&metadata, name, Entry { stamp, hashed, digest, ours: false });
+        Ok(digest)
     }
 
     fn knows(&self, file: &SourceFile) -> bool {
@@ -220,6 +246,26 @@ impl Stamp {
         let Stamp(_, _, ctime) = self;
         ctime + if ctime % 1_000_000_000 == 0 { COARSE_GRAIN_NS } else { FINE_GRAIN_NS }
     }
+}
+
+/// The stat data of all files directly in a folder, as one stamp: their digest, and the latest of their times.
+fn folder_stamp(folder: &Path) -> Result<Stamp, MemoError> {
+    let failed = |source| read_error(folder, source);
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        // A link counts as what it leads to.
+        let Ok(metadata) = fs::metadata(entry.path()) else { continue };
+        let Stamp(size, modified, changed) = stamp(&metadata);
+        files.push((entry.file_name(), metadata.ino(), size, modified, changed));
+    }
+    files.sort();
+    let latest = |times: &mut dyn Iterator<Item = i64>| times.max().unwrap_or(0);
+    let modified = latest(&mut files.iter().map(|file| file.3));
+    let changed = latest(&mut files.iter().map(|file| file.4));
+    let digest = Digest::of(format!("{files:?}").as_bytes());
+    let head = digest.as_bytes().iter().take(8).fold(0u64, |head, &byte| head << 8 | u64::from(byte));
+    Ok(Stamp(head, modified, changed))
 }
 
 /// Our own fresh files become trustworthy once a later change must show; that is at most a grain away.

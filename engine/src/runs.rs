@@ -16,7 +16,7 @@ use crate::execute::Failure;
 use crate::lock::Lock;
 use crate::memory;
 use crate::plan::{NodeName, Plan};
-use crate::store::{Store, StoreError, unique, write_atomic};
+use crate::store::{Store, StoreError, unique, write_whole};
 
 /// What a run is about, given by the caller.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -224,7 +224,7 @@ fn read(folder: &Path) -> Option<Run> {
 
 fn save(path: &Path, value: &impl Serialize) -> Result<(), StoreError> {
     let bytes = serde_json::to_vec(&json!(value)).map_err(|error| StoreError::io("write", path)(error.into()))?;
-    write_atomic(path, &bytes)
+    write_whole(path, &bytes)
 }
 
 fn now() -> String {

@@ -23,13 +23,15 @@ use crate::runs::RunLog;
 use crate::seen::Seen;
 use crate::state::{Evaluated, Selection, UnknownNode, Wanted, causes, evaluate, resolve, warm};
 use crate::store::{Depth, Lookup, Store, StoreError};
-use crate::task::{Cancel, Resources};
+use crate::task::{Cancel, Resources, TaskError};
 use crate::why::line;
 
 /// How often memory is sampled and cancellation looked for.
 const TICK: Duration = Duration::from_millis(40);
 /// How long tasks get to stop before they are left to die with the process.
 const GRACE: Duration = Duration::from_millis(1600);
+/// How often a node is run anew because its source files changed under it.
+const ATTEMPTS: usize = 2;
 
 /// How to run a plan.
 #[derive(Clone, Debug, Default)]
@@ -128,6 +130,8 @@ struct Slot {
     /// A reader found its stored bytes wrong.
     suspect: bool,
     forced: bool,
+    /// Times its source files changed under it.
+    attempts: usize,
 }
 
 struct Driver<'a> {
@@ -161,7 +165,7 @@ impl<'a> Driver<'a> {
         let slot = |i| {
             let phase = if wanted.wanted.contains(&i) { Phase::Waiting } else { Phase::Skipped };
             let (demanded, forced) = (wanted.ends.contains(&i), wanted.forced.contains(&i));
-            Slot { phase, present: false, demanded, suspect: false, forced }
+            Slot { phase, present: false, demanded, suspect: false, forced, attempts: 0 }
         };
         let (sender, reports) = channel();
         Driver {
@@ -324,11 +328,13 @@ impl<'a> Driver<'a> {
         let sender = self.sender.clone();
         let work = move || {
             let report = execute(&job);
+            // It shares the run's record, whose lock must not outlive the run.
+            drop(job);
             let _ = sender.send((i, report));
         };
         let thread = std::thread::Builder::new().name(format!("node {}", self.plan.nodes()[i].name)).spawn(work);
         if let Err(error) = thread {
-            let error = crate::task::TaskError::Failed(format!("cannot start a thread: {error}"));
+            let error = TaskError::Failed(format!("cannot start a thread: {error}"));
             let _ = self.sender.send((i, Report::Failed(Failure::new(self.plan.nodes()[i].name.clone(), error))));
         }
     }
@@ -354,6 +360,17 @@ impl<'a> Driver<'a> {
                     slot.present = false;
                     self.known[from] = None;
                 }
+            }
+            Report::SourceChanged { what } if self.slots[i].attempts < ATTEMPTS => {
+                let message = format!("{what}; it runs again on what is there now");
+                self.log.emit(Event::Warning { node: self.plan.nodes()[i].name.clone(), message });
+                self.slots[i].attempts += 1;
+                self.slots[i].phase = Phase::Waiting;
+            }
+            Report::SourceChanged { what } => {
+                let error =
+                    TaskError::Input(format!("{what}, again and again; wait until it is written, then run again"));
+                self.fail(i, Failure::new(self.plan.nodes()[i].name.clone(), error));
             }
             Report::Failed(failure) => self.fail(i, failure),
             Report::Cancelled => self.skip(i, "interrupted".to_string()),

@@ -9,7 +9,7 @@ use crate::key::{Ingredients, Origin};
 use crate::lock::Lock;
 use crate::plan::NodeName;
 use crate::record::Record;
-use crate::store::{Store, write_atomic};
+use crate::store::{Store, write_whole};
 
 /// Beyond this the oldest go.
 const MOST: usize = 5_000;
@@ -72,7 +72,7 @@ impl Seen {
         let surplus = seen.nodes.len().saturating_sub(MOST);
         seen.nodes.drain(..surplus);
         if let Ok(bytes) = serde_json::to_vec(&seen) {
-            let _ = write_atomic(&store.root().join("seen.json"), &bytes);
+            let _ = write_whole(&store.root().join("seen.json"), &bytes);
         }
     }
 }

@@ -215,7 +215,7 @@ pub(crate) fn evaluate(
         let digest = store.memo().digest(&file.path, file.view).map_err(|error| TaskError::Input(error.to_string()))?;
         let size = std::fs::metadata(&file.path).map_or(0, |metadata| metadata.len());
         files.insert(file.role.clone(), digest);
-        origin.files.insert(file.role, FileFact { path: file.path.display().to_string(), size });
+        origin.files.insert(file.role, FileFact { path: file.path.display().to_string(), size, outline: None });
     }
     let (stage, version, params) = (node.task.stage().to_string(), node.task.version(), node.task.params());
     let ingredients = Ingredients { stage, version, params, files, inputs };

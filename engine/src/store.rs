@@ -10,6 +10,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
 
 use serde_json::json;
 
@@ -165,9 +166,34 @@ impl Store {
         self.root.join("objects").join(output.to_string())
     }
 
-    /// The folder that belongs to a key while it is being computed, across processes.
+    /// Where a key's work folders are while it is being computed, across processes.
     pub fn work(&self, key: Digest) -> PathBuf {
         self.root.join("work").join(key.to_string())
+    }
+
+    /// The work folder for one attempt at a key, with what the attempt before left in it. The caller holds the key's lock.
+    ///
+    /// It is moved to a name of its own every time: a child of a killed run may live a few seconds longer, and must not
+    /// write among its successor's checkpoints.
+    pub(crate) fn take_work(&self, key: Digest) -> Result<PathBuf, StoreError> {
+        let all = self.work(key);
+        let folder = all.join(unique());
+        let take = || -> io::Result<()> {
+            fs::create_dir_all(&all)?;
+            let mut left: Vec<(SystemTime, PathBuf)> = Vec::new();
+            for entry in fs::read_dir(&all)? {
+                let entry = entry?;
+                left.push((entry.metadata()?.modified()?, entry.path()));
+            }
+            left.sort();
+            match left.pop() {
+                Some((_, latest)) => fs::rename(latest, &folder)?,
+                None => fs::create_dir(&folder)?,
+            }
+            left.iter().try_for_each(|(_, older)| fs::remove_dir_all(older))
+        };
+        take().map_err(StoreError::io("create", &folder))?;
+        Ok(folder)
     }
 
     pub fn runs(&self) -> PathBuf {
@@ -230,6 +256,11 @@ impl Store {
                 return Condition::Damaged(format!("{} {what}", entry.name));
             }
         }
+        let listing = manifest_text(record);
+        let (size, digest) = (listing.len() as u64, Digest::of(listing.as_bytes()));
+        if let Err(what) = self.inspect_file(&folder.join(MANIFEST), size, digest, depth) {
+            return Condition::Damaged(format!("{MANIFEST} {what}"));
+        }
         if depth == Depth::Stat {
             return Condition::Sound;
         }
@@ -290,7 +321,7 @@ impl Store {
 
     /// Makes a sealed draft an object, and `record` lead to it.
     pub fn publish(&self, draft: Draft, record: &Record) -> Result<(), StoreError> {
-        let text = json!({ "digest": record.output, "files": record.manifest.files }).to_string();
+        let text = manifest_text(record);
         write_file(&draft.path.join(MANIFEST), text.as_bytes())?;
         sync_folder(&draft.path).map_err(StoreError::io("flush", &draft.path))?;
         let _gate = self.gate()?;
@@ -312,6 +343,7 @@ impl Store {
             self.memo.remember(&path, entry.digest);
             self.note_checked(path);
         }
+        self.memo.remember(&object.join(MANIFEST), Digest::of(text.as_bytes()));
         self.put_record(record)
     }
 
@@ -385,18 +417,25 @@ impl Store {
     }
 }
 
-/// Writes `bytes` to `path` so that a reader, or a crash, sees the old file or the new one.
+/// Writes `bytes` to `path` so that a reader, or a crash, sees the old file or the new one; durable on return.
 pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
+    replace(path, |draft| {
+        let mut file = File::create(draft)?;
+        file.write_all(bytes)?;
+        file.sync_all()
+    })?;
+    path.parent().map_or(Ok(()), sync_folder).map_err(StoreError::io("flush", path))
+}
+
+/// The same without waiting for the disk: for what a power cut may take, such as the record of a run.
+pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
+    replace(path, |draft| fs::write(draft, bytes))
+}
+
+fn replace(path: &Path, write: impl FnOnce(&Path) -> io::Result<()>) -> Result<(), StoreError> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let draft = path.with_file_name(format!(".{name}.{}", unique()));
-    let write = || -> io::Result<()> {
-        let mut file = File::create(&draft)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&draft, path)?;
-        path.parent().map_or(Ok(()), sync_folder)
-    };
-    write().map_err(|error| {
+    write(&draft).and_then(|()| fs::rename(&draft, path)).map_err(|error| {
         let _ = fs::remove_file(&draft);
         StoreError::io("write", path)(error)
     })
@@ -413,6 +452,11 @@ pub(crate) fn unique() -> String {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
     format!("{:08x}", RandomState::new().hash_one((std::process::id(), count)) as u32)
+}
+
+/// What lies beside an object's files, for readers without this program.
+fn manifest_text(record: &Record) -> String {
+    json!({ "digest": record.output, "files": record.manifest.files }).to_string()
 }
 
 fn write_file(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {

@@ -1,11 +1,13 @@
 //! Why a node runs: what differs between what it is and what it last was, in the user's words.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::digest::Digest;
+use crate::outline::Place;
 use crate::record::Record;
 use crate::seen::LastSeen;
 use crate::state::Evaluated;
@@ -65,7 +67,7 @@ impl Cause {
             CauseKind::File if self.before.is_null() && self.after.is_null() => self.what.clone(),
             CauseKind::File if self.before.is_null() => format!("{} is new", self.what),
             CauseKind::File if self.after.is_null() => format!("{} is no longer read", self.what),
-            CauseKind::File => format!("{} changed ({} -> {})", self.what, short(&self.before), short(&self.after)),
+            CauseKind::File => format!("{} changed: {} -> {}", self.what, text(&self.before), text(&self.after)),
             CauseKind::Upstream if self.before.is_null() && self.after.is_null() => {
                 format!("upstream {} runs", self.what)
             }
@@ -129,8 +131,14 @@ fn file_causes(last: &LastSeen, now: &Evaluated, causes: &mut Vec<Cause>) {
             (Some(digest), None) => Value::from(digest.short()),
             (None, _) => Value::Null,
         };
-        let cause = Cause::new(CauseKind::File, what).before(describe(before, size(&last.origin)));
-        causes.push(cause.after(describe(after, size(&now.origin))));
+        let outline = last.origin.files.get(role).and_then(|fact| fact.outline.as_ref());
+        let place = now.origin.files.get(role).and_then(|fact| outline?.first_difference(Path::new(&fact.path)));
+        let mut is = describe(after, size(&now.origin));
+        if let (Value::String(text), Some(Place { lines: (first, last) })) = (&mut is, place) {
+            let lines = if first == last { format!("line {first}") } else { format!("lines {first} to {last}") };
+            text.push_str(&format!(", first differing in {lines}"));
+        }
+        causes.push(Cause::new(CauseKind::File, what).before(describe(before, size(&last.origin))).after(is));
     }
 }
 
@@ -168,12 +176,16 @@ fn differences(path: &str, was: &Value, is: &Value, causes: &mut Vec<Cause>) {
     }
 }
 
-fn short(value: &Value) -> String {
-    let text = match value {
+fn text(value: &Value) -> String {
+    match value {
         Value::String(text) => text.clone(),
         Value::Null => "unset".to_string(),
         other => other.to_string(),
-    };
+    }
+}
+
+fn short(value: &Value) -> String {
+    let text = text(value);
     if text.chars().count() <= LONGEST_VALUE {
         return text;
     }

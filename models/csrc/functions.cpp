@@ -483,7 +483,7 @@ Tensor* guarded(char** error, F f) {
 }
 
 std::optional<Tensor> if_given(const Tensor* x) {
-  return x ? *x : Tensor();
+  return x ? std::optional<Tensor>(*x) : std::nullopt;
 }
 
 }  // namespace

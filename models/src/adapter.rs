@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use pipe_job::{Lora as Settings, Targets};
-use safetensors::tensor::{Dtype, TensorView};
 use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
@@ -87,7 +87,8 @@ pub fn parameters(decoder: &Decoder) -> Vec<Parameter> {
     for linear in decoder.linears() {
         if let Some(lora) = &linear.lora {
             let pair = [("A", &lora.a), ("B", &lora.b)];
-            parameters.extend(pair.map(|(side, x)| Parameter { name: key(&linear.name, side), tensor: x.shallow_clone() }));
+            parameters
+                .extend(pair.map(|(side, x)| Parameter { name: key(&linear.name, side), tensor: x.shallow_clone() }));
         }
     }
     parameters

@@ -37,18 +37,13 @@ pub struct Cache {
 impl Rotary {
     /// From inverse frequencies, `head_dim / 2` of them.
     pub fn new(frequencies: &[f32]) -> Self {
-        Self {
-            frequencies: Tensor::from_slice(frequencies).to_device(DEVICE),
-        }
+        Self { frequencies: Tensor::from_slice(frequencies).to_device(DEVICE) }
     }
 
     /// Angles at `positions` `[tokens]`.
     pub fn at(&self, positions: &Tensor) -> Angles {
         let angle = positions.to_kind(Kind::Float).unsqueeze(1) * self.frequencies.unsqueeze(0);
-        Angles {
-            cos: angle.cos(),
-            sin: angle.sin(),
-        }
+        Angles { cos: angle.cos(), sin: angle.sin() }
     }
 }
 
@@ -67,43 +62,21 @@ pub fn rotate(x: &Tensor, angles: &Angles, pass: Pass) -> Tensor {
 
 /// Causal attention within each document. `q` is `[tokens, heads * head_dim]`, `k` and `v` `[tokens, kv_heads *
 /// head_dim]`; `lengths` are the documents' tokens in order.
-pub fn packed(
-    q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
-    config: &ModelConfig,
-    lengths: &[i64],
-    pass: Pass,
-) -> Tensor {
+pub fn packed(q: &Tensor, k: &Tensor, v: &Tensor, config: &ModelConfig, lengths: &[i64], pass: Pass) -> Tensor {
     let window = config.sliding_window.map_or(0, |window| window as i64);
     if pass.fused {
         return shim::attention(q, k, v, config.head_dim as i64, lengths, window);
     }
     let split = |x: &Tensor, start: i64, length: i64| {
-        x.narrow(0, start, length)
-            .reshape([length, -1, config.head_dim as i64])
-            .transpose(0, 1)
-            .unsqueeze(0)
+        x.narrow(0, start, length).reshape([length, -1, config.head_dim as i64]).transpose(0, 1).unsqueeze(0)
     };
     let mut start = 0;
     let mut outputs = Vec::with_capacity(lengths.len());
     for &length in lengths {
-        let (q, k, v) = (
-            split(q, start, length),
-            split(k, start, length),
-            split(v, start, length),
-        );
+        let (q, k, v) = (split(q, start, length), split(k, start, length), split(v, start, length));
         let mask = (window > 0 && length > window).then(|| window_mask(length, window));
-        let out = Tensor::scaled_dot_product_attention(
-            &q,
-            &k,
-            &v,
-            mask.as_ref(),
-            0.0,
-            mask.is_none(),
-            None::<f64>,
-            true,
-        );
+        let out =
+            Tensor::scaled_dot_product_attention(&q, &k, &v, mask.as_ref(), 0.0, mask.is_none(), None::<f64>, true);
         outputs.push(out.squeeze_dim(0).transpose(0, 1).reshape([length, -1]));
         start += length;
     }
@@ -112,12 +85,7 @@ pub fn packed(
 
 impl Cache {
     pub(crate) fn new(layers: usize) -> Self {
-        Self {
-            keys: Vec::with_capacity(layers),
-            values: Vec::with_capacity(layers),
-            lengths: Vec::new(),
-            capacity: 0,
-        }
+        Self { keys: Vec::with_capacity(layers), values: Vec::with_capacity(layers), lengths: Vec::new(), capacity: 0 }
     }
 
     /// Keeps only `rows`, in that order: finished answers stop costing time.
@@ -155,10 +123,7 @@ impl Cache {
         }
         let more = self.capacity.max(64);
         for held in self.keys.iter_mut().chain(self.values.iter_mut()) {
-            let room = Tensor::zeros(
-                [held.size()[0], more, config.head_dim as i64],
-                (held.kind(), held.device()),
-            );
+            let room = Tensor::zeros([held.size()[0], more, config.head_dim as i64], (held.kind(), held.device()));
             *held = Tensor::cat(&[&*held, &room], 1);
         }
         self.capacity += more;
@@ -175,31 +140,18 @@ impl Cache {
     ) -> Tensor {
         let (kv_heads, dim) = (config.kv_heads as i64, config.head_dim as i64);
         let rows = self.lengths.len() as i64;
-        let places: Vec<i64> = (0..rows * kv_heads)
-            .map(|i| i * self.capacity + self.lengths[(i / kv_heads) as usize])
-            .collect();
+        let places: Vec<i64> =
+            (0..rows * kv_heads).map(|i| i * self.capacity + self.lengths[(i / kv_heads) as usize]).collect();
         let places = Tensor::from_slice(&places);
-        let _ = self.keys[layer]
-            .view([-1, dim])
-            .index_copy_(0, &places, &k.reshape([-1, dim]));
-        let _ = self.values[layer]
-            .view([-1, dim])
-            .index_copy_(0, &places, &v.reshape([-1, dim]));
+        let _ = self.keys[layer].view([-1, dim]).index_copy_(0, &places, &k.reshape([-1, dim]));
+        let _ = self.values[layer].view([-1, dim]).index_copy_(0, &places, &v.reshape([-1, dim]));
         let longest = self.lengths.iter().max().copied().unwrap_or(0) + 1;
         let keys = self.keys[layer].narrow(1, 0, longest);
         let values = self.values[layer].narrow(1, 0, longest);
         let q = q.reshape([rows * kv_heads, -1, dim]) * (1.0 / (dim as f64).sqrt());
-        let scores = q
-            .bmm(&keys.transpose(1, 2))
-            .to_kind(Kind::Float)
-            .reshape([rows, -1, longest]);
-        let weights = (scores + self.unread(longest, config))
-            .softmax(-1, Kind::Float)
-            .to_kind(q.kind());
-        weights
-            .reshape([rows * kv_heads, -1, longest])
-            .bmm(&values)
-            .reshape([rows, -1])
+        let scores = q.bmm(&keys.transpose(1, 2)).to_kind(Kind::Float).reshape([rows, -1, longest]);
+        let weights = (scores + self.unread(longest, config)).softmax(-1, Kind::Float).to_kind(q.kind());
+        weights.reshape([rows * kv_heads, -1, longest]).bmm(&values).reshape([rows, -1])
     }
 
     pub(crate) fn advance(&mut self) {
@@ -214,24 +166,16 @@ impl Cache {
         if let Some(window) = config.sliding_window {
             hidden = hidden.logical_or(&columns.le_tensor(&(&last - window as i64)));
         }
-        Tensor::zeros(hidden.size(), (Kind::Float, DEVICE))
-            .masked_fill(&hidden, f64::NEG_INFINITY)
-            .unsqueeze(1)
+        Tensor::zeros(hidden.size(), (Kind::Float, DEVICE)).masked_fill(&hidden, f64::NEG_INFINITY).unsqueeze(1)
     }
 
     /// `[tokens, kv_heads * head_dim]` of documents end to end to `[rows * kv_heads, capacity, head_dim]`.
     fn spread(&self, x: &Tensor, config: &ModelConfig) -> Tensor {
         let (kv_heads, dim) = (config.kv_heads as i64, config.head_dim as i64);
-        let held = Tensor::zeros(
-            [self.lengths.len() as i64, kv_heads, self.capacity, dim],
-            (x.kind(), x.device()),
-        );
+        let held = Tensor::zeros([self.lengths.len() as i64, kv_heads, self.capacity, dim], (x.kind(), x.device()));
         let mut start = 0;
         for (row, &length) in self.lengths.iter().enumerate() {
-            let own = x
-                .narrow(0, start, length)
-                .reshape([length, kv_heads, dim])
-                .transpose(0, 1);
+            let own = x.narrow(0, start, length).reshape([length, kv_heads, dim]).transpose(0, 1);
             held.get(row as i64).narrow(1, 0, length).copy_(&own);
             start += length;
         }
@@ -241,7 +185,5 @@ impl Cache {
 
 /// `[length, length]`, true where a query may look: at itself and the `window - 1` tokens before it.
 fn window_mask(length: i64, window: i64) -> Tensor {
-    Tensor::ones([length, length], (Kind::Bool, DEVICE))
-        .tril(0)
-        .triu(1 - window)
+    Tensor::ones([length, length], (Kind::Bool, DEVICE)).tril(0).triu(1 - window)
 }

@@ -84,18 +84,11 @@ impl Decoder {
             let (angles, lengths) = (angles.clone(), lengths.clone());
             let run = move |x: &Tensor| {
                 layer.forward(&self.config, x, pass, |q, k, v| {
-                    let (q, k) = (
-                        attention::rotate(q, &angles, pass),
-                        attention::rotate(k, &angles, pass),
-                    );
+                    let (q, k) = (attention::rotate(q, &angles, pass), attention::rotate(k, &angles, pass));
                     attention::packed(&q, &k, v, &self.config, &lengths, pass)
                 })
             };
-            x = if pass.checkpointing && pass.training.is_some() {
-                self.recomputed(&x, run)
-            } else {
-                run(&x)
-            };
+            x = if pass.checkpointing && pass.training.is_some() { self.recomputed(&x, run) } else { run(&x) };
         }
         Ok(self.rms_norm(&x, &self.norm, pass))
     }
@@ -107,9 +100,7 @@ impl Decoder {
 
     /// `hidden` `[rows, hidden]` to logits `[rows, vocabulary]` in f32.
     pub fn logits(&self, hidden: &Tensor) -> Tensor {
-        hidden
-            .matmul(&self.head().to_kind(hidden.kind()).tr())
-            .to_kind(Kind::Float)
+        hidden.matmul(&self.head().to_kind(hidden.kind()).tr()).to_kind(Kind::Float)
     }
 
     /// An empty cache for generation over as many rows as there are prompts.
@@ -122,9 +113,7 @@ impl Decoder {
         let mut segments = Segments::default();
         for (row, prompt) in prompts.iter().enumerate() {
             if prompt.is_empty() {
-                return Err(ModelError::input(format!(
-                    "prompt {row} is empty; give it at least one token"
-                )));
+                return Err(ModelError::input(format!("prompt {row} is empty; give it at least one token")));
             }
             segments.push(prompt);
         }
@@ -135,10 +124,7 @@ impl Decoder {
             cache.start(&segments.lengths);
             for (index, layer) in self.layers.iter().enumerate() {
                 x = layer.forward(&self.config, &x, pass, |q, k, v| {
-                    let (q, k) = (
-                        attention::rotate(q, &angles, pass),
-                        attention::rotate(k, &angles, pass),
-                    );
+                    let (q, k) = (attention::rotate(q, &angles, pass), attention::rotate(k, &angles, pass));
                     cache.fill(index, &k, v, &self.config);
                     attention::packed(&q, &k, v, &self.config, &segments.lengths, pass)
                 });
@@ -160,25 +146,15 @@ impl Decoder {
     pub fn step(&self, tokens: &[i64], cache: &mut Cache, pass: Pass) -> Result<Tensor> {
         self.check_ids(tokens)?;
         if tokens.len() != cache.lengths.len() {
-            return Err(ModelError::work(format!(
-                "{} tokens for {} rows",
-                tokens.len(),
-                cache.lengths.len()
-            )));
+            return Err(ModelError::work(format!("{} tokens for {} rows", tokens.len(), cache.lengths.len())));
         }
         tch::no_grad(|| {
             let angles = self.rotary.at(&Tensor::from_slice(&cache.lengths));
-            let mut x = self
-                .embedding
-                .index_select(0, &Tensor::from_slice(tokens))
-                .to_kind(self.compute);
+            let mut x = self.embedding.index_select(0, &Tensor::from_slice(tokens)).to_kind(self.compute);
             cache.grow(&self.config);
             for (index, layer) in self.layers.iter().enumerate() {
                 x = layer.forward(&self.config, &x, pass, |q, k, v| {
-                    let (q, k) = (
-                        attention::rotate(q, &angles, pass),
-                        attention::rotate(k, &angles, pass),
-                    );
+                    let (q, k) = (attention::rotate(q, &angles, pass), attention::rotate(k, &angles, pass));
                     cache.append_and_attend(index, &q, &k, v, &self.config)
                 });
             }
@@ -198,10 +174,7 @@ impl Decoder {
     }
 
     fn embed(&self, segments: &Segments, pass: Pass) -> Tensor {
-        let x = self
-            .embedding
-            .index_select(0, &Tensor::from_slice(&segments.ids))
-            .to_kind(self.compute);
+        let x = self.embedding.index_select(0, &Tensor::from_slice(&segments.ids)).to_kind(self.compute);
         match pass.training {
             Some(seed) if self.neftune_alpha > 0.0 => x + self.noise(segments, seed),
             _ => x,
@@ -212,21 +185,14 @@ impl Decoder {
     fn noise(&self, segments: &Segments, seed: u64) -> Tensor {
         let key = random::mix(seed, random::name_key("neftune"));
         let hidden = self.config.hidden as i64;
-        let draws: Vec<f32> = (0..segments.ids.len() as u64 * hidden as u64)
-            .map(|i| (random::unit(key, i) * 2.0 - 1.0) as f32)
-            .collect();
+        let draws: Vec<f32> =
+            (0..segments.ids.len() as u64 * hidden as u64).map(|i| (random::unit(key, i) * 2.0 - 1.0) as f32).collect();
         let sizes: Vec<f32> = segments
             .lengths
             .iter()
-            .flat_map(|&n| {
-                std::iter::repeat_n(
-                    (self.neftune_alpha / ((n * hidden) as f64).sqrt()) as f32,
-                    n as usize,
-                )
-            })
+            .flat_map(|&n| std::iter::repeat_n((self.neftune_alpha / ((n * hidden) as f64).sqrt()) as f32, n as usize))
             .collect();
-        let noise = Tensor::from_slice(&draws).reshape([-1, hidden])
-            * Tensor::from_slice(&sizes).unsqueeze(1);
+        let noise = Tensor::from_slice(&draws).reshape([-1, hidden]) * Tensor::from_slice(&sizes).unsqueeze(1);
         noise.to_kind(self.compute)
     }
 
@@ -242,10 +208,7 @@ impl Decoder {
     }
 
     fn check_ids(&self, ids: &[i64]) -> Result<()> {
-        match ids
-            .iter()
-            .find(|&&id| id < 0 || id >= self.embedding.size()[0])
-        {
+        match ids.iter().find(|&&id| id < 0 || id >= self.embedding.size()[0]) {
             Some(id) => Err(ModelError::input(format!(
                 "token id {id} lies outside the model's vocabulary of {}; the rows were tokenised for another model",
                 self.embedding.size()[0]
@@ -258,22 +221,12 @@ impl Decoder {
 impl Layer {
     /// The block's linear layers, in the order of the computation.
     pub fn linears(&self) -> [&Linear; 7] {
-        [
-            &self.q, &self.k, &self.v, &self.o, &self.gate, &self.up, &self.down,
-        ]
+        [&self.q, &self.k, &self.v, &self.o, &self.gate, &self.up, &self.down]
     }
 
     /// The block's linear layers, in the order of the computation.
     pub fn linears_mut(&mut self) -> [&mut Linear; 7] {
-        [
-            &mut self.q,
-            &mut self.k,
-            &mut self.v,
-            &mut self.o,
-            &mut self.gate,
-            &mut self.up,
-            &mut self.down,
-        ]
+        [&mut self.q, &mut self.k, &mut self.v, &mut self.o, &mut self.gate, &mut self.up, &mut self.down]
     }
 
     /// `x` is `[rows, hidden]`; `attend` mixes queries, keys and values of all rows into `[rows, heads * head_dim]`.
@@ -286,18 +239,10 @@ impl Layer {
     ) -> Tensor {
         let eps = config.rms_eps;
         let normed = rms_norm(x, &self.attention_norm, eps, pass);
-        let (q, k, v) = (
-            self.q.forward(&normed, pass),
-            self.k.forward(&normed, pass),
-            self.v.forward(&normed, pass),
-        );
+        let (q, k, v) = (self.q.forward(&normed, pass), self.k.forward(&normed, pass), self.v.forward(&normed, pass));
         let x = x + self.o.forward(&attend(&q, &k, &v), pass);
         let normed = rms_norm(&x, &self.mlp_norm, eps, pass);
-        let product = swiglu(
-            &self.gate.forward(&normed, pass),
-            &self.up.forward(&normed, pass),
-            pass,
-        );
+        let product = swiglu(&self.gate.forward(&normed, pass), &self.up.forward(&normed, pass), pass);
         x + self.down.forward(&product, pass)
     }
 }
@@ -308,11 +253,7 @@ fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64, pass: Pass) -> Tensor {
         return shim::rms_norm(x, weight, eps);
     }
     let wide = x.to_kind(Kind::Float);
-    let scale = (wide
-        .square()
-        .mean_dim([-1i64].as_slice(), true, Kind::Float)
-        + eps)
-        .rsqrt();
+    let scale = (wide.square().mean_dim([-1i64].as_slice(), true, Kind::Float) + eps).rsqrt();
     (wide * scale).to_kind(x.kind()) * weight.to_kind(x.kind())
 }
 

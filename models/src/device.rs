@@ -26,10 +26,7 @@ pub fn prepare_process() {
 pub fn load_cuda() {
     // SAFETY: a constant, terminated name; failure just leaves the CPU.
     unsafe {
-        libc::dlopen(
-            c"libtorch_cuda.so".as_ptr(),
-            libc::RTLD_NOW | libc::RTLD_GLOBAL,
-        );
+        libc::dlopen(c"libtorch_cuda.so".as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL);
     }
 }
 
@@ -39,9 +36,7 @@ pub fn set_threads(threads: usize) {
     let threads = if threads == 0 { cores } else { threads };
     tch::set_num_threads(threads as i32);
     // Fails only when a pool exists already, which then serves as well.
-    let _ = rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .build_global();
+    let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
 }
 
 /// This process's high-water mark of resident memory, in bytes; 0 where the system does not tell.
@@ -59,8 +54,6 @@ fn status_bytes(field: &str) -> u64 {
         return 0;
     };
     let line = status.lines().find_map(|line| line.strip_prefix(field));
-    let kib = line
-        .and_then(|rest| rest.split_whitespace().next())
-        .and_then(|n| n.parse::<u64>().ok());
+    let kib = line.and_then(|rest| rest.split_whitespace().next()).and_then(|n| n.parse::<u64>().ok());
     kib.unwrap_or(0) * 1024
 }

@@ -16,10 +16,7 @@ pub enum ModelError {
     Work(String),
     /// A file could not be read or written.
     #[error("{path}: {source}")]
-    Io {
-        path: PathBuf,
-        source: std::io::Error,
-    },
+    Io { path: PathBuf, source: std::io::Error },
     /// A model file is not what it should be.
     #[error(transparent)]
     Files(#[from] pipe_files::FilesError),
@@ -44,10 +41,7 @@ impl ModelError {
 
     /// An I/O error at `path`.
     pub fn io(path: &Path, source: std::io::Error) -> Self {
-        Self::Io {
-            path: path.to_path_buf(),
-            source,
-        }
+        Self::Io { path: path.to_path_buf(), source }
     }
 
     /// Whether what was given is at fault, rather than the work.
@@ -68,10 +62,5 @@ impl From<tch::TchError> for ModelError {
 
 /// libtorch appends a C++ backtrace to its messages; the first line is the part for people.
 pub fn first_line(message: &str) -> String {
-    message
-        .lines()
-        .next()
-        .unwrap_or_default()
-        .trim()
-        .to_string()
+    message.lines().next().unwrap_or_default().trim().to_string()
 }

@@ -23,10 +23,7 @@ pub struct Events {
 impl Events {
     /// Events to this writer, one JSON object per line, flushed each time.
     pub fn to(out: impl Write + Send + 'static) -> Self {
-        Self {
-            out: Arc::new(Mutex::new(Box::new(out))),
-            cancelled: Arc::default(),
-        }
+        Self { out: Arc::new(Mutex::new(Box::new(out))), cancelled: Arc::default() }
     }
 
     /// Sends one event. A reader that is gone is noticed on standard input, not here.
@@ -42,27 +39,17 @@ impl Events {
 
     /// Sends a warning.
     pub fn warn(&self, message: impl Into<String>) {
-        self.send(&Event::Warning {
-            message: message.into(),
-        });
+        self.send(&Event::Warning { message: message.into() });
     }
 
     /// Sends a number worth keeping.
     pub fn fact(&self, name: &str, value: f64) {
-        self.send(&Event::Fact {
-            name: name.to_string(),
-            value,
-        });
+        self.send(&Event::Fact { name: name.to_string(), value });
     }
 
     /// Sends how far a phase has come.
     pub fn progress(&self, phase: &str, unit: &str, done: u64, total: u64) {
-        self.send(&Event::Progress {
-            done,
-            total,
-            unit: unit.to_string(),
-            phase: phase.to_string(),
-        });
+        self.send(&Event::Progress { done, total, unit: unit.to_string(), phase: phase.to_string() });
     }
 
     /// Whether someone asked to stop.
@@ -72,11 +59,7 @@ impl Events {
 
     /// `Err(Cancelled)` once someone asked to stop.
     pub fn check(&self) -> Result<()> {
-        if self.is_cancelled() {
-            Err(ModelError::Cancelled)
-        } else {
-            Ok(())
-        }
+        if self.is_cancelled() { Err(ModelError::Cancelled) } else { Ok(()) }
     }
 
     /// Asks to stop.

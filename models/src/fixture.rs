@@ -13,15 +13,11 @@ pub struct Fixture {
 
 impl Fixture {
     pub fn path(name: &str) -> PathBuf {
-        PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-            .join("../tests/fixtures")
-            .join(name)
+        PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures").join(name)
     }
 
     pub fn open(name: &str) -> Self {
-        Self {
-            bytes: std::fs::read(Self::path(name)).unwrap(),
-        }
+        Self { bytes: std::fs::read(Self::path(name)).unwrap() }
     }
 
     pub fn shape(&self, name: &str) -> Vec<usize> {
@@ -35,23 +31,14 @@ impl Fixture {
     pub fn f32(&self, name: &str) -> Vec<f32> {
         let (dtype, _, bytes) = self.read(name);
         match dtype {
-            Dtype::F32 => bytes
-                .chunks_exact(4)
-                .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
-                .collect(),
-            Dtype::BF16 => bytes
-                .chunks_exact(2)
-                .map(|b| bf16::from_le_bytes(b.try_into().unwrap()).to_f32())
-                .collect(),
+            Dtype::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect(),
+            Dtype::BF16 => bytes.chunks_exact(2).map(|b| bf16::from_le_bytes(b.try_into().unwrap()).to_f32()).collect(),
             other => panic!("{name} is {other:?}"),
         }
     }
 
     pub fn i64(&self, name: &str) -> Vec<i64> {
-        self.bytes(name)
-            .chunks_exact(8)
-            .map(|b| i64::from_le_bytes(b.try_into().unwrap()))
-            .collect()
+        self.bytes(name).chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap())).collect()
     }
 
     fn read(&self, name: &str) -> (Dtype, Vec<usize>, Vec<u8>) {

@@ -5,8 +5,8 @@
 
 pub mod adapter;
 pub mod attention;
-pub mod checkpoint;
 pub mod chat;
+pub mod checkpoint;
 pub mod decoder;
 pub mod device;
 pub mod error;
@@ -27,8 +27,8 @@ pub mod quantize;
 pub mod random;
 pub mod schedule;
 pub mod shim;
-pub mod train;
 pub mod token_rows;
+pub mod train;
 pub mod tuned;
 
 pub use error::{ModelError, Result};

@@ -54,27 +54,17 @@ pub struct Pass {
 
 impl Pass {
     /// Inference with the fused kernels and the adapters.
-    pub const INFERENCE: Self = Self {
-        training: None,
-        fused: true,
-        checkpointing: false,
-        base_only: false,
-    };
+    pub const INFERENCE: Self = Self { training: None, fused: true, checkpointing: false, base_only: false };
 
     /// Inference as if no adapter were there.
-    pub const BASE: Self = Self {
-        base_only: true,
-        ..Self::INFERENCE
-    };
+    pub const BASE: Self = Self { base_only: true, ..Self::INFERENCE };
 }
 
 impl Linear {
     /// `x` is `[rows, inputs]` in the compute type; the answer is `[rows, outputs]` in the same type.
     pub fn forward(&self, x: &Tensor, pass: Pass) -> Tensor {
         let lora = self.lora.as_ref().filter(|_| !pass.base_only);
-        let seed = pass
-            .training
-            .map(|seed| random::mix(seed, random::name_key(&self.name)));
+        let seed = pass.training.map(|seed| random::mix(seed, random::name_key(&self.name)));
         if pass.fused && !self.weight_is_trained() {
             return shim::linear(x, &self.weight, self.bias.as_ref(), lora, seed);
         }
@@ -127,19 +117,10 @@ impl Lora {
         let (outputs, inputs) = linear.shape();
         let bound = 1.0 / (inputs as f64).sqrt();
         let key = random::mix(seed, random::name_key(&linear.name));
-        let draws: Vec<f32> = (0..r * inputs)
-            .map(|i| ((random::unit(key, i as u64) * 2.0 - 1.0) * bound) as f32)
-            .collect();
-        let a = Tensor::from_slice(&draws)
-            .reshape([r, inputs])
-            .set_requires_grad(true);
-        let b =
-            Tensor::zeros([outputs, r], (Kind::Float, tch::Device::Cpu)).set_requires_grad(true);
-        Self {
-            a,
-            b,
-            scale,
-            dropout,
-        }
+        let draws: Vec<f32> =
+            (0..r * inputs).map(|i| ((random::unit(key, i as u64) * 2.0 - 1.0) * bound) as f32).collect();
+        let a = Tensor::from_slice(&draws).reshape([r, inputs]).set_requires_grad(true);
+        let b = Tensor::zeros([outputs, r], (Kind::Float, tch::Device::Cpu)).set_requires_grad(true);
+        Self { a, b, scale, dropout }
     }
 }

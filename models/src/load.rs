@@ -31,11 +31,7 @@ pub fn kind_of(compute: Compute) -> Result<Kind> {
 /// Loads the model at `path` without adapters.
 pub fn load(path: &Path, base: BaseWeights, compute: Compute, events: &Events) -> Result<Decoder> {
     let files = ModelFiles::open(path)?;
-    let reader = Reader {
-        files: &files,
-        base,
-        kind: kind_of(compute)?,
-    };
+    let reader = Reader { files: &files, base, kind: kind_of(compute)? };
     let config = files.config().clone();
     let embedding = reader.dense("model.embed_tokens.weight")?;
     let mut layers = Vec::with_capacity(config.layers);
@@ -45,22 +41,9 @@ pub fn load(path: &Path, base: BaseWeights, compute: Compute, events: &Events) -
         events.progress("load", "layers", index as u64 + 1, config.layers as u64);
     }
     let norm = reader.dense("model.norm.weight")?;
-    let untied_head = if config.tied_embeddings {
-        None
-    } else {
-        Some(reader.dense("lm_head.weight")?)
-    };
+    let untied_head = if config.tied_embeddings { None } else { Some(reader.dense("lm_head.weight")?) };
     let rotary = rotary(&config);
-    Ok(Decoder {
-        compute: reader.kind,
-        embedding,
-        layers,
-        norm,
-        untied_head,
-        rotary,
-        neftune_alpha: 0.0,
-        config,
-    })
+    Ok(Decoder { compute: reader.kind, embedding, layers, norm, untied_head, rotary, neftune_alpha: 0.0, config })
 }
 
 fn rotary(config: &ModelConfig) -> Rotary {
@@ -102,12 +85,7 @@ impl Reader<'_> {
             Some(_) => Some(self.dense(&bias_name)?),
             None => None,
         };
-        Ok(Linear {
-            name,
-            weight,
-            bias,
-            lora: None,
-        })
+        Ok(Linear { name, weight, bias, lora: None })
     }
 
     fn nf4(&self, name: &str, double_quant: bool) -> Result<Weight> {
@@ -117,16 +95,9 @@ impl Reader<'_> {
         self.files.release(name);
         // The base passes through the compute type first, as transformers loads it before bitsandbytes quantises it.
         if self.kind == Kind::BFloat16 {
-            values
-                .iter_mut()
-                .for_each(|value| *value = bf16::from_f32(*value).to_f32());
+            values.iter_mut().for_each(|value| *value = bf16::from_f32(*value).to_f32());
         }
-        Ok(Weight::Nf4(Nf4::quantize(
-            &values,
-            shape[0],
-            shape[1],
-            double_quant,
-        )))
+        Ok(Weight::Nf4(Nf4::quantize(&values, shape[0], shape[1], double_quant)))
     }
 
     fn dense(&self, name: &str) -> Result<Tensor> {
@@ -134,7 +105,8 @@ impl Reader<'_> {
         let tensor = if self.kind == Kind::BFloat16 {
             let mut values = Vec::new();
             self.files.read_bf16(name, &mut values)?;
-            Tensor::from_slice(&values)
+            // tch 0.26 gives a slice of bf16 the type f16; the bits are right, so only the type is set.
+            Tensor::from_slice(&values).view_dtype(Kind::BFloat16)
         } else {
             let mut values = Vec::new();
             self.files.read_f32(name, &mut values)?;

@@ -29,12 +29,7 @@ impl Targets {
         let mut start = 0;
         for &length in lengths {
             let document = &labels[start as usize..(start + length) as usize];
-            for (offset, &label) in document
-                .iter()
-                .enumerate()
-                .skip(1)
-                .filter(|(_, label)| **label != IGNORED)
-            {
+            for (offset, &label) in document.iter().enumerate().skip(1).filter(|(_, label)| **label != IGNORED) {
                 targets.rows.push(start + offset as i64 - 1);
                 targets.ids.push(label);
             }
@@ -45,12 +40,7 @@ impl Targets {
 }
 
 /// The loss of each trained position in nats, `[targets]` f32, with the graph to differentiate it.
-pub fn token_losses(
-    decoder: &Decoder,
-    segments: &Segments,
-    targets: &Targets,
-    pass: Pass,
-) -> Result<Tensor> {
+pub fn token_losses(decoder: &Decoder, segments: &Segments, targets: &Targets, pass: Pass) -> Result<Tensor> {
     let hidden = decoder.hidden(segments, pass)?;
     let rows = hidden.index_select(0, &Tensor::from_slice(&targets.rows));
     let ids = Tensor::from_slice(&targets.ids);
@@ -58,9 +48,7 @@ pub fn token_losses(
         return Ok(shim::head_loss(&rows, decoder.head(), &ids));
     }
     let log_probabilities = decoder.logits(&rows).log_softmax(-1, Kind::Float);
-    Ok(-log_probabilities
-        .gather(1, &ids.unsqueeze(1), false)
-        .squeeze_dim(1))
+    Ok(-log_probabilities.gather(1, &ids.unsqueeze(1), false).squeeze_dim(1))
 }
 
 #[cfg(test)]
@@ -71,12 +59,6 @@ mod tests {
     fn nothing_is_predicted_across_documents() {
         // Two documents; the first label of each has nothing before it.
         let targets = Targets::of(&[5, 6, -100, 7, 8, 9], &[3, 3]);
-        assert_eq!(
-            targets,
-            Targets {
-                rows: vec![0, 3, 4],
-                ids: vec![6, 8, 9]
-            }
-        );
+        assert_eq!(targets, Targets { rows: vec![0, 3, 4], ids: vec![6, 8, 9] });
     }
 }

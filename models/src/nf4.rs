@@ -52,11 +52,7 @@ pub enum Scales {
     /// f32, `[blocks]`.
     Plain(Tensor),
     /// `map[codes] * absmax[block / 256] + offset`.
-    Double {
-        codes: Tensor,
-        absmax: Tensor,
-        offset: f32,
-    },
+    Double { codes: Tensor, absmax: Tensor, offset: f32 },
 }
 
 impl Nf4 {
@@ -68,17 +64,8 @@ impl Nf4 {
         for block in weight.chunks(BLOCK) {
             absmax.push(quantize_block(block, &mut packed));
         }
-        let scales = if double_quant {
-            quantize_scales(&absmax)
-        } else {
-            Scales::Plain(Tensor::from_slice(&absmax))
-        };
-        Self {
-            rows: rows as i64,
-            columns: columns as i64,
-            packed: Tensor::from_slice(&packed),
-            scales,
-        }
+        let scales = if double_quant { quantize_scales(&absmax) } else { Scales::Plain(Tensor::from_slice(&absmax)) };
+        Self { rows: rows as i64, columns: columns as i64, packed: Tensor::from_slice(&packed), scales }
     }
 
     /// The weight as `[rows, columns]` of `kind`, f32 or bf16 (rounded once from f32).
@@ -121,18 +108,12 @@ pub fn dynamic_map() -> &'static [f32; 256] {
 
 /// Quantises one block into `packed` and returns its scale.
 fn quantize_block(block: &[f32], packed: &mut Vec<u8>) -> f32 {
-    let absmax = block
-        .iter()
-        .fold(0.0f32, |most, value| most.max(value.abs()));
+    let absmax = block.iter().fold(0.0f32, |most, value| most.max(value.abs()));
     let least = absmax.max(1e-38);
     // A whole block is multiplied by the reciprocal, a short last one divided: as bitsandbytes does, to the bit.
     let share = 1.0 / least;
     let code = |value: f32| {
-        let scaled = if block.len() == BLOCK {
-            value * share
-        } else {
-            value / least
-        };
+        let scaled = if block.len() == BLOCK { value * share } else { value / least };
         midpoints().iter().filter(|&&bound| bound < scaled).count() as u8
     };
     for pair in block.chunks(2) {
@@ -150,29 +131,15 @@ fn midpoints() -> &'static [f32; 15] {
 
 fn quantize_scales(absmax: &[f32]) -> Scales {
     // libtorch's own mean: its order of summation is part of the bits.
-    let offset = Tensor::from_slice(absmax)
-        .mean(Kind::Float)
-        .double_value(&[]) as f32;
+    let offset = Tensor::from_slice(absmax).mean(Kind::Float).double_value(&[]) as f32;
     let mut codes = Vec::with_capacity(absmax.len());
     let mut tops = Vec::with_capacity(absmax.len().div_ceil(SCALE_BLOCK));
     for block in absmax.chunks(SCALE_BLOCK) {
-        let top = block
-            .iter()
-            .fold(0.0f32, |most, scale| most.max((scale - offset).abs()));
+        let top = block.iter().fold(0.0f32, |most, scale| most.max((scale - offset).abs()));
         tops.push(top);
-        codes.extend(block.iter().map(|scale| {
-            if top == 0.0 {
-                0
-            } else {
-                nearest((scale - offset) / top)
-            }
-        }));
+        codes.extend(block.iter().map(|scale| if top == 0.0 { 0 } else { nearest((scale - offset) / top) }));
     }
-    Scales::Double {
-        codes: Tensor::from_slice(&codes),
-        absmax: Tensor::from_slice(&tops),
-        offset,
-    }
+    Scales::Double { codes: Tensor::from_slice(&codes), absmax: Tensor::from_slice(&tops), offset }
 }
 
 /// The map's entry nearest to the grid point nearest to `value`: bitsandbytes looks codes up on 65,536 even steps of
@@ -181,31 +148,18 @@ fn nearest(value: f32) -> u8 {
     static TABLE: OnceLock<Vec<u8>> = OnceLock::new();
     let table = TABLE.get_or_init(|| {
         let map = dynamic_map();
-        let bounds: Vec<f32> = map
-            .windows(2)
-            .map(|pair| (pair[0] + pair[1]) * 0.5)
-            .collect();
+        let bounds: Vec<f32> = map.windows(2).map(|pair| (pair[0] + pair[1]) * 0.5).collect();
         let point = |i: u32| i as f32 / 65535.0 * 2.0 - 1.0;
-        (0..=u32::from(u16::MAX))
-            .map(|i| bounds.partition_point(|&bound| bound < point(i)) as u8)
-            .collect()
+        (0..=u32::from(u16::MAX)).map(|i| bounds.partition_point(|&bound| bound < point(i)) as u8).collect()
     });
-    table[((value + 1.0) * 0.5 * 65535.0 + 0.5)
-        .floor()
-        .clamp(0.0, 65535.0) as usize]
+    table[((value + 1.0) * 0.5 * 65535.0 + 0.5).floor().clamp(0.0, 65535.0) as usize]
 }
 
 /// torch.linspace in f32: forwards from the start for the first half, backwards from the end for the second.
 fn evenly_spaced(start: f32, end: f32, steps: usize) -> Vec<f32> {
     let step = (end - start) / (steps - 1) as f32;
     (0..steps)
-        .map(|i| {
-            if i < steps / 2 {
-                start + step * i as f32
-            } else {
-                end - step * (steps - 1 - i) as f32
-            }
-        })
+        .map(|i| if i < steps / 2 { start + step * i as f32 } else { end - step * (steps - 1 - i) as f32 })
         .collect()
 }
 
@@ -221,42 +175,18 @@ mod tests {
         for (kind, double) in [("plain", false), ("double", true)] {
             let key = |part: &str| format!("{name}.{kind}.{part}");
             let nf4 = Nf4::quantize(&weight, shape[0], shape[1], double);
-            assert_eq!(
-                bytes(&nf4.packed),
-                fixture.bytes(&key("packed")),
-                "{name} {kind} codes"
-            );
+            assert_eq!(bytes(&nf4.packed), fixture.bytes(&key("packed")), "{name} {kind} codes");
             match &nf4.scales {
                 Scales::Plain(absmax) => assert_eq!(floats(absmax), fixture.f32(&key("absmax"))),
-                Scales::Double {
-                    codes,
-                    absmax,
-                    offset,
-                } => {
+                Scales::Double { codes, absmax, offset } => {
                     assert_eq!(*offset, fixture.f32(&key("offset"))[0], "{name} offset");
-                    assert_eq!(
-                        floats(absmax),
-                        fixture.f32(&key("absmax")),
-                        "{name} second scales"
-                    );
-                    assert_eq!(
-                        bytes(codes),
-                        fixture.bytes(&key("scale_codes")),
-                        "{name} scale codes"
-                    );
+                    assert_eq!(floats(absmax), fixture.f32(&key("absmax")), "{name} second scales");
+                    assert_eq!(bytes(codes), fixture.bytes(&key("scale_codes")), "{name} scale codes");
                 }
             }
-            assert_eq!(
-                floats(&nf4.dequantize(Kind::BFloat16)),
-                fixture.f32(&key("bf16")),
-                "{name} {kind} bf16"
-            );
+            assert_eq!(floats(&nf4.dequantize(Kind::BFloat16)), fixture.f32(&key("bf16")), "{name} {kind} bf16");
             if name != "wide" {
-                assert_eq!(
-                    floats(&nf4.dequantize(Kind::Float)),
-                    fixture.f32(&key("f32")),
-                    "{name} {kind} f32"
-                );
+                assert_eq!(floats(&nf4.dequantize(Kind::Float)), fixture.f32(&key("f32")), "{name} {kind} f32");
             }
         }
     }

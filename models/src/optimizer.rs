@@ -29,9 +29,12 @@ impl Optimizer {
     /// A fresh optimizer over f32 leaves.
     pub fn new(settings: Settings, parameters: Vec<Parameter>) -> Result<Self> {
         if settings.kind == OptimizerKind::AdamW8bit {
-            return Err(ModelError::input("optimizer adamw_bnb_8bit is not available on this machine; use adamw_torch"));
+            return Err(ModelError::input(
+                "optimizer adamw_bnb_8bit is not available on this machine; use adamw_torch",
+            ));
         }
-        let moments = parameters.iter().map(|p| [p.tensor.zeros_like().detach(), p.tensor.zeros_like().detach()]).collect();
+        let moments =
+            parameters.iter().map(|p| [p.tensor.zeros_like().detach(), p.tensor.zeros_like().detach()]).collect();
         Ok(Self { settings, parameters, moments, steps: 0 })
     }
 
@@ -74,7 +77,10 @@ impl Optimizer {
     pub fn state(&self) -> Vec<(String, Tensor)> {
         let named = self.parameters.iter().zip(&self.moments);
         let pairs = named.flat_map(|(p, [first, second])| {
-            [(format!("{}.exp_avg", p.name), first.shallow_clone()), (format!("{}.exp_avg_sq", p.name), second.shallow_clone())]
+            [
+                (format!("{}.exp_avg", p.name), first.shallow_clone()),
+                (format!("{}.exp_avg_sq", p.name), second.shallow_clone()),
+            ]
         });
         pairs.collect()
     }

@@ -113,7 +113,8 @@ impl Packs {
     }
 
     fn append(&mut self, batch: &RecordBatch) -> std::result::Result<(), String> {
-        let column = |name: &str| batch.column_by_name(name).ok_or_else(|| format!("no column {name}; is this a packed file?"));
+        let column =
+            |name: &str| batch.column_by_name(name).ok_or_else(|| format!("no column {name}; is this a packed file?"));
         let (ids, labels, lengths) = (column("input_ids")?, column("labels")?, column("lengths")?);
         let row_ids = batch.column_by_name("row_ids");
         for row in 0..batch.num_rows() {
@@ -123,7 +124,11 @@ impl Packs {
             let (row_tokens, row_labels) = (numbers(&list(ids, row)?)?, numbers(&list(labels, row)?)?);
             // Anything after the documents is padding.
             if row_tokens.len() < total || row_labels.len() < total {
-                return Err(format!("pack {} has {} tokens, its lengths add to {total}", self.packs.len(), row_tokens.len()));
+                return Err(format!(
+                    "pack {} has {} tokens, its lengths add to {total}",
+                    self.packs.len(),
+                    row_tokens.len()
+                ));
             }
             self.ids.extend_from_slice(&row_tokens[..total]);
             self.labels.extend_from_slice(&row_labels[..total]);

@@ -17,9 +17,7 @@ pub fn mix(key: u64, value: u64) -> u64 {
 
 /// A key for a name (FNV-1a).
 pub fn name_key(name: &str) -> u64 {
-    name.bytes().fold(0xCBF2_9CE4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3)
-    })
+    name.bytes().fold(0xCBF2_9CE4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3))
 }
 
 /// Uniform in [0, 1).

@@ -47,19 +47,9 @@ unsafe extern "C" {
     ) -> *mut C_tensor;
     fn pipe_dequantize(weight: *const PipeWeight, wide: i32, error: *mut Error) -> *mut C_tensor;
     fn pipe_dropout(x: *const C_tensor, p: f64, seed: u64, error: *mut Error) -> *mut C_tensor;
-    fn pipe_rms_norm(
-        x: *const C_tensor,
-        weight: *const C_tensor,
-        eps: f64,
-        error: *mut Error,
-    ) -> *mut C_tensor;
+    fn pipe_rms_norm(x: *const C_tensor, weight: *const C_tensor, eps: f64, error: *mut Error) -> *mut C_tensor;
     fn pipe_swiglu(gate: *const C_tensor, up: *const C_tensor, error: *mut Error) -> *mut C_tensor;
-    fn pipe_rotate(
-        x: *const C_tensor,
-        cos: *const C_tensor,
-        sin: *const C_tensor,
-        error: *mut Error,
-    ) -> *mut C_tensor;
+    fn pipe_rotate(x: *const C_tensor, cos: *const C_tensor, sin: *const C_tensor, error: *mut Error) -> *mut C_tensor;
     fn pipe_attention(
         q: *const C_tensor,
         k: *const C_tensor,
@@ -76,22 +66,12 @@ unsafe extern "C" {
         targets: *const C_tensor,
         error: *mut Error,
     ) -> *mut C_tensor;
-    fn pipe_checkpoint(
-        x: *const C_tensor,
-        closure: *mut c_void,
-        error: *mut Error,
-    ) -> *mut C_tensor;
+    fn pipe_checkpoint(x: *const C_tensor, closure: *mut c_void, error: *mut Error) -> *mut C_tensor;
     fn pipe_free(message: *mut c_char);
 }
 
 /// `x W^T + bias + scale * dropout(x) A^T B^T` for a frozen weight; `seed` turns dropout on.
-pub fn linear(
-    x: &Tensor,
-    weight: &Weight,
-    bias: Option<&Tensor>,
-    lora: Option<&Lora>,
-    seed: Option<u64>,
-) -> Tensor {
+pub fn linear(x: &Tensor, weight: &Weight, bias: Option<&Tensor>, lora: Option<&Lora>, seed: Option<u64>) -> Tensor {
     let weight = raw_weight(weight);
     let lora = lora.map(|lora| PipeLora {
         a: lora.a.as_ptr(),
@@ -139,27 +119,11 @@ pub fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Tensor {
 }
 
 /// Causal attention within documents; `window` 0 means unlimited.
-pub fn attention(
-    q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
-    dim: i64,
-    lengths: &[i64],
-    window: i64,
-) -> Tensor {
+pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, dim: i64, lengths: &[i64], window: i64) -> Tensor {
     // SAFETY: as in `linear`; the lengths are copied during the call.
     take(|error| unsafe {
         let (documents, places) = (lengths.len() as i64, lengths.as_ptr());
-        pipe_attention(
-            q.as_ptr(),
-            k.as_ptr(),
-            v.as_ptr(),
-            places,
-            documents,
-            dim,
-            window,
-            error,
-        )
+        pipe_attention(q.as_ptr(), k.as_ptr(), v.as_ptr(), places, documents, dim, window, error)
     })
 }
 
@@ -186,10 +150,7 @@ type Part = Box<dyn Fn(&Tensor) -> Tensor>;
 /// # Safety
 /// `closure` comes from [`checkpoint`]; `x` is a live tensor.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn pipe_checkpoint_run(
-    closure: *mut c_void,
-    x: *const C_tensor,
-) -> *mut C_tensor {
+unsafe extern "C" fn pipe_checkpoint_run(closure: *mut c_void, x: *const C_tensor) -> *mut C_tensor {
     // SAFETY: the contract above; a panic must not cross into C++, which turns null into an exception of its own.
     let answer = catch_unwind(AssertUnwindSafe(|| unsafe {
         let part = &*closure.cast::<Part>();
@@ -226,22 +187,10 @@ fn raw_weight(weight: &Weight) -> PipeWeight {
 fn raw_nf4(weight: &Nf4) -> PipeWeight {
     let (scale_codes, absmax, offset) = match &weight.scales {
         Scales::Plain(absmax) => (null(), absmax.as_ptr(), 0.0),
-        Scales::Double {
-            codes,
-            absmax,
-            offset,
-        } => (codes.as_ptr(), absmax.as_ptr(), *offset),
+        Scales::Double { codes, absmax, offset } => (codes.as_ptr(), absmax.as_ptr(), *offset),
     };
     let (rows, columns) = (weight.rows, weight.columns);
-    PipeWeight {
-        rows,
-        columns,
-        dense: null(),
-        packed: weight.packed.as_ptr(),
-        scale_codes,
-        absmax,
-        offset,
-    }
+    PipeWeight { rows, columns, dense: null(), packed: weight.packed.as_ptr(), scale_codes, absmax, offset }
 }
 
 /// Takes ownership of a returned tensor, or panics with the C++ side's sentence.

@@ -108,5 +108,8 @@ fn equal(path: &Path, tokens: usize, others: usize) -> Result<()> {
 }
 
 fn broken(path: &Path, what: &str) -> ModelError {
-    ModelError::input(format!("{} is not a table of token rows: {what}; run the stage that wrote it again", path.display()))
+    ModelError::input(format!(
+        "{} is not a table of token rows: {what}; run the stage that wrote it again",
+        path.display()
+    ))
 }

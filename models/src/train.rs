@@ -19,7 +19,7 @@ use crate::{ModelError, Result, adapter, device, load, loss, random};
 
 /// Tokens that go through the network together. Whole documents are gathered up to this number, which bounds memory and
 /// changes no result beyond rounding; a longer document goes alone.
-pub const CHUNK_TOKENS: usize = 1024;
+pub const CHUNK_TOKENS: usize = 512;
 
 /// Runs the job. `Cancelled` leaves a checkpoint to resume from.
 pub fn run(job: &TrainJob, events: &Events) -> Result<()> {
@@ -59,7 +59,11 @@ pub fn run(job: &TrainJob, events: &Events) -> Result<()> {
         let window = plan.window(step);
         let trained: u64 = window.iter().map(|&pack| packs.trained(pack)).sum();
         if trained == 0 {
-            return Err(ModelError::input(format!("step {} has no trained token in {}", step + 1, rows(&packs, &window))));
+            return Err(ModelError::input(format!(
+                "step {} has no trained token in {}",
+                step + 1,
+                rows(&packs, &window)
+            )));
         }
         let mut loss = 0.0;
         let mut cancelled = false;
@@ -161,7 +165,9 @@ impl Steps {
     fn window(&self, done: u64) -> Vec<usize> {
         let (epoch, place) = (done / self.per_epoch, (done % self.per_epoch) as usize * self.window);
         let order = match self.shuffle {
-            Some(seed) => random::permutation(random::mix(random::mix(seed, random::name_key("epoch")), epoch), self.packs),
+            Some(seed) => {
+                random::permutation(random::mix(random::mix(seed, random::name_key("epoch")), epoch), self.packs)
+            }
             None => (0..self.packs).collect(),
         };
         order[place..(place + self.window).min(self.packs)].to_vec()
@@ -183,7 +189,9 @@ impl Steps {
 
 fn prepare(job: &TrainJob, events: &Events) -> Result<(Decoder, Lora)> {
     let Adapter::Lora(settings) = &job.adapter else {
-        return Err(ModelError::input("training all weights is not supported by this worker; set adapter: lora or qlora"));
+        return Err(ModelError::input(
+            "training all weights is not supported by this worker; set adapter: lora or qlora",
+        ));
     };
     let mut decoder = load::load(&job.model.path, job.model.base, job.model.compute, events)?;
     decoder.neftune_alpha = job.neftune_alpha;
@@ -223,8 +231,7 @@ fn record_metric(metrics: &mut Vec<u8>, events: &Events, metric: Metric) {
 
 fn record_eval(metrics: &mut Vec<u8>, events: &Events, step: u64, sum: f64, tokens: u64) {
     let loss = sum / tokens.max(1) as f64;
-    let eval =
-        Event::Eval { step, split: "val".to_string(), loss, perplexity: loss.exp(), trained_tokens: tokens };
+    let eval = Event::Eval { step, split: "val".to_string(), loss, perplexity: loss.exp(), trained_tokens: tokens };
     metrics.extend_from_slice(serde_json::to_string(&eval).unwrap_or_default().as_bytes());
     metrics.push(b'\n');
     events.send(&eval);

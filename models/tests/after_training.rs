@@ -5,14 +5,12 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, Int32Builder, ListBuilder, RecordBatch, StringArray};
 use arrow::array::{Array, Int32Array, ListArray};
+use arrow::array::{ArrayRef, Int32Builder, ListBuilder, RecordBatch, StringArray};
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use pipe_files::ModelFiles;
-use pipe_job::{
-    BaseWeights, Compute, EvalJob, Generation, MergeBase, MergeJob, ModelSource, QuantizeJob, WeightType,
-};
+use pipe_job::{BaseWeights, Compute, EvalJob, Generation, MergeBase, MergeJob, ModelSource, QuantizeJob, WeightType};
 use pipe_models::events::Events;
 use pipe_models::{eval, merge, quantize};
 use serde_json::Value;

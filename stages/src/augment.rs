@@ -57,16 +57,23 @@ pub struct Augment {
 }
 
 impl Augment {
-    /// Fills the defaults in; an error names the template that lacks `{request}`.
-    pub fn resolve(section: Option<&AugmentSection>) -> Result<Augment, String> {
+    /// Fills the defaults in.
+    pub fn resolve(section: Option<&AugmentSection>) -> Augment {
         let section = section.cloned().unwrap_or_default();
         let paraphrase = section.paraphrase.unwrap_or_default();
-        if let Some(bad) = paraphrase.iter().find(|template| !template.contains(REQUEST)) {
-            return Err(format!("augment.paraphrase: `{bad}` does not contain `{REQUEST}`, the place of the row's own text"));
-        }
         let copies = section.copies.unwrap_or(1).min(paraphrase.len() as u64);
         let seed = if copies == 0 { 0 } else { section.seed.unwrap_or(DEFAULT_SEED) };
-        Ok(Augment { repeat: section.repeat.unwrap_or(1).max(1), paraphrase, copies, seed })
+        Augment { repeat: section.repeat.unwrap_or(1).max(1), paraphrase, copies, seed }
+    }
+
+    /// Names the template that lacks `{request}`, if one does.
+    pub fn check(&self) -> Result<(), String> {
+        match self.paraphrase.iter().find(|template| !template.contains(REQUEST)) {
+            Some(bad) => Err(format!(
+                "augment.paraphrase: `{bad}` does not contain `{REQUEST}`, the place of the row's own text"
+            )),
+            None => Ok(()),
+        }
     }
 
     fn changes_nothing(&self) -> bool {
@@ -88,6 +95,7 @@ impl Task for Augment {
     }
 
     fn run(&self, ctx: &Context) -> Result<Summary, TaskError> {
+        self.check().map_err(TaskError::Input)?;
         let input = ctx.input("train")?;
         let output = ctx.out().join(TRAIN_FILE);
         let total = row_count(input)?;
@@ -129,7 +137,8 @@ struct Grown {
 
 impl Augment {
     fn grow(&self, batch: &RecordBatch) -> Result<Grown, TaskError> {
-        let (ids, data, meta) = (text_column(batch, "row_id")?, text_column(batch, "data")?, text_column(batch, "meta")?);
+        let (ids, data, meta) =
+            (text_column(batch, "row_id")?, text_column(batch, "data")?, text_column(batch, "meta")?);
         let mut grown = Grown::default();
         for i in 0..batch.num_rows() {
             let (id, text) = (ids.value(i), data.value(i));

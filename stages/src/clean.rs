@@ -91,8 +91,7 @@ impl Clean {
             max_chars: section.max_chars,
             drop_empty: section.drop_empty.unwrap_or(true),
             normalize: section.normalize.unwrap_or(false),
-            near_threshold: (dedup == Dedup::Near)
-                .then_some(section.near_threshold.unwrap_or(DEFAULT_NEAR_THRESHOLD)),
+            near_threshold: (dedup == Dedup::Near).then_some(section.near_threshold.unwrap_or(DEFAULT_NEAR_THRESHOLD)),
         }
     }
 }

@@ -67,7 +67,8 @@ pub fn compile(recipe: &Recipe, project: &Project, machine: &Machine) -> Result<
     let model = base_model(recipe, project);
     let splits = splits(recipe);
     let mut nodes = Vec::new();
-    let tokenized = data::nodes(recipe, project, model.as_ref(), splits, &mut nodes).map_err(|problem| vec![problem])?;
+    let tokenized =
+        data::nodes(recipe, project, model.as_ref(), splits, &mut nodes).map_err(|problem| vec![problem])?;
     data::packs(recipe, splits, &tokenized, &mut nodes);
     if let Some(model) = &model {
         model_nodes(recipe, machine, model, splits, &tokenized, &mut nodes).map_err(|problem| vec![problem])?;

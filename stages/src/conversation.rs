@@ -163,7 +163,10 @@ fn from_map(mut map: Map<String, Value>) -> Result<Example, String> {
                 Value::Object(message) => Ok(message),
                 other => Err(format!("a message that is {other}")),
             });
-            Ok(Example::Chat { messages: messages.collect::<Result<_, _>>()?, tools: map.get_mut("tools").map(Value::take) })
+            Ok(Example::Chat {
+                messages: messages.collect::<Result<_, _>>()?,
+                tools: map.get_mut("tools").map(Value::take),
+            })
         }
         Some("instruct") => {
             let mut take = |key: &str| match map.get_mut(key).map(Value::take) {

@@ -207,7 +207,10 @@ fn read_expected(
                 let (ids, labels) = (int_list(ids, i)?, int_list(labels, i)?);
                 let start = labels.iter().position(|&label| label != -100).unwrap_or(labels.len());
                 let end = labels[start..].iter().position(|&label| label == -100).map_or(labels.len(), |n| start + n);
-                let row = Expected { prompt: decode(tokenizer, &ids[..start])?, answer: decode(tokenizer, &ids[start..end])? };
+                let row = Expected {
+                    prompt: decode(tokenizer, &ids[..start])?,
+                    answer: decode(tokenizer, &ids[start..end])?,
+                };
                 rows.insert(names.value(i).to_string(), row);
             }
         }

@@ -91,7 +91,8 @@ impl Task for Ingest {
                     table.write(i, rows)?;
                     ctx.progress(table.writer.rows(), 0, "rows");
                 }
-                let digest = reading.join().map_err(|_| TaskError::Failed(format!("reading {} panicked", path.display())))??;
+                let digest =
+                    reading.join().map_err(|_| TaskError::Failed(format!("reading {} panicked", path.display())))??;
                 ctx.report_read(&role(i), digest);
                 Ok(())
             })?;
@@ -125,11 +126,9 @@ impl Ingest {
                     self.row(format, path, span.place, row)
                 })
                 .collect(),
-            Rows::Values(rows) => rows
-                .into_par_iter()
-                .with_min_len(16)
-                .map(|(place, row)| self.row(format, path, place, row))
-                .collect(),
+            Rows::Values(rows) => {
+                rows.into_par_iter().with_min_len(16).map(|(place, row)| self.row(format, path, place, row)).collect()
+            }
         };
         converted.into_iter().collect()
     }
@@ -218,7 +217,9 @@ fn parse(text: &[u8]) -> Result<Map<String, Value>, String> {
         .map_err(|e| format!("not UTF-8 at byte {} of the row; save the file as UTF-8", e.valid_up_to() + 1))?;
     match serde_json::from_str(text) {
         Ok(Value::Object(row)) => Ok(row),
-        Ok(other) => Err(format!("a row must be an object with columns, and this is `{}`", shorten(&other.to_string()))),
+        Ok(other) => {
+            Err(format!("a row must be an object with columns, and this is `{}`", shorten(&other.to_string())))
+        }
         Err(error) => {
             let why = error.to_string();
             let why = why.split(" at line ").next().unwrap_or(&why);

@@ -5,6 +5,7 @@
 //! training, evaluation, merging and quantising are jobs for the worker ([`worker`]).
 
 pub mod augment;
+pub mod chat;
 pub mod clean;
 pub mod compile;
 pub mod conversation;

@@ -1,1 +1,344 @@
-//! pack
+//! Pack: tokenised rows become the sequences that the model sees.
+//!
+//! ```text
+//! sequence_len: 8    rows [a a a a a] [b b] [c c c]
+//!   -> input_ids  a a a a a c c c      | b b
+//!      segment_ids 1 1 1 1 1 2 2 2     | 1 1
+//!      position_ids 0 1 2 3 4 0 1 2    | 0 1
+//! ```
+//! No row is cut and none is padded. The first label of every document is masked, because its token would be predicted from
+//! the document before it. Rows are packed in windows of bounded size, so memory does not grow with the data; rows of badly
+//! filled packs wait for the next window. Packs keep the order of their first rows.
+
+mod fit;
+
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, ListBuilder, RecordBatch, StringBuilder, UInt16Builder};
+use pipe_engine::task::{Context, Summary, Task, TaskError};
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::recipe::ExcessLength;
+use crate::rows::{PACKS_FILE, TableWriter, batches, int_list, int_lists, list_column, row_count, shapes, text_column};
+
+const ROWS_PER_BATCH: usize = 2048;
+const MASKED: i32 = -100;
+/// A window closes once it holds this many tokens, or this many full sequences where that is more.
+const WINDOW_TOKENS: usize = 8 << 20;
+const WINDOW_PACKS: usize = 64;
+/// A pack less full than this gives its rows to the next window.
+const GOOD_FILL: f64 = 0.97;
+/// Tokens per batch of packs that is written.
+const BATCH_TOKENS: usize = 1 << 20;
+
+/// How rows are put together, resolved.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Pack {
+    /// Tokens in a sequence at most.
+    pub sequence_len: u64,
+    /// Several rows in a sequence; else one.
+    pub packing: bool,
+    /// What happens to rows longer than a sequence.
+    pub excess_length: ExcessLength,
+    /// Rows with fewer tokens are dropped.
+    pub min_sample_len: u64,
+}
+
+impl Task for Pack {
+    fn stage(&self) -> &'static str {
+        "pack"
+    }
+
+    fn version(&self) -> String {
+        "1".into()
+    }
+
+    fn params(&self) -> Value {
+        serde_json::to_value(self).unwrap_or_default()
+    }
+
+    fn run(&self, ctx: &Context) -> Result<Summary, TaskError> {
+        let inputs: Vec<_> = (0..).map_while(|i: usize| ctx.input_opt(&i.to_string())).collect();
+        let mut total = 0;
+        for path in &inputs {
+            total += row_count(path)?;
+        }
+        let mut packing = Packing::start(self, ctx, inputs.len())?;
+        let mut read = 0;
+        for (source, path) in inputs.iter().enumerate() {
+            for batch in batches(path, &["row_id", "input_ids", "labels"], ROWS_PER_BATCH)? {
+                ctx.cancel.check()?;
+                let batch = batch?;
+                packing.take(&batch, source)?;
+                read += batch.num_rows() as u64;
+                ctx.progress(read, total, "rows");
+            }
+        }
+        packing.finish(ctx, total)
+    }
+}
+
+/// Rows that wait to be packed, end to end.
+#[derive(Default)]
+struct Window {
+    ids: Vec<i32>,
+    labels: Vec<i32>,
+    ends: Vec<usize>,
+    row_ids: Vec<String>,
+    sources: Vec<u16>,
+}
+
+/// Counts of one dataset.
+#[derive(Clone, Copy, Default)]
+struct Counts {
+    rows: u64,
+    tokens: u64,
+    trained_tokens: u64,
+    too_long: u64,
+    too_short: u64,
+    untrained: u64,
+    truncated: u64,
+}
+
+/// What is carried from batch to batch.
+struct Packing<'a> {
+    pack: &'a Pack,
+    writer: TableWriter,
+    window: Window,
+    out: Packs,
+    counts: Vec<Counts>,
+    packs: u64,
+}
+
+impl<'a> Packing<'a> {
+    fn start(pack: &'a Pack, ctx: &Context, sources: usize) -> Result<Packing<'a>, TaskError> {
+        Ok(Packing {
+            pack,
+            writer: TableWriter::create(&ctx.out().join(PACKS_FILE), shapes::packs())?,
+            window: Window::default(),
+            out: Packs::default(),
+            counts: vec![Counts::default(); sources],
+            packs: 0,
+        })
+    }
+
+    fn take(&mut self, batch: &RecordBatch, source: usize) -> Result<(), TaskError> {
+        let row_ids = text_column(batch, "row_id")?;
+        let (ids, labels) = (list_column(batch, "input_ids")?, list_column(batch, "labels")?);
+        for i in 0..batch.num_rows() {
+            self.row(row_ids.value(i), int_list(ids, i)?, int_list(labels, i)?, source)?;
+            let full = self.pack.sequence_len as usize * WINDOW_PACKS;
+            if self.window.ids.len() >= WINDOW_TOKENS.max(full) {
+                self.close_window(false)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn row(&mut self, row_id: &str, ids: &[i32], labels: &[i32], source: usize) -> Result<(), TaskError> {
+        let limit = self.pack.sequence_len as usize;
+        let counts = &mut self.counts[source];
+        let (mut ids, mut labels) = (ids, labels);
+        if ids.len() > limit {
+            match self.pack.excess_length {
+                ExcessLength::Drop => {
+                    counts.too_long += 1;
+                    return Ok(());
+                }
+                ExcessLength::Truncate => {
+                    counts.truncated += 1;
+                    (ids, labels) = (&ids[..limit], &labels[..limit]);
+                }
+                ExcessLength::Raise => return Err(too_long(row_id, ids.len(), limit)),
+            }
+        }
+        if ids.is_empty() || (ids.len() as u64) < self.pack.min_sample_len {
+            counts.too_short += 1;
+            return Ok(());
+        }
+        // The first token of a document is never predicted.
+        let trained = labels[1..].iter().filter(|&&label| label != MASKED).count() as u64;
+        if trained == 0 {
+            counts.untrained += 1;
+            return Ok(());
+        }
+        counts.rows += 1;
+        counts.tokens += ids.len() as u64;
+        counts.trained_tokens += trained;
+        self.window.push(row_id, ids, labels, source as u16);
+        Ok(())
+    }
+
+    fn close_window(&mut self, last: bool) -> Result<(), TaskError> {
+        let window = std::mem::take(&mut self.window);
+        if !self.pack.packing {
+            for row in 0..window.ends.len() {
+                self.emit(&window, &[row as u32])?;
+            }
+            return Ok(());
+        }
+        let capacity = self.pack.sequence_len.min(u64::from(u32::MAX)) as u32;
+        let lengths: Vec<u32> = (0..window.ends.len()).map(|row| window.range(row).len() as u32).collect();
+        let mut waiting = Vec::new();
+        for bin in fit::best_fit(&lengths, capacity) {
+            let filled: u32 = bin.iter().map(|&row| lengths[row as usize]).sum();
+            if last || f64::from(filled) >= GOOD_FILL * f64::from(capacity) {
+                self.emit(&window, &bin)?;
+            } else {
+                waiting.extend(bin);
+            }
+        }
+        // Where most packs are poor, waiting would not make them better: rows too long to share a pack.
+        waiting.sort_unstable();
+        let held: usize = waiting.iter().map(|&row| lengths[row as usize] as usize).sum();
+        if held * 4 > window.ids.len() {
+            let lengths: Vec<u32> = waiting.iter().map(|&row| lengths[row as usize]).collect();
+            for bin in fit::best_fit(&lengths, capacity) {
+                let rows: Vec<u32> = bin.iter().map(|&at| waiting[at as usize]).collect();
+                self.emit(&window, &rows)?;
+            }
+            return Ok(());
+        }
+        for row in waiting.into_iter().map(|row| row as usize) {
+            let range = window.range(row);
+            let (ids, labels) = (&window.ids[range.clone()], &window.labels[range]);
+            self.window.push(&window.row_ids[row], ids, labels, window.sources[row]);
+        }
+        Ok(())
+    }
+
+    fn emit(&mut self, window: &Window, rows: &[u32]) -> Result<(), TaskError> {
+        self.out.push(window, rows);
+        self.packs += 1;
+        if self.out.ids.len() >= BATCH_TOKENS {
+            self.writer.write(&std::mem::take(&mut self.out).batch()?)?;
+        }
+        Ok(())
+    }
+
+    fn finish(mut self, ctx: &Context, read: u64) -> Result<Summary, TaskError> {
+        self.close_window(true)?;
+        self.writer.write(&std::mem::take(&mut self.out).batch()?)?;
+        self.writer.finish()?;
+        let sum = |of: fn(&Counts) -> u64| self.counts.iter().map(of).sum::<u64>();
+        let (rows, tokens) = (sum(|c| c.rows), sum(|c| c.tokens));
+        let mut summary = Summary { rows: Some(self.packs), ..Summary::default() };
+        if rows == 0 {
+            let (long, short, untrained) = (sum(|c| c.too_long), sum(|c| c.too_short), sum(|c| c.untrained));
+            let why = format!(
+                "{}: none of {read} rows can be used: {long} have more than sequence_len ({}) tokens, {short} fewer than {}, \
+                 {untrained} no trained token",
+                ctx.node, self.pack.sequence_len, self.pack.min_sample_len
+            );
+            if ctx.node.as_str() == "pack.train" {
+                return Err(TaskError::Input(format!(
+                    "{why}; raise sequence_len or look at the rows with `pipe show`"
+                )));
+            }
+            summary.warnings.push(why);
+        }
+        let room = self.packs * self.pack.sequence_len;
+        let fill = if room == 0 { 0.0 } else { tokens as f64 / room as f64 };
+        let stats = &mut summary.stats;
+        for (name, value) in [
+            ("packs", self.packs),
+            ("rows", rows),
+            ("tokens", tokens),
+            ("trained_tokens", sum(|c| c.trained_tokens)),
+            ("dropped_too_long", sum(|c| c.too_long)),
+            ("dropped_too_short", sum(|c| c.too_short)),
+            ("dropped_untrained", sum(|c| c.untrained)),
+            ("truncated", sum(|c| c.truncated)),
+        ] {
+            stats.insert(name.into(), value.into());
+        }
+        stats.insert("fill".into(), fill.into());
+        stats.insert("by_dataset".into(), self.counts.iter().map(Counts::json).collect());
+        Ok(summary)
+    }
+}
+
+impl Window {
+    fn push(&mut self, row_id: &str, ids: &[i32], labels: &[i32], source: u16) {
+        self.ids.extend_from_slice(ids);
+        self.labels.extend_from_slice(labels);
+        self.ends.push(self.ids.len());
+        self.row_ids.push(row_id.to_string());
+        self.sources.push(source);
+    }
+
+    fn range(&self, row: usize) -> std::ops::Range<usize> {
+        let start = if row == 0 { 0 } else { self.ends[row - 1] };
+        start..self.ends[row]
+    }
+}
+
+impl Counts {
+    fn json(&self) -> Value {
+        serde_json::json!({
+            "rows": self.rows, "tokens": self.tokens, "trained_tokens": self.trained_tokens,
+            "dropped_too_long": self.too_long, "dropped_too_short": self.too_short,
+            "dropped_untrained": self.untrained, "truncated": self.truncated,
+        })
+    }
+}
+
+/// Packs to be written, column by column.
+#[derive(Default)]
+struct Packs {
+    ids: Vec<i32>,
+    labels: Vec<i32>,
+    positions: Vec<i32>,
+    segments: Vec<i32>,
+    /// End of each pack in the four columns above.
+    ends: Vec<i32>,
+    lengths: Vec<i32>,
+    length_ends: Vec<i32>,
+    row_ids: ListBuilder<StringBuilder>,
+    sources: ListBuilder<UInt16Builder>,
+}
+
+impl Packs {
+    fn push(&mut self, window: &Window, rows: &[u32]) {
+        for (segment, row) in rows.iter().map(|&row| row as usize).enumerate() {
+            let range = window.range(row);
+            let length = range.len() as i32;
+            self.ids.extend_from_slice(&window.ids[range.clone()]);
+            self.labels.push(MASKED);
+            self.labels.extend_from_slice(&window.labels[range.start + 1..range.end]);
+            self.positions.extend(0..length);
+            self.segments.extend(std::iter::repeat_n(segment as i32 + 1, range.len()));
+            self.lengths.push(length);
+            self.row_ids.values().append_value(&window.row_ids[row]);
+            self.sources.values().append_value(window.sources[row]);
+        }
+        self.ends.push(self.ids.len() as i32);
+        self.length_ends.push(self.lengths.len() as i32);
+        self.row_ids.append(true);
+        self.sources.append(true);
+    }
+
+    fn batch(mut self) -> Result<RecordBatch, TaskError> {
+        let columns: Vec<ArrayRef> = vec![
+            int_lists(self.ids, &self.ends),
+            int_lists(self.labels, &self.ends),
+            int_lists(self.positions, &self.ends),
+            int_lists(self.segments, &self.ends),
+            Arc::new(self.row_ids.finish()),
+            int_lists(self.lengths, &self.length_ends),
+            Arc::new(self.sources.finish()),
+        ];
+        RecordBatch::try_new(shapes::packs(), columns).map_err(|e| TaskError::Failed(e.to_string()))
+    }
+}
+
+fn too_long(row_id: &str, length: usize, limit: usize) -> TaskError {
+    TaskError::Input(format!(
+        "row {row_id} has {length} tokens and sequence_len is {limit}; raise sequence_len, or set excess_length_strategy to \
+         drop or truncate"
+    ))
+}
+
+#[cfg(test)]
+mod tests;

@@ -83,9 +83,8 @@ pub fn is_remote(path: &str) -> bool {
 }
 
 fn is_address(path: &str) -> bool {
-    path.split_once("://").is_some_and(|(scheme, _)| {
-        !scheme.is_empty() && scheme.chars().all(|c| c.is_ascii_alphanumeric() || c == '+')
-    })
+    path.split_once("://")
+        .is_some_and(|(scheme, _)| !scheme.is_empty() && scheme.chars().all(|c| c.is_ascii_alphanumeric() || c == '+'))
 }
 
 /// `organisation/name`, as hubs write it: one slash, plain characters, and no extension of a data or model file.
@@ -103,8 +102,25 @@ pub(crate) fn is_hub_id(path: &str) -> bool {
 
 fn has_file_extension(name: &str) -> bool {
     let known = [
-        "json", "jsonl", "ndjson", "csv", "tsv", "parquet", "arrow", "txt", "text", "gz", "zst", "gguf", "safetensors",
-        "bin", "pt", "yml", "yaml", "jinja", "md",
+        "json",
+        "jsonl",
+        "ndjson",
+        "csv",
+        "tsv",
+        "parquet",
+        "arrow",
+        "txt",
+        "text",
+        "gz",
+        "zst",
+        "gguf",
+        "safetensors",
+        "bin",
+        "pt",
+        "yml",
+        "yaml",
+        "jinja",
+        "md",
     ];
     name.rsplit_once('.').is_some_and(|(_, extension)| known.contains(&extension.to_ascii_lowercase().as_str()))
 }

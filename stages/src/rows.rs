@@ -4,14 +4,18 @@
 //! never on how callers cut them into batches or on thread counts, because the engine compares outputs by digest.
 //! Nothing here knows what a row means.
 
+pub mod reference;
+
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
 use arrow::array::{Array, ArrayRef, Int32Array, ListArray, RecordBatch, StringArray};
+use arrow::buffer::OffsetBuffer;
 use arrow::compute::concat_batches;
-use arrow::datatypes::SchemaRef;
+use arrow::datatypes::{DataType, Field, SchemaRef};
 use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ParquetRecordBatchReaderBuilder};
 use parquet::arrow::{ArrowWriter, ProjectionMask};
 use parquet::basic::{Compression, ZstdLevel};
@@ -110,7 +114,8 @@ impl TableWriter {
     pub fn create(path: &Path, schema: SchemaRef) -> Result<Self, TaskError> {
         let file = File::create(path).map_err(TaskError::io(format!("cannot create {}", path.display())))?;
         let properties = properties()?;
-        let writer = ArrowWriter::try_new(file, schema.clone(), Some(properties)).map_err(|e| write_failed(path, &e))?;
+        let writer =
+            ArrowWriter::try_new(file, schema.clone(), Some(properties)).map_err(|e| write_failed(path, &e))?;
         let (sender, receiver) = sync_channel(2);
         let place = path.to_path_buf();
         let encoder = std::thread::spawn(move || encode(writer, &receiver, &place));
@@ -237,8 +242,7 @@ impl Iterator for Batches {
 
 /// The number of rows, from the file's footer.
 pub fn row_count(path: &Path) -> Result<u64, TaskError> {
-    let metadata =
-        ArrowReaderMetadata::load(&open(path)?, Default::default()).map_err(|e| read_failed(path, &e))?;
+    let metadata = ArrowReaderMetadata::load(&open(path)?, Default::default()).map_err(|e| read_failed(path, &e))?;
     Ok(metadata.metadata().file_metadata().num_rows().max(0) as u64)
 }
 
@@ -263,9 +267,17 @@ pub fn typed<'a, A: Array + 'static>(batch: &'a RecordBatch, name: &str) -> Resu
 /// The 32-bit integers of row `i` of a list column.
 pub fn int_list(column: &ListArray, i: usize) -> Result<&[i32], TaskError> {
     let values = column.values().as_any().downcast_ref::<Int32Array>();
-    let values = values.ok_or_else(|| TaskError::Failed("a list between stages does not hold 32-bit integers".into()))?;
+    let values =
+        values.ok_or_else(|| TaskError::Failed("a list between stages does not hold 32-bit integers".into()))?;
     let offsets = column.value_offsets();
     Ok(&values.values()[offsets[i] as usize..offsets[i + 1] as usize])
+}
+
+/// A list column from all values end to end and the end of each list; one allocation per column.
+pub fn int_lists(values: Vec<i32>, ends: &[i32]) -> ArrayRef {
+    let offsets = OffsetBuffer::new(std::iter::once(0).chain(ends.iter().copied()).collect());
+    let item = Arc::new(Field::new("item", DataType::Int32, true));
+    Arc::new(ListArray::new(item, offsets, Arc::new(Int32Array::from(values)), None))
 }
 
 /// A pool of a task's own, so that it uses no more threads than it was given.
@@ -342,5 +354,7 @@ fn write_failed(path: &Path, error: &dyn std::fmt::Display) -> TaskError {
     TaskError::Failed(format!("cannot write the table {}: {error}", path.display()))
 }
 
+#[cfg(test)]
+pub mod harness;
 #[cfg(test)]
 mod tests;

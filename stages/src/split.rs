@@ -241,7 +241,9 @@ impl Split {
             };
             let column = |name: &String| {
                 meta.get(name).map(Value::to_string).ok_or_else(|| {
-                    TaskError::Input(format!("split: a row has no column `{name}` to split by; name one that all rows have"))
+                    TaskError::Input(format!(
+                        "split: a row has no column `{name}` to split by; name one that all rows have"
+                    ))
                 })
             };
             if let Some(name) = &self.stratify_by {

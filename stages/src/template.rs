@@ -3,22 +3,36 @@
 //! One row of output is one example: its text, where the text must be tokenised apart (`piece_ends`), and its spans with
 //! role and training flag. Nothing here knows a tokenizer or decides labels; that is `tokenize`.
 
+mod ast;
+mod bridge;
 pub mod builtin;
+mod chat;
+mod clock;
+mod expression;
+mod filter;
+mod format;
+mod function;
+mod json;
+mod lexer;
+mod method;
+mod operator;
+mod parser;
 pub mod prompts;
-mod python;
 pub mod render;
+mod run;
 pub mod spans;
+mod test;
+mod text;
+mod transpile;
+mod value;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use arrow::array::{
-    ArrayRef, BooleanBuilder, Int8Builder, Int32Builder, ListBuilder, RecordBatch, StringBuilder,
-};
+use arrow::array::{ArrayRef, BooleanBuilder, Int8Builder, Int32Builder, ListBuilder, RecordBatch, StringBuilder};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use pipe_engine::task::{Context, SourceFile, Summary, Task, TaskError, View};
 use rayon::prelude::*;
-use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use crate::conversation::Example;
@@ -63,7 +77,7 @@ impl Task for Template {
     }
 
     fn version(&self) -> String {
-        "1".into()
+        "2".into()
     }
 
     fn params(&self) -> Value {
@@ -155,6 +169,8 @@ pub struct Row {
 pub struct RoleSpan {
     pub start: i32,
     pub end: i32,
+    /// Where the turn ends: what ends it lies before this, unless it is the tokenizer's own end of sequence.
+    pub limit: i32,
     pub role: String,
     /// The row's own word on training this span: 1 yes, 0 no, -1 unsaid.
     pub train: i8,
@@ -162,15 +178,15 @@ pub struct RoleSpan {
 
 /// Columns of rendered rows.
 pub fn rendered() -> SchemaRef {
-    let list = |name: &str, item: DataType| {
-        Field::new(name, DataType::List(Arc::new(Field::new("item", item, true))), false)
-    };
+    let list =
+        |name: &str, item: DataType| Field::new(name, DataType::List(Arc::new(Field::new("item", item, true))), false);
     Arc::new(Schema::new(vec![
         Field::new("row_id", DataType::Utf8, false),
         Field::new("text", DataType::Utf8, false),
         list("piece_ends", DataType::Int32),
         list("span_starts", DataType::Int32),
         list("span_ends", DataType::Int32),
+        list("span_limits", DataType::Int32),
         list("span_roles", DataType::Utf8),
         list("span_train", DataType::Int8),
         Field::new("bos", DataType::Boolean, false),
@@ -269,11 +285,11 @@ impl Template {
             messages.insert(0, first);
         }
         let flags: Vec<i8> = messages.iter_mut().map(take_flag).collect();
-        let rendered =
-            spans::render(template, &messages, tools, &self.kwargs).map_err(|error| error.to_string())?;
+        let rendered = spans::render(template, &messages, tools, &self.kwargs).map_err(|error| error.to_string())?;
         let spans = rendered.spans.iter().map(|span| RoleSpan {
             start: span.start as i32,
             end: span.end as i32,
+            limit: span.limit as i32,
             role: role(&messages[span.message]),
             train: flags[span.message],
         });
@@ -304,7 +320,7 @@ fn joined(pieces: &[(String, &str, i8)]) -> Row {
         row.text.push_str(text);
         let end = row.text.len() as i32;
         row.piece_ends.push(end);
-        row.spans.push(RoleSpan { start, end, role: (*role).to_string(), train: *train });
+        row.spans.push(RoleSpan { start, end, limit: end, role: (*role).to_string(), train: *train });
     }
     row
 }
@@ -315,7 +331,7 @@ fn located(row_id: &str, why: String) -> TaskError {
 
 fn record(ids: ArrayRef, rows: &[Row]) -> Result<RecordBatch, TaskError> {
     let mut text = StringBuilder::new();
-    let mut ints: [ListBuilder<Int32Builder>; 5] = Default::default();
+    let mut ints: [ListBuilder<Int32Builder>; 6] = Default::default();
     let mut roles = ListBuilder::new(StringBuilder::new());
     let mut train = ListBuilder::new(Int8Builder::new());
     let (mut bos, mut eos) = (BooleanBuilder::new(), BooleanBuilder::new());
@@ -323,7 +339,9 @@ fn record(ids: ArrayRef, rows: &[Row]) -> Result<RecordBatch, TaskError> {
         text.append_value(&row.text);
         let starts: Vec<i32> = row.spans.iter().map(|span| span.start).collect();
         let ends: Vec<i32> = row.spans.iter().map(|span| span.end).collect();
-        for (list, values) in ints.iter_mut().zip([&row.piece_ends, &starts, &ends, &row.tokens, &row.labels]) {
+        let limits: Vec<i32> = row.spans.iter().map(|span| span.limit).collect();
+        let lists = [&row.piece_ends, &starts, &ends, &limits, &row.tokens, &row.labels];
+        for (list, values) in ints.iter_mut().zip(lists) {
             list.values().append_slice(values);
             list.append(true);
         }
@@ -336,13 +354,14 @@ fn record(ids: ArrayRef, rows: &[Row]) -> Result<RecordBatch, TaskError> {
         bos.append_value(row.bos);
         eos.append_value(row.eos);
     }
-    let [mut pieces, mut starts, mut ends, mut tokens, mut labels] = ints;
+    let [mut pieces, mut starts, mut ends, mut limits, mut tokens, mut labels] = ints;
     let columns: Vec<ArrayRef> = vec![
         ids,
         Arc::new(text.finish()),
         Arc::new(pieces.finish()),
         Arc::new(starts.finish()),
         Arc::new(ends.finish()),
+        Arc::new(limits.finish()),
         Arc::new(roles.finish()),
         Arc::new(train.finish()),
         Arc::new(bos.finish()),

@@ -9,7 +9,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, BooleanArray, Int8Array, Int32Builder, ListArray, ListBuilder, RecordBatch, StringArray, StringBuilder};
+use arrow::array::{
+    Array, ArrayRef, BooleanArray, Int8Array, Int32Builder, ListArray, ListBuilder, RecordBatch, StringArray,
+    StringBuilder,
+};
 use pipe_engine::task::{Context, Resources, SourceFile, Summary, Task, TaskError, View};
 use rayon::prelude::*;
 use serde::Serialize;
@@ -71,7 +74,7 @@ impl Task for Tokenize {
 
     fn version(&self) -> String {
         // The tokenizers crate decides the ids.
-        "1+tokenizers-0.23".into()
+        "2+tokenizers-0.23".into()
     }
 
     fn params(&self) -> Value {
@@ -118,7 +121,7 @@ pub fn load_tokenizer(path: &Path, added: &[String]) -> Result<Tokenizer, TaskEr
 }
 
 fn tokenize_file(
-    labeller: &Labeller,
+    labeller: &Labeller<'_>,
     input: &Path,
     out: &Path,
     ctx: &Context,
@@ -126,7 +129,17 @@ fn tokenize_file(
 ) -> Result<(), TaskError> {
     let mut writer = TableWriter::create(out, shapes::tokens())?;
     let columns = [
-        "row_id", "text", "piece_ends", "span_starts", "span_ends", "span_roles", "span_train", "bos", "eos", "tokens",
+        "row_id",
+        "text",
+        "piece_ends",
+        "span_starts",
+        "span_ends",
+        "span_limits",
+        "span_roles",
+        "span_train",
+        "bos",
+        "eos",
+        "tokens",
         "labels",
     ];
     for batch in batches(input, &columns, BATCH_ROWS)? {
@@ -135,7 +148,11 @@ fn tokenize_file(
         let rows = Rendered::of(&batch)?;
         let results: Vec<(Tokenized, Counts)> = (0..batch.num_rows())
             .into_par_iter()
-            .map(|i| labeller.row(&rows.view(i)?).map_err(|why| TaskError::Input(format!("row {}: {why}", rows.ids.value(i)))))
+            .map(|i| {
+                labeller
+                    .row(&rows.view(i)?)
+                    .map_err(|why| TaskError::Input(format!("row {}: {why}", rows.ids.value(i))))
+            })
             .collect::<Result<_, _>>()?;
         writer.write(&record(rows.ids, &results)?)?;
         results.iter().for_each(|(_, seen)| counts.add(seen));
@@ -151,6 +168,7 @@ struct Rendered<'a> {
     pieces: &'a ListArray,
     starts: &'a ListArray,
     ends: &'a ListArray,
+    limits: &'a ListArray,
     roles: &'a ListArray,
     train: &'a ListArray,
     bos: &'a BooleanArray,
@@ -171,13 +189,14 @@ pub struct RowView<'a> {
 }
 
 impl<'a> Rendered<'a> {
-    fn of(batch: &'a RecordBatch) -> Result<Rendered<'a>, TaskError> {
+    fn of(batch: &'a RecordBatch) -> Result<Self, TaskError> {
         Ok(Rendered {
             ids: text_column(batch, "row_id")?,
             text: text_column(batch, "text")?,
             pieces: list_column(batch, "piece_ends")?,
             starts: list_column(batch, "span_starts")?,
             ends: list_column(batch, "span_ends")?,
+            limits: list_column(batch, "span_limits")?,
             roles: list_column(batch, "span_roles")?,
             train: list_column(batch, "span_train")?,
             bos: typed(batch, "bos")?,
@@ -190,12 +209,14 @@ impl<'a> Rendered<'a> {
     fn view(&self, i: usize) -> Result<RowView<'a>, TaskError> {
         let broken = || TaskError::Failed("a rendered row has columns of unexpected types".into());
         let (starts, ends) = (int_list(self.starts, i)?, int_list(self.ends, i)?);
+        let limits = int_list(self.limits, i)?;
         let roles = self.roles.values().as_any().downcast_ref::<StringArray>().ok_or_else(broken)?;
         let train = self.train.values().as_any().downcast_ref::<Int8Array>().ok_or_else(broken)?;
         let first = self.roles.value_offsets()[i] as usize;
         let spans = starts.iter().zip(ends).enumerate().map(|(n, (&start, &end))| labels::SpanView {
             start: start as usize,
             end: end as usize,
+            limit: limits[n] as usize,
             role: roles.value(first + n),
             train: train.value(first + n),
         });
@@ -249,7 +270,10 @@ fn record(ids: &StringArray, rows: &[(Tokenized, Counts)]) -> Result<RecordBatch
         Arc::new(lengths.finish()),
     ];
     let schema = shapes::tokens();
-    let columns = columns.into_iter().zip(schema.fields()).map(|(column, field)| arrow::compute::cast(&column, field.data_type()));
+    let columns = columns
+        .into_iter()
+        .zip(schema.fields())
+        .map(|(column, field)| arrow::compute::cast(&column, field.data_type()));
     let columns = columns.collect::<Result<_, _>>().map_err(|error| TaskError::Failed(error.to_string()))?;
     RecordBatch::try_new(schema, columns).map_err(|error| TaskError::Failed(error.to_string()))
 }
@@ -263,9 +287,15 @@ fn summary(counts: Counts) -> Summary {
     summary.stats.insert("dropped_untrained_rows".into(), counts.untrained_rows.into());
     let said = [
         (counts.untrained_rows, "rows have no trained token and were dropped"),
-        (counts.missing_terminators, "answers are not followed by an end-of-turn token: the model will not learn to stop there"),
+        (
+            counts.missing_terminators,
+            "answers are not followed by an end-of-turn token: the model will not learn to stop there",
+        ),
         (counts.double_bos, "rows start with two beginning-of-sequence tokens"),
-        (counts.special_in_content, "special tokens occur inside content; set special_tokens_in_content to escape or error if that is not meant"),
+        (
+            counts.special_in_content,
+            "special tokens occur inside content; set special_tokens_in_content to escape or error if that is not meant",
+        ),
     ];
     summary.warnings.extend(said.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}")));
     summary

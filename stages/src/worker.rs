@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -79,6 +80,8 @@ impl Worker {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
+            // Ctrl-C reaches the whole foreground group; the worker is told to stop by its input, and saves its state.
+            .process_group(0)
             .spawn()
             .map_err(|e| {
                 TaskError::Failed(format!(
@@ -190,9 +193,9 @@ fn note(event: pipe_job::Event, ended: &mut Ended, ctx: &Context) {
             ctx.emit(Event::Fact { node: ctx.node.clone(), name: name.clone(), value });
             ended.report.facts.push((name, value));
         }
-        last @ (pipe_job::Event::Done { .. }
-        | pipe_job::Event::Cancelled { .. }
-        | pipe_job::Event::Failed { .. }) => ended.last = Some(last),
+        last @ (pipe_job::Event::Done { .. } | pipe_job::Event::Cancelled { .. } | pipe_job::Event::Failed { .. }) => {
+            ended.last = Some(last)
+        }
         other => {
             if let Some(event) = translate(other, &ctx.node) {
                 ctx.emit(event);

@@ -2,11 +2,12 @@
 //!
 //! A parser reports where it gave up; the mistake is often a line or two above, so the lines around are looked at.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use saphyr_parser::ScanError;
 
-use super::{MAX_BYTES, Span};
+use super::{MAX_BYTES, MAX_DEPTH, Span};
 use crate::problem::{Problem, Severity};
 
 /// Bytes as text: UTF-8 and not too long.
@@ -45,8 +46,44 @@ pub(super) fn characters(text: &str, file: &Arc<str>) -> Result<(), Box<Problem>
     Ok(())
 }
 
+/// The text with `pad` more spaces before every line that begins within brackets, and which lines those are.
+pub(super) fn pad_brackets(text: &str, pad: usize) -> (String, HashSet<usize>) {
+    let mut out = String::with_capacity(text.len() + 1024);
+    let mut padded = HashSet::new();
+    let (mut open, mut quote) = (0usize, None);
+    for (i, line) in text.split_inclusive('\n').enumerate() {
+        if open > 0 && quote.is_none() && !line.trim().is_empty() {
+            padded.insert(i + 1);
+            out.extend(std::iter::repeat_n(' ', pad));
+        }
+        out.push_str(line);
+        let mut before = ' ';
+        for c in line.chars() {
+            match (quote, c) {
+                (Some(mark), _) if c == mark && before != '\\' => quote = None,
+                (Some(_), _) => {}
+                (None, '#') if before.is_whitespace() => break,
+                (None, '"' | '\'') if open > 0 || before.is_whitespace() => quote = Some(c),
+                (None, '[' | '{') if open > 0 || before.is_whitespace() => open += 1,
+                (None, ']' | '}') => open = open.saturating_sub(1),
+                _ => {}
+            }
+            before = c;
+        }
+        if open == 0 {
+            quote = None;
+        }
+    }
+    (out, padded)
+}
+
 /// The problem behind a parser's complaint.
 pub(super) fn syntax(error: &ScanError, text: &str, file: &Arc<str>) -> Problem {
+    if error.info().contains("recursion") || error.info().contains("depth") {
+        let place = Span { file: file.clone(), line: error.marker().line(), column: error.marker().col() + 1 };
+        let message = format!("lists and maps are nested more than {MAX_DEPTH} deep");
+        return place.problem(Severity::Error, "yaml-limits", message);
+    }
     let lines: Vec<&str> = text.lines().collect();
     let last = lines.len().max(1);
     let mut line = error.marker().line().clamp(1, last);
@@ -54,7 +91,7 @@ pub(super) fn syntax(error: &ScanError, text: &str, file: &Arc<str>) -> Problem 
     let at = |line: usize, column: usize| Span { file: file.clone(), line, column };
     let found = tab(&lines, line)
         .or_else(|| quote(&lines, error.info()))
-        .or_else(|| bracket(&lines, error.info()))
+        .or_else(|| bracket(&lines))
         .or_else(|| spacing(&lines, line))
         .or_else(|| indentation(&lines, line));
     if let Some(found) = found {
@@ -124,21 +161,28 @@ fn quote(lines: &[&str], info: &str) -> Option<Found> {
     })
 }
 
-/// A `[` or `{` that is never closed on its line, when the parser wanted `,` or the closing one.
-fn bracket(lines: &[&str], info: &str) -> Option<Found> {
-    if !info.contains("flow") && !info.contains("',' or") && !info.contains("']'") && !info.contains("'}'") {
-        return None;
+/// A `[` or `{` that is never closed.
+fn bracket(lines: &[&str]) -> Option<Found> {
+    let mut open: Vec<(usize, usize, char)> = Vec::new();
+    for (i, line) in lines.iter().enumerate() {
+        let (mut quote, mut before) = (None, ' ');
+        for (column, c) in line.chars().enumerate() {
+            match (quote, c) {
+                (Some(mark), _) if c == mark && before != '\\' => quote = None,
+                (Some(_), _) => {}
+                (None, '#') if before.is_whitespace() => break,
+                (None, '"' | '\'') if !before.is_alphanumeric() => quote = Some(c),
+                (None, '[' | '{') if !open.is_empty() || before.is_whitespace() => open.push((i + 1, column + 1, c)),
+                (None, ']' | '}') => drop(open.pop()),
+                _ => {}
+            }
+            before = c;
+        }
     }
-    let (i, column, open) = lines.iter().enumerate().find_map(|(i, line)| {
-        let begins = value_start(line)?;
-        let open = line[begins..].chars().next().filter(|c| matches!(c, '[' | '{'))?;
-        let count = |c: char| line[begins..].matches(c).count();
-        let close = if open == '[' { ']' } else { '}' };
-        (count(open) > count(close)).then(|| (i, line[..begins].chars().count() + 1, open))
-    })?;
+    let (line, column, open) = *open.first()?;
     let close = if open == '[' { ']' } else { '}' };
     Some(Found {
-        line: i + 1,
+        line,
         column,
         code: "yaml-bracket",
         message: format!("this {open} is never closed"),
@@ -174,7 +218,8 @@ fn spacing(lines: &[&str], line: usize) -> Option<Found> {
             }
             return unquoted(lines.get(n - 1)?, n);
         }
-        if n == line && !body.contains(':') && !text.trim_start().starts_with('-') {
+        let level = |n: usize| lines.get(n - 1).map(|line| line.len() - line.trim_start().len());
+        if level(n) == level(line) && !body.contains(':') && !text.trim_start().starts_with('-') {
             let message = format!("`{word}` has no `:` after it");
             let value = rest.trim_start_matches(['=', ' ']);
             return found("yaml-colon", message, format!("{word}: {value}").trim_end().to_string());

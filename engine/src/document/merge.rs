@@ -80,7 +80,11 @@ impl Bases {
         match root {
             Some(node) if matches!(node.value, Value::Map(_)) => Some(node),
             Some(node) if !node.is_null() => {
-                self.fail(&node.span, "not-a-mapping", "a recipe is a list of `key: value` lines, and this is something else".to_string());
+                self.fail(
+                    &node.span,
+                    "not-a-mapping",
+                    "a recipe is a list of `key: value` lines, and this is something else".to_string(),
+                );
                 None
             }
             _ => {
@@ -299,11 +303,7 @@ fn fill(node: &mut Node, vars: &HashMap<String, Node>, budget: &mut usize, probl
     }
 }
 
-fn expand(
-    text: &str,
-    vars: &HashMap<String, Node>,
-    budget: &mut usize,
-) -> Result<String, (String, Option<String>)> {
+fn expand(text: &str, vars: &HashMap<String, Node>, budget: &mut usize) -> Result<String, (String, Option<String>)> {
     let mut out = String::new();
     let mut rest = text;
     while let Some(at) = rest.find("${") {
@@ -328,9 +328,9 @@ fn expand(
         let Some(scalar) = var.scalar() else {
             return Err((format!("`{name}` is a list or a map and can only stand alone, not inside a text"), None));
         };
-        *budget = budget.checked_sub(scalar.text.len() + text.len()).ok_or_else(|| {
-            ("the recipe becomes too large when its variables are filled in".to_string(), None)
-        })?;
+        *budget = budget
+            .checked_sub(scalar.text.len() + text.len())
+            .ok_or_else(|| ("the recipe becomes too large when its variables are filled in".to_string(), None))?;
         out.push_str(&scalar.text);
         rest = &rest[at + 3 + name.len()..];
     }

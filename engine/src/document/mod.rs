@@ -194,6 +194,3 @@ impl Node {
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -1,9 +1,9 @@
 //! One YAML text to one tree. Anchors, aliases and merge keys are resolved here, within limits.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use saphyr_parser::{Event, Parser, ScalarStyle, Span as YamlSpan, Tag};
+use saphyr_parser::{Event, Parser, ScalarStyle, ScanError, Tag};
 
 use super::explain;
 use super::{Entry, MAX_BYTES, MAX_DEPTH, MAX_NODES, Node, Scalar, Span, Value};
@@ -22,15 +22,53 @@ pub fn parse(text: &str, file: &Arc<str>, problems: &mut Vec<Problem>) -> Result
         return Err(Box::new(start.problem(Severity::Error, "yaml-limits", message)));
     }
     explain::characters(text, file)?;
-    let mut builder = Builder::new(file, problems);
-    let mut parser = Parser::new_from_str(text);
-    while let Some(next) = parser.next_event() {
-        match next {
-            Ok((event, span)) => builder.event(event, span)?,
-            Err(error) => return Err(Box::new(explain::syntax(&error, text, file))),
+    match events(text, file, &HashSet::new()) {
+        Ok((root, found)) => {
+            problems.extend(found);
+            Ok(root)
+        }
+        Err(Stop::Limit(problem)) => Err(problem),
+        Err(Stop::Syntax(error)) => {
+            // Other parsers accept a closing bracket that stands as far left as its key; people write it so.
+            if error.info().contains("indentation") {
+                let (padded, lines) = explain::pad_brackets(text, PAD);
+                if let Ok((root, found)) = events(&padded, file, &lines) {
+                    problems.extend(found);
+                    return Ok(root);
+                }
+            }
+            Err(Box::new(explain::syntax(&error, text, file)))
         }
     }
-    Ok(builder.root)
+}
+
+/// Spaces put before lines within brackets on a second try.
+const PAD: usize = 80;
+
+enum Stop {
+    Limit(Box<Problem>),
+    Syntax(ScanError),
+}
+
+impl From<Box<Problem>> for Stop {
+    fn from(problem: Box<Problem>) -> Stop {
+        Stop::Limit(problem)
+    }
+}
+
+/// One pass over the events. Lines in `padded` have [`PAD`] more spaces than the user wrote.
+fn events(text: &str, file: &Arc<str>, padded: &HashSet<usize>) -> Result<(Option<Node>, Vec<Problem>), Stop> {
+    let mut problems = Vec::new();
+    let mut builder = Builder::new(&mut problems);
+    let mut parser = Parser::new_from_str(text);
+    while let Some(next) = parser.next_event() {
+        let (event, at) = next.map_err(Stop::Syntax)?;
+        let pad = if padded.contains(&at.start.line()) { PAD } else { 0 };
+        let column = (at.start.col() + 1).saturating_sub(pad).max(1);
+        builder.event(event, Span { file: file.clone(), line: at.start.line(), column })?;
+    }
+    let root = builder.root;
+    Ok((root, problems))
 }
 
 /// An open list or map.
@@ -54,7 +92,6 @@ struct Weight {
 }
 
 struct Builder<'a> {
-    file: &'a Arc<str>,
     problems: &'a mut Vec<Problem>,
     stack: Vec<Frame>,
     anchors: HashMap<usize, (Node, Weight, usize)>,
@@ -64,9 +101,8 @@ struct Builder<'a> {
 }
 
 impl<'a> Builder<'a> {
-    fn new(file: &'a Arc<str>, problems: &'a mut Vec<Problem>) -> Builder<'a> {
+    fn new(problems: &'a mut Vec<Problem>) -> Builder<'a> {
         Builder {
-            file,
             problems,
             stack: Vec::new(),
             anchors: HashMap::new(),
@@ -76,13 +112,16 @@ impl<'a> Builder<'a> {
         }
     }
 
-    fn event(&mut self, event: Event<'_>, at: YamlSpan) -> Result<(), Box<Problem>> {
-        let span = Span { file: self.file.clone(), line: at.start.line(), column: at.start.col() + 1 };
+    fn event(&mut self, event: Event<'_>, span: Span) -> Result<(), Box<Problem>> {
         match event {
             Event::DocumentStart(_) => {
                 self.documents += 1;
                 if self.documents > 1 {
-                    return Err(error(&span, "yaml-documents", "a second document starts here, and a recipe is one document; remove the `---` line or put the rest in a file of its own"));
+                    return Err(error(
+                        &span,
+                        "yaml-documents",
+                        "a second document starts here, and a recipe is one document; remove the `---` line or put the rest in a file of its own",
+                    ));
                 }
             }
             Event::Alias(id) => {
@@ -103,8 +142,7 @@ impl<'a> Builder<'a> {
             }
             Event::SequenceStart(anchor, tag) => self.open(span, anchor, tag.as_deref(), Open::Seq(Vec::new()))?,
             Event::MappingStart(anchor, tag) => {
-                let kind =
-                    Open::Map { entries: Vec::new(), seen: HashMap::new(), key: None, merges: Vec::new() };
+                let kind = Open::Map { entries: Vec::new(), seen: HashMap::new(), key: None, merges: Vec::new() };
                 self.open(span, anchor, tag.as_deref(), kind)?;
             }
             Event::SequenceEnd | Event::MappingEnd => self.close()?,
@@ -119,7 +157,11 @@ impl<'a> Builder<'a> {
             return Err(too_deep(&span));
         }
         if let Some(Frame { kind: Open::Map { key: None, .. }, .. }) = self.stack.last() {
-            return Err(error(&span, "yaml-key", "a key is one word, and here stands a list or a map; if `{` or `[` is part of a text, put the text in quotes"));
+            return Err(error(
+                &span,
+                "yaml-key",
+                "a key is one word, and here stands a list or a map; if `{` or `[` is part of a text, put the text in quotes",
+            ));
         }
         self.stack.push(Frame { span, anchor, kind, weight: Weight { nodes: 1, text: 0 } });
         Ok(())
@@ -146,7 +188,13 @@ impl<'a> Builder<'a> {
         self.total.nodes += weight.nodes;
         self.total.text += weight.text;
         if self.total.nodes > MAX_NODES || self.total.text > MAX_TEXT {
-            return Err(error(&span, "yaml-limits", format!("with its aliases written out the recipe has more than {MAX_NODES} values or {MAX_TEXT} bytes of text")));
+            return Err(error(
+                &span,
+                "yaml-limits",
+                format!(
+                    "with its aliases written out the recipe has more than {MAX_NODES} values or {MAX_TEXT} bytes of text"
+                ),
+            ));
         }
         self.add_closed(node, weight, depth, span, anchor)
     }
@@ -182,7 +230,10 @@ impl<'a> Builder<'a> {
                     let mut problem = key_span.problem(
                         Severity::Error,
                         "duplicate-key",
-                        format!("`{key}` is written twice: first at line {}, column {}, and again here", first.line, first.column),
+                        format!(
+                            "`{key}` is written twice: first at line {}, column {}, and again here",
+                            first.line, first.column
+                        ),
                     );
                     problem.suggestion = Some(format!("keep one `{key}`"));
                     problem.key = Some(key);
@@ -220,7 +271,9 @@ fn merge_key(
             _ => Err(error(span, "yaml-anchor", "`<<` takes a map, or a list of maps")),
         }),
         Value::Scalar(_) if null => Ok(()),
-        Value::Scalar(_) => Err(error(span, "yaml-anchor", "`<<` takes a map such as `*base`, and here stands a plain value")),
+        Value::Scalar(_) => {
+            Err(error(span, "yaml-anchor", "`<<` takes a map such as `*base`, and here stands a plain value"))
+        }
     }
 }
 
@@ -235,7 +288,11 @@ fn check_tag(tag: Option<&Tag>, span: &Span) -> Result<(), Box<Problem>> {
     match tag {
         Some(tag) if !tag.is_yaml_core_schema() && !(tag.handle == "!" && tag.suffix.is_empty()) => {
             let name = format!("{}{}", tag.handle, tag.suffix);
-            Err(error(span, "yaml-tag", format!("the tag `{name}` means nothing in a recipe; to include another file use `extends:`")))
+            Err(error(
+                span,
+                "yaml-tag",
+                format!("the tag `{name}` means nothing in a recipe; to include another file use `extends:`"),
+            ))
         }
         _ => Ok(()),
     }

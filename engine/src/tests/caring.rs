@@ -1,7 +1,6 @@
-//! Listing, verifying, letting go and exporting.
+//! Listing, verifying and letting go.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -41,10 +40,12 @@ fn verify_lists_the_damage_and_the_next_run_repairs_it() {
     let store = world.store();
     store.memo().remember(&text, Digest::of(&bytes));
     store.memo().save();
+    fs::remove_file(world.run().finished.outputs[&NodeName::new("eval")].join("manifest.json")).unwrap();
     let damage = verify(&world.store());
-    assert_eq!(damage.len(), 1);
+    assert_eq!(damage.len(), 2);
+    let damage: Vec<_> = damage.into_iter().filter(|one| !one.what.contains("manifest.json")).collect();
     assert_eq!((damage[0].nodes.clone(), damage[0].what.contains("text")), (vec![NodeName::new("train")], true));
-    assert_eq!(world.executed(), "train");
+    assert_eq!(world.executed(), "train eval");
     world.fake("train").params = json!({"lr": 5});
     world.executed();
     assert_eq!(verify(&world.store()), Vec::new());
@@ -146,25 +147,16 @@ fn left_overs_go_and_resumable_work_stays() {
 }
 
 #[test]
-fn an_export_links_and_mirrors_and_costs_no_second_hash() {
-    let mut world = World::pipeline();
-    let outcome = world.run();
-    let object = outcome.finished.outputs[&NodeName::new("train")].clone();
-    let to = world.path("out/adapter");
+fn a_file_linked_elsewhere_costs_no_second_hash_once_that_is_noted() {
+    let world = World::pipeline();
+    // Sources written a moment ago are hashed twice, which is not what is counted here.
+    std::thread::sleep(Duration::from_millis(30));
+    let text = world.run().finished.outputs[&NodeName::new("train")].join("text");
+    fs::hard_link(&text, world.path("adapter")).unwrap();
     let store = world.store();
-    store.export(&object, &to).unwrap();
+    store.memo().remember(&text, Digest::of(&fs::read(&text).unwrap()));
     store.memo().save();
-    fs::write(to.join("mine"), "notes").unwrap();
-    assert_eq!(fs::metadata(to.join("text")).unwrap().ino(), fs::metadata(object.join("text")).unwrap().ino());
-    assert!(!to.join("manifest.json").exists());
     let store = world.store();
     assert_eq!(plan_states(&world.plan(), &store, "", &Selection::default()).unwrap().len(), 9);
     assert_eq!(store.memo().files_hashed(), 0);
-    store.export(&object, &to).unwrap();
-    world.fake("train").params = json!({"lr": 3});
-    let next = world.run().finished.outputs[&NodeName::new("train")].clone();
-    store.export(&next, &to).unwrap();
-    assert_eq!(fs::read(to.join("text")).unwrap(), fs::read(next.join("text")).unwrap());
-    assert_eq!(fs::read_to_string(to.join("mine")).unwrap(), "notes");
-    assert!(fs::read_to_string(object.join("text")).unwrap().contains("0.1"), "the older output is untouched");
 }

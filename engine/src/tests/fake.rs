@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::digest::Digest;
+use crate::digest::{Digest, canonical_json};
 use crate::event::{Event, Silent, Sink};
 use crate::plan::{Input, Kind, Node, NodeName, Plan, plan};
 use crate::schedule::{Options, Outcome, run};
@@ -32,12 +32,19 @@ pub enum Twist {
     Deaf(Duration),
     /// Keeps only the sorted distinct lines: many inputs, one output.
     Normalise,
+    /// Counts to this number through checkpoints in the work folder, taking up where it was killed.
+    Steps(u32),
+    /// Writes this many bytes more.
+    Big(usize),
     /// Edits its own source file after reading it, and says (or not) what it read.
     EditWhileReading {
         says: bool,
     },
+    /// Adds to its own source file every time.
+    KeepEditing,
 }
 
+/// A fake stage.
 #[derive(Clone)]
 pub struct Fake {
     pub stage: &'static str,
@@ -90,22 +97,60 @@ impl Task for Fake {
 }
 
 impl Fake {
+    /// What a run without mishaps makes: the whole of its output is a function of this.
+    pub fn text(&self, source: &str, inputs: &[String]) -> String {
+        let mut text = source.to_string() + &inputs.concat();
+        match self.twist {
+            Twist::Normalise => {
+                let lines: std::collections::BTreeSet<&str> = text.lines().map(str::trim).collect();
+                text = lines.into_iter().map(|line| format!("{line}\n")).collect();
+            }
+            Twist::Steps(steps) => text += &(0..steps).map(|step| format!("step {step}\n")).collect::<String>(),
+            _ => {}
+        }
+        if self.params != Value::Null {
+            text += &format!("{} {} {}\n", self.stage, self.bytes_version(), canonical_json(&self.params));
+        }
+        text
+    }
+
+    /// Version "1b" is new code that gives the bytes of "1".
+    fn bytes_version(&self) -> &str {
+        self.version.trim_end_matches('b')
+    }
+
     fn work(&self, ctx: &Context) -> Result<Summary, TaskError> {
-        let mut text = String::new();
+        let mut source = String::new();
         if let Some(path) = &self.file {
-            let read = fs::read_to_string(path).map_err(TaskError::io("reading the source"))?;
+            source = fs::read_to_string(path).map_err(TaskError::io("reading the source"))?;
             if let Twist::EditWhileReading { says } = self.twist {
                 fs::write(path, "edited\n").map_err(TaskError::io("editing"))?;
                 if says {
-                    ctx.report_read("source", Digest::of(read.as_bytes()));
+                    ctx.report_read("source", Digest::of(source.as_bytes()));
                 }
             }
-            text += &read;
         }
+        if let (Twist::KeepEditing, Some(path)) = (&self.twist, &self.file) {
+            fs::write(path, source.clone() + "more\n").map_err(TaskError::io("editing"))?;
+        }
+        let mut inputs = Vec::new();
         for path in ctx.inputs.values() {
-            let path = if path.is_dir() { path.join("text") } else { path.clone() };
-            text += &fs::read_to_string(path).map_err(TaskError::io("reading an input"))?;
+            let names = ["text", "length"].map(|name| path.join(name));
+            let path = names.into_iter().find(|path| path.is_file()).unwrap_or_else(|| path.clone());
+            inputs.push(fs::read_to_string(path).map_err(TaskError::io("reading an input"))?);
         }
+        self.mishap(ctx)?;
+        let text = self.text(&source, &inputs);
+        fs::create_dir(ctx.out().join("more")).map_err(TaskError::io("writing"))?;
+        fs::write(ctx.out().join("more/length"), text.len().to_string()).map_err(TaskError::io("writing"))?;
+        if let Twist::Big(bytes) = self.twist {
+            fs::write(ctx.out().join("more/big"), vec![b'x'; bytes]).map_err(TaskError::io("writing"))?;
+        }
+        fs::write(ctx.out().join("text"), &text).map_err(TaskError::io("writing"))?;
+        Ok(Summary { rows: Some(text.lines().count() as u64), ..Summary::default() })
+    }
+
+    fn mishap(&self, ctx: &Context) -> Result<(), TaskError> {
         match &self.twist {
             Twist::Fail => return Err(TaskError::Failed("told to fail".into())),
             Twist::Panic => panic!("told to panic"),
@@ -117,19 +162,18 @@ impl Fake {
                 }
             }
             Twist::Deaf(time) => std::thread::sleep(*time),
-            Twist::Normalise => {
-                let lines: std::collections::BTreeSet<&str> = text.lines().map(str::trim).collect();
-                text = lines.into_iter().map(|line| format!("{line}\n")).collect();
+            Twist::Steps(steps) => {
+                let (checkpoint, draft) = (ctx.work.join("step"), ctx.work.join("draft"));
+                let done = fs::read_to_string(&checkpoint).map_or(0, |text| text.parse().unwrap());
+                for step in done..*steps {
+                    std::thread::sleep(Duration::from_millis(2));
+                    fs::write(&draft, (step + 1).to_string()).map_err(TaskError::io("writing a checkpoint"))?;
+                    fs::rename(&draft, &checkpoint).map_err(TaskError::io("writing a checkpoint"))?;
+                }
             }
-            Twist::None | Twist::EditWhileReading { .. } => {}
+            Twist::None | Twist::Normalise | Twist::Big(_) | Twist::EditWhileReading { .. } | Twist::KeepEditing => {}
         }
-        if self.params != Value::Null {
-            text += &format!("{} {}\n", self.stage, self.params);
-        }
-        fs::create_dir(ctx.out().join("more")).map_err(TaskError::io("writing"))?;
-        fs::write(ctx.out().join("more/length"), text.len().to_string()).map_err(TaskError::io("writing"))?;
-        fs::write(ctx.out().join("text"), &text).map_err(TaskError::io("writing"))?;
-        Ok(Summary { rows: Some(text.lines().count() as u64), ..Summary::default() })
+        Ok(())
     }
 }
 
@@ -142,12 +186,23 @@ pub struct World {
 
 impl World {
     pub fn new() -> World {
-        World { folder: tempfile::tempdir().unwrap(), nodes: BTreeMap::new(), busy: Arc::default() }
+        // Thousands of flushes are quick in memory.
+        let memory = Path::new("/dev/shm");
+        World::at(if memory.is_dir() { memory.to_path_buf() } else { std::env::temp_dir() })
+    }
+
+    /// A world below this folder.
+    pub fn at(parent: impl AsRef<Path>) -> World {
+        World { folder: tempfile::tempdir_in(parent).unwrap(), nodes: BTreeMap::new(), busy: Arc::default() }
     }
 
     /// Two data sets, each ingested and cleaned, packed together, trained and evaluated.
     pub fn pipeline() -> World {
-        let mut world = World::new();
+        World::new().with_pipeline()
+    }
+
+    pub fn with_pipeline(self) -> World {
+        let mut world = self;
         for name in ["a", "b"] {
             world.write(name, &format!("{name} two\n{name} one\n"));
             world.source(&format!("ingest.{name}"), "ingest", name);

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use serde_json::json;
@@ -81,6 +82,11 @@ fn an_edit_that_is_normalised_away_stops_there() {
     let ingest = state(&world, "ingest.a");
     assert_eq!(ingest.causes[0].kind, CauseKind::File);
     assert!(ingest.causes[0].what.ends_with("/a"), "{ingest:?}");
+    assert!(
+        ingest.reason.contains("12 bytes") && ingest.reason.ends_with("first differing in line 1"),
+        "{}",
+        ingest.reason
+    );
     assert_eq!(world.executed(), "ingest.a clean.a");
     assert_eq!(world.executed(), "");
 }
@@ -114,8 +120,7 @@ fn touching_copying_and_chmod_run_nothing() {
 fn a_moved_project_and_renamed_nodes_run_nothing() {
     let mut world = World::pipeline();
     world.executed();
-    let new = tempfile::tempdir().unwrap();
-    let moved: PathBuf = new.path().join("elsewhere");
+    let moved: PathBuf = world.folder.path().with_extension("moved");
     fs::rename(world.folder.path(), &moved).unwrap();
     let store = Store::open(moved.join(".pipe")).unwrap();
     for name in ["a", "b"] {
@@ -127,15 +132,18 @@ fn a_moved_project_and_renamed_nodes_run_nothing() {
     }
     let states = plan_states(&world.plan(), &store, "", &Selection::default()).unwrap();
     assert!(states.iter().all(|state| state.state == State::Cached), "{states:?}");
+    fs::remove_dir_all(moved).unwrap();
 }
 
 #[test]
 fn a_new_stage_version_is_named_and_cut_off_where_bytes_are_equal() {
     let mut world = World::pipeline();
     world.executed();
-    world.fake("pack.train").version = "2";
-    assert_eq!(state(&world, "pack.train").reason, "the code of pack changed: 1 -> 2");
+    world.fake("pack.train").version = "1b";
+    assert_eq!(state(&world, "pack.train").reason, "the code of pack changed: 1 -> 1b");
     assert_eq!(world.executed(), "pack.train");
+    world.fake("pack.train").version = "2";
+    assert_eq!(world.executed(), "pack.train train eval");
 }
 
 #[test]
@@ -190,7 +198,8 @@ fn a_hundred_cached_nodes_take_a_moment() {
         began.elapsed()
     };
     let took = (0..5).map(|_| once()).min().unwrap();
-    assert!(took.as_secs_f64() < 0.1, "{took:?}");
+    // 20 ms on an idle machine; this one may be running all other tests.
+    assert!(took.as_secs_f64() < 0.5, "{took:?}");
 }
 
 #[test]
@@ -207,12 +216,23 @@ fn an_edit_while_reading_is_filed_under_what_was_read() {
 }
 
 #[test]
-fn an_edit_while_reading_unawares_fails_and_keeps_nothing() {
+fn after_an_edit_while_reading_unawares_the_node_runs_again() {
     let mut world = World::pipeline();
     world.fake("ingest.a").twist = Twist::EditWhileReading { says: false };
     let outcome = world.run();
-    assert!(!outcome.finished.ok);
+    assert!(outcome.finished.ok);
+    assert_eq!(world.fake("ingest.a").ran.load(Ordering::SeqCst), 2);
+    assert!(World::text(&outcome, "eval").contains("edited"));
+    assert_eq!(world.executed(), "");
+}
+
+#[test]
+fn a_source_that_never_rests_fails_and_keeps_nothing() {
+    let mut world = World::pipeline();
+    world.fake("ingest.a").twist = Twist::KeepEditing;
+    let outcome = world.run();
+    assert_eq!(names(&outcome.finished.failed), "ingest.a");
     assert!(outcome.failures[0].error.contains("changed while ingest.a was reading it"), "{:?}", outcome.failures);
     world.fake("ingest.a").twist = Twist::None;
-    assert!(World::text(&world.run(), "eval").contains("edited"));
+    assert!(World::text(&world.run(), "eval").contains("more"));
 }

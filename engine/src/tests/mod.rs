@@ -2,7 +2,9 @@
 #![allow(clippy::unwrap_used)]
 
 mod caring;
+mod crash;
 mod damage;
 mod fake;
 mod incremental;
+mod model;
 mod running;

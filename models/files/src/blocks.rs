@@ -96,13 +96,9 @@ impl TensorType {
         let (n, size) = self.block();
         let pairs = src.chunks_exact(size).zip(dst.chunks_exact_mut(n));
         match self {
-            Self::F32 => {
-                pairs.for_each(|(s, d)| d[0] = f32::from_le_bytes([s[0], s[1], s[2], s[3]]))
-            }
+            Self::F32 => pairs.for_each(|(s, d)| d[0] = f32::from_le_bytes([s[0], s[1], s[2], s[3]])),
             Self::F16 => pairs.for_each(|(s, d)| d[0] = half_at(s, 0)),
-            Self::Bf16 => {
-                pairs.for_each(|(s, d)| d[0] = bf16::from_le_bytes([s[0], s[1]]).to_f32())
-            }
+            Self::Bf16 => pairs.for_each(|(s, d)| d[0] = bf16::from_le_bytes([s[0], s[1]]).to_f32()),
             Self::Q4_0 => pairs.for_each(|(s, d)| q4_0(s, d)),
             Self::Q4_1 => pairs.for_each(|(s, d)| q4_1(s, d)),
             Self::Q5_0 => pairs.for_each(|(s, d)| q5_0(s, d)),
@@ -124,9 +120,7 @@ pub(crate) fn half_at(bytes: &[u8], at: usize) -> f32 {
 }
 
 /// The 16 values of the non-linear 4-bit code, from ggml.
-const IQ4_NL: [i8; 16] = [
-    -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113,
-];
+const IQ4_NL: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
 fn q4_0(s: &[u8], d: &mut [f32]) {
     let scale = half_at(s, 0);

@@ -15,12 +15,8 @@ pub(crate) fn encode(kind: TensorType, src: &[f32], dst: &mut [u8]) -> bool {
     let pairs = src.chunks_exact(n).zip(dst.chunks_exact_mut(size));
     match kind {
         TensorType::F32 => pairs.for_each(|(s, d)| d.copy_from_slice(&s[0].to_le_bytes())),
-        TensorType::F16 => {
-            pairs.for_each(|(s, d)| d.copy_from_slice(&f16::from_f32(s[0]).to_le_bytes()))
-        }
-        TensorType::Bf16 => {
-            pairs.for_each(|(s, d)| d.copy_from_slice(&bf16::from_f32(s[0]).to_le_bytes()))
-        }
+        TensorType::F16 => pairs.for_each(|(s, d)| d.copy_from_slice(&f16::from_f32(s[0]).to_le_bytes())),
+        TensorType::Bf16 => pairs.for_each(|(s, d)| d.copy_from_slice(&bf16::from_f32(s[0]).to_le_bytes())),
         TensorType::Q8_0 => pairs.for_each(|(s, d)| q8_0(s, d)),
         TensorType::Q4_0 => pairs.for_each(|(s, d)| symmetric(s, d, 4)),
         TensorType::Q5_0 => pairs.for_each(|(s, d)| symmetric(s, d, 5)),
@@ -57,8 +53,7 @@ fn q8_0(src: &[f32], dst: &mut [u8]) {
 
 /// The value of largest magnitude, with its sign.
 fn extreme(src: &[f32]) -> f32 {
-    src.iter()
-        .fold(0f32, |m, v| if v.abs() > m.abs() { *v } else { m })
+    src.iter().fold(0f32, |m, v| if v.abs() > m.abs() { *v } else { m })
 }
 
 /// q4_0 and q5_0: a scale chosen so that the extreme value lands on the code with the larger range.
@@ -74,9 +69,7 @@ fn symmetric(src: &[f32], dst: &mut [u8], bits: u32) {
 
 /// q4_1 and q5_1: a scale and the minimum.
 fn ranged(src: &[f32], dst: &mut [u8], bits: u32) {
-    let (low, high) = src
-        .iter()
-        .fold((f32::MAX, f32::MIN), |(l, h), v| (l.min(*v), h.max(*v)));
+    let (low, high) = src.iter().fold((f32::MAX, f32::MIN), |(l, h), v| (l.min(*v), h.max(*v)));
     let top = (1u8 << bits) - 1;
     let scale = (high - low) / f32::from(top);
     let by = inverse(scale);
@@ -94,10 +87,7 @@ fn nibbles(src: &[f32], dst: &mut [u8], bits: u32, code: impl Fn(f32) -> u8) {
     }
     let mut at = 0;
     if bits == 5 {
-        let fifth = codes
-            .iter()
-            .enumerate()
-            .fold(0u32, |all, (i, c)| all | (u32::from(c >> 4) << i));
+        let fifth = codes.iter().enumerate().fold(0u32, |all, (i, c)| all | (u32::from(c >> 4) << i));
         dst[..4].copy_from_slice(&fifth.to_le_bytes());
         at = 4;
     }
@@ -122,32 +112,18 @@ fn k_ranged(src: &[f32], dst: &mut [u8], bits: u32) {
     let code = |v: f32, max: f32| (63.0 * inverse(max) * v).round_ties_even().min(63.0) as u8;
     dst[4..16].fill(0);
     for sub in 0..8 {
-        put_scale_min(
-            &mut dst[4..16],
-            sub,
-            code(scales[sub], max_scale),
-            code(mins[sub], max_min),
-        );
+        put_scale_min(&mut dst[4..16], sub, code(scales[sub], max_scale), code(mins[sub], max_min));
     }
-    let (d, dmin) = (
-        put_half(dst, 0, max_scale / 63.0),
-        put_half(dst, 2, max_min / 63.0),
-    );
+    let (d, dmin) = (put_half(dst, 0, max_scale / 63.0), put_half(dst, 2, max_min / 63.0));
     let mut codes = [0u8; 256];
-    for (sub, (values, codes)) in src
-        .chunks_exact(32)
-        .zip(codes.chunks_exact_mut(32))
-        .enumerate()
-    {
+    for (sub, (values, codes)) in src.chunks_exact(32).zip(codes.chunks_exact_mut(32)).enumerate() {
         let (sc, m) = scale_min(&dst[4..16], sub);
         let (scale, min) = (d * f32::from(sc), dmin * f32::from(m));
         if scale == 0.0 {
             continue;
         }
         for (v, c) in values.iter().zip(codes) {
-            *c = ((v + min) / scale)
-                .round_ties_even()
-                .clamp(0.0, f32::from(top)) as u8;
+            *c = ((v + min) / scale).round_ties_even().clamp(0.0, f32::from(top)) as u8;
         }
     }
     let low = if bits == 5 { 48 } else { 16 };
@@ -175,13 +151,10 @@ fn affine_fit(x: &[f32], weights: &[f32; 32], top: f32, start: f32, steps: usize
         sum_w += w;
         sum_x += w * v;
     }
-    let codes_at = |by: f32| -> [f32; 32] {
-        std::array::from_fn(|i| (by * (x[i] - low)).round_ties_even().clamp(0.0, top))
-    };
+    let codes_at =
+        |by: f32| -> [f32; 32] { std::array::from_fn(|i| (by * (x[i] - low)).round_ties_even().clamp(0.0, top)) };
     let error = |codes: &[f32; 32], scale: f32, min: f32| -> f32 {
-        (0..32)
-            .map(|i| weights[i] * (scale * codes[i] + min - x[i]).powi(2))
-            .sum()
+        (0..32).map(|i| weights[i] * (scale * codes[i] + min - x[i]).powi(2)).sum()
     };
     let plain = (high - low) / top;
     let mut best = (error(&codes_at(1.0 / plain), plain, low), plain, low);
@@ -238,20 +211,12 @@ fn q6_k(src: &[f32], dst: &mut [u8]) {
     let by = -128.0 / largest;
     let d = put_half(dst, 208, 1.0 / by);
     let mut codes = [0u8; 256];
-    for (sub, (values, codes)) in src
-        .chunks_exact(16)
-        .zip(codes.chunks_exact_mut(16))
-        .enumerate()
-    {
+    for (sub, (values, codes)) in src.chunks_exact(16).zip(codes.chunks_exact_mut(16)).enumerate() {
         let factor = (by * scales[sub]).round_ties_even().min(127.0) as i8;
         dst[192 + sub] = factor as u8;
         let scale = d * f32::from(factor);
         for (v, c) in values.iter().zip(codes) {
-            let q = if scale == 0.0 {
-                0.0
-            } else {
-                (v / scale).round_ties_even().clamp(-32.0, 31.0)
-            };
+            let q = if scale == 0.0 { 0.0 } else { (v / scale).round_ties_even().clamp(-32.0, 31.0) };
             *c = (q as i8 + 32) as u8;
         }
     }
@@ -260,8 +225,7 @@ fn q6_k(src: &[f32], dst: &mut [u8]) {
             let [a, b, c, e] = [codes[i], codes[i + 32], codes[i + 64], codes[i + 96]];
             dst[part * 64 + i] = (a & 15) | ((c & 15) << 4);
             dst[part * 64 + 32 + i] = (b & 15) | ((e & 15) << 4);
-            dst[128 + part * 32 + i] =
-                (a >> 4) | ((b >> 4) << 2) | ((c >> 4) << 4) | ((e >> 4) << 6);
+            dst[128 + part * 32 + i] = (a >> 4) | ((b >> 4) << 2) | ((c >> 4) << 4) | ((e >> 4) << 6);
         }
     }
 }

@@ -13,10 +13,7 @@ pub fn tokenizer_bytes(path: &Path) -> Result<Vec<u8>, FilesError> {
     if path.is_dir() || tokenizer::folder_file(path)?.is_some() {
         let mut bytes = tokenizer::tokenizer_json(path)?;
         if path.is_dir() {
-            let info = TokenizerInfo {
-                chat_template: None,
-                ..TokenizerInfo::read(path)?
-            };
+            let info = TokenizerInfo { chat_template: None, ..TokenizerInfo::read(path)? };
             bytes.extend(format!("{info:?}").bytes());
         }
         return Ok(bytes);
@@ -38,18 +35,13 @@ pub fn tokenizer_bytes(path: &Path) -> Result<Vec<u8>, FilesError> {
 
 /// What decides a rendered conversation: the chat template, empty if the model has none.
 pub fn chat_template_bytes(path: &Path) -> Result<Vec<u8>, FilesError> {
-    Ok(TokenizerInfo::read(path)?
-        .chat_template
-        .unwrap_or_default()
-        .into_bytes())
+    Ok(TokenizerInfo::read(path)?.chat_template.unwrap_or_default().into_bytes())
 }
 
 /// The files that hold a model's weights; a folder's `config.json` is not among them.
 pub fn weight_files(path: &Path) -> Result<Vec<PathBuf>, FilesError> {
     if !path.exists() {
-        return Err(FilesError::Missing {
-            path: path.to_owned(),
-        });
+        return Err(FilesError::Missing { path: path.to_owned() });
     }
     if !path.is_dir() {
         return Ok(vec![path.to_owned()]);

@@ -93,27 +93,15 @@ impl Value {
     }
 
     pub fn as_str(&self) -> Option<&str> {
-        if let Self::Str(s) = self {
-            Some(s)
-        } else {
-            None
-        }
+        if let Self::Str(s) = self { Some(s) } else { None }
     }
 
     pub fn as_bool(&self) -> Option<bool> {
-        if let Self::Bool(b) = self {
-            Some(*b)
-        } else {
-            None
-        }
+        if let Self::Bool(b) = self { Some(*b) } else { None }
     }
 
     pub fn as_array(&self) -> Option<&[Value]> {
-        if let Self::Array(_, v) = self {
-            Some(v)
-        } else {
-            None
-        }
+        if let Self::Array(_, v) = self { Some(v) } else { None }
     }
 }
 
@@ -124,12 +112,7 @@ impl Gguf {
 
     pub(crate) fn open_mapped(path: &Path) -> Result<(Self, Mapped), FilesError> {
         let mapped = Mapped::open(path)?;
-        let mut cursor = Cursor {
-            path,
-            bytes: mapped.bytes(),
-            at: 0,
-            version: 3,
-        };
+        let mut cursor = Cursor { path, bytes: mapped.bytes(), at: 0, version: 3 };
         let gguf = cursor.file()?;
         Ok((gguf, mapped))
     }
@@ -140,9 +123,7 @@ impl Gguf {
 
     /// The metadata's architecture name, such as `llama`.
     pub fn architecture(&self) -> &str {
-        self.get("general.architecture")
-            .and_then(Value::as_str)
-            .unwrap_or("")
+        self.get("general.architecture").and_then(Value::as_str).unwrap_or("")
     }
 
     /// A key under the architecture's prefix, such as `llama.block_count`.
@@ -161,18 +142,12 @@ struct Cursor<'a> {
 impl Cursor<'_> {
     fn file(&mut self) -> Result<Gguf, FilesError> {
         if self.bytes.len() < 4 || &self.bytes[..4] != b"GGUF" {
-            return Err(FilesError::damaged(
-                self.path,
-                "it does not start with GGUF, so it is no GGUF file",
-            ));
+            return Err(FilesError::damaged(self.path, "it does not start with GGUF, so it is no GGUF file"));
         }
         self.at = 4;
         self.version = self.u32()?;
         if !(2..=3).contains(&self.version) {
-            let what = format!(
-                "GGUF version {} is not supported (2 and 3 are); convert the model again",
-                self.version
-            );
+            let what = format!("GGUF version {} is not supported (2 and 3 are); convert the model again", self.version);
             return Err(FilesError::unsupported(self.path, what));
         }
         let tensor_count = self.size()?;
@@ -188,38 +163,22 @@ impl Cursor<'_> {
         for _ in 0..tensor_count {
             tensors.push(self.tensor()?);
         }
-        let alignment = metadata
-            .get("general.alignment")
-            .and_then(Value::as_i64)
-            .unwrap_or(32);
+        let alignment = metadata.get("general.alignment").and_then(Value::as_i64).unwrap_or(32);
         let alignment = usize::try_from(alignment)
             .ok()
             .filter(|a| a.is_power_of_two())
-            .ok_or_else(|| {
-                FilesError::damaged(self.path, "general.alignment is not a power of two")
-            })?;
+            .ok_or_else(|| FilesError::damaged(self.path, "general.alignment is not a power of two"))?;
         let start = self.at.next_multiple_of(alignment);
         self.place(&mut tensors, start)?;
-        Ok(Gguf {
-            path: self.path.to_owned(),
-            metadata,
-            tensors,
-        })
+        Ok(Gguf { path: self.path.to_owned(), metadata, tensors })
     }
 
     /// Turns offsets from the data section's start into offsets in the file, and proves that every tensor is inside.
     fn place(&self, tensors: &mut [GgufTensor], start: usize) -> Result<(), FilesError> {
         let mut end = start;
         for t in tensors {
-            t.offset = t
-                .offset
-                .checked_add(start)
-                .ok_or_else(|| self.truncated())?;
-            end = end.max(
-                t.offset
-                    .checked_add(t.len)
-                    .ok_or_else(|| self.truncated())?,
-            );
+            t.offset = t.offset.checked_add(start).ok_or_else(|| self.truncated())?;
+            end = end.max(t.offset.checked_add(t.len).ok_or_else(|| self.truncated())?);
         }
         if end > self.bytes.len() {
             let what = format!(
@@ -235,10 +194,7 @@ impl Cursor<'_> {
         let name = self.string()?;
         let rank = self.u32()? as usize;
         if rank > 8 {
-            return Err(FilesError::damaged(
-                self.path,
-                format!("tensor {name} has {rank} dimensions"),
-            ));
+            return Err(FilesError::damaged(self.path, format!("tensor {name} has {rank} dimensions")));
         }
         let mut shape = Vec::with_capacity(rank);
         for _ in 0..rank {
@@ -248,26 +204,17 @@ impl Cursor<'_> {
         let code = self.u32()?;
         let offset = self.size()?;
         let dtype = TensorType::from_code(code).ok_or_else(|| {
-            let what = format!("tensor {name} has GGUF type {code}, which is not supported; use an f16, q8_0 or k-quant file");
+            let what =
+                format!("tensor {name} has GGUF type {code}, which is not supported; use an f16, q8_0 or k-quant file");
             FilesError::unsupported(self.path, what)
         })?;
-        let elements = shape
-            .iter()
-            .try_fold(1usize, |a, b| a.checked_mul(*b))
-            .ok_or_else(|| self.truncated())?;
+        let elements = shape.iter().try_fold(1usize, |a, b| a.checked_mul(*b)).ok_or_else(|| self.truncated())?;
         let (block, _) = dtype.block();
         if shape.last().is_none_or(|row| row % block != 0) {
-            let what =
-                format!("tensor {name} has rows that are no multiple of its block of {block}");
+            let what = format!("tensor {name} has rows that are no multiple of its block of {block}");
             return Err(FilesError::damaged(self.path, what));
         }
-        Ok(GgufTensor {
-            name,
-            shape,
-            dtype,
-            offset,
-            len: dtype.bytes(elements),
-        })
+        Ok(GgufTensor { name, shape, dtype, offset, len: dtype.bytes(elements) })
     }
 
     fn value(&mut self, code: u32) -> Result<Value, FilesError> {
@@ -286,10 +233,7 @@ impl Cursor<'_> {
             11 => Value::I64(i64::from_le_bytes(self.take()?)),
             12 => Value::F64(f64::from_le_bytes(self.take()?)),
             _ => {
-                return Err(FilesError::damaged(
-                    self.path,
-                    format!("unknown metadata type {code}"),
-                ));
+                return Err(FilesError::damaged(self.path, format!("unknown metadata type {code}")));
             }
         })
     }
@@ -297,10 +241,7 @@ impl Cursor<'_> {
     fn array(&mut self) -> Result<Value, FilesError> {
         let code = self.u32()?;
         if code == 9 {
-            return Err(FilesError::unsupported(
-                self.path,
-                "nested metadata arrays are not supported",
-            ));
+            return Err(FilesError::unsupported(self.path, "nested metadata arrays are not supported"));
         }
         let len = self.size()?;
         // Every element takes at least a byte, so a length beyond the file is a lie that must not allocate.
@@ -316,11 +257,7 @@ impl Cursor<'_> {
 
     fn string(&mut self) -> Result<String, FilesError> {
         let len = self.size()?;
-        let end = self
-            .at
-            .checked_add(len)
-            .filter(|e| *e <= self.bytes.len())
-            .ok_or_else(|| self.truncated())?;
+        let end = self.at.checked_add(len).filter(|e| *e <= self.bytes.len()).ok_or_else(|| self.truncated())?;
         let text = String::from_utf8_lossy(&self.bytes[self.at..end]).into_owned();
         self.at = end;
         Ok(text)
@@ -336,20 +273,13 @@ impl Cursor<'_> {
 
     fn take<const N: usize>(&mut self) -> Result<[u8; N], FilesError> {
         let end = self.at + N;
-        let bytes = self
-            .bytes
-            .get(self.at..end)
-            .and_then(|b| b.try_into().ok())
-            .ok_or_else(|| self.truncated())?;
+        let bytes = self.bytes.get(self.at..end).and_then(|b| b.try_into().ok()).ok_or_else(|| self.truncated())?;
         self.at = end;
         Ok(bytes)
     }
 
     fn truncated(&self) -> FilesError {
-        let what = format!(
-            "it is truncated or corrupt in its header near byte {} (an interrupted download?)",
-            self.at
-        );
+        let what = format!("it is truncated or corrupt in its header near byte {} (an interrupted download?)", self.at);
         FilesError::damaged(self.path, what)
     }
 }

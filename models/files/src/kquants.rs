@@ -94,9 +94,6 @@ pub(crate) fn scale_min(packed: &[u8], sub: usize) -> (u8, u8) {
         (packed[sub] & 63, packed[sub + 4] & 63)
     } else {
         let both = packed[sub + 4];
-        (
-            (both & 15) | ((packed[sub - 4] >> 2) & 48),
-            (both >> 4) | ((packed[sub] >> 2) & 48),
-        )
+        ((both & 15) | ((packed[sub - 4] >> 2) & 48), (both >> 4) | ((packed[sub] >> 2) & 48))
     }
 }

@@ -22,10 +22,7 @@ impl Mapped {
         let file = File::open(path).map_err(FilesError::read(path))?;
         // SAFETY: the mapping is read-only and private to this process; see the module head for concurrent writers.
         let map = unsafe { Mmap::map(&file) }.map_err(FilesError::read(path))?;
-        Ok(Self {
-            path: path.to_owned(),
-            map,
-        })
+        Ok(Self { path: path.to_owned(), map })
     }
 
     pub fn bytes(&self) -> &[u8] {
@@ -36,9 +33,6 @@ impl Mapped {
     pub fn release(&self, offset: usize, len: usize) {
         // SAFETY: the mapping is backed by a file and read-only, so dropped pages come back unchanged. Failure to drop
         // only costs memory, so the result is of no interest.
-        let _ = unsafe {
-            self.map
-                .unchecked_advise_range(UncheckedAdvice::DontNeed, offset, len)
-        };
+        let _ = unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, offset, len) };
     }
 }

@@ -46,17 +46,11 @@ impl GgufKind {
             "q5_k" => "q5_k_m",
             other => other,
         };
-        Self::ALL
-            .iter()
-            .find(|(_, n, _)| *n == name)
-            .map(|(kind, _, _)| *kind)
+        Self::ALL.iter().find(|(_, n, _)| *n == name).map(|(kind, _, _)| *kind)
     }
 
     pub(crate) fn file_type(self) -> u32 {
-        Self::ALL
-            .iter()
-            .find(|(kind, _, _)| *kind == self)
-            .map_or(0, |(_, _, code)| *code)
+        Self::ALL.iter().find(|(kind, _, _)| *kind == self).map_or(0, |(_, _, code)| *code)
     }
 
     /// The type of most matrices.
@@ -78,14 +72,7 @@ impl GgufKind {
 
     /// The type of one tensor. `part` is its GGUF part (`attn_v`, `token_embd`...), `head` whether it is the output head,
     /// `layer` its layer of `layers`.
-    pub(crate) fn choose(
-        self,
-        part: &str,
-        head: bool,
-        layer: usize,
-        layers: usize,
-        shape: &[usize],
-    ) -> TensorType {
+    pub(crate) fn choose(self, part: &str, head: bool, layer: usize, layers: usize, shape: &[usize]) -> TensorType {
         if shape.len() < 2 {
             return TensorType::F32;
         }
@@ -121,9 +108,5 @@ fn fitting(wanted: TensorType, row: usize) -> TensorType {
         TensorType::Q6K => TensorType::Q8_0,
         _ => TensorType::F16,
     };
-    if row.is_multiple_of(wanted.block().0) {
-        wanted
-    } else {
-        TensorType::F16
-    }
+    if row.is_multiple_of(wanted.block().0) { wanted } else { TensorType::F16 }
 }

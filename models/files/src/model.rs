@@ -50,15 +50,9 @@ impl ModelFiles {
     /// Opens a Hugging Face folder (safetensors) or a GGUF file.
     pub fn open(path: &Path) -> Result<Self, FilesError> {
         if !path.exists() {
-            return Err(FilesError::Missing {
-                path: path.to_owned(),
-            });
+            return Err(FilesError::Missing { path: path.to_owned() });
         }
-        let mut model = if path.is_dir() {
-            Self::open_folder(path)?
-        } else {
-            Self::open_gguf(path)?
-        };
+        let mut model = if path.is_dir() { Self::open_folder(path)? } else { Self::open_gguf(path)? };
         model.check()?;
         Ok(model)
     }
@@ -140,12 +134,8 @@ impl ModelFiles {
         if !config_path.is_file() {
             // The more telling problem first: an adapter or an empty folder has no config either.
             shards::weight_files(path)?;
-            let why =
-                "it has weights but no config.json; download the folder completely".to_owned();
-            return Err(FilesError::NoWeights {
-                path: path.to_owned(),
-                why,
-            });
+            let why = "it has weights but no config.json; download the folder completely".to_owned();
+            return Err(FilesError::NoWeights { path: path.to_owned(), why });
         }
         let config = ModelConfig::from_json(&config_path)?;
         let mut files = Vec::new();
@@ -161,25 +151,12 @@ impl ModelFiles {
                     return Err(FilesError::unsupported(&file, what));
                 };
                 let (offset, len) = (t.offset, t.len);
-                let entry = Entry {
-                    shape: t.shape,
-                    dtype,
-                    file: files.len(),
-                    offset,
-                    len,
-                    interleaved: None,
-                };
+                let entry = Entry { shape: t.shape, dtype, file: files.len(), offset, len, interleaved: None };
                 tensors.insert(t.name, entry);
             }
             files.push(mapped);
         }
-        Ok(Self {
-            path: path.to_owned(),
-            config,
-            source: Source::Folder,
-            files,
-            tensors,
-        })
+        Ok(Self { path: path.to_owned(), config, source: Source::Folder, files, tensors })
     }
 
     fn open_gguf(path: &Path) -> Result<Self, FilesError> {
@@ -189,8 +166,7 @@ impl ModelFiles {
         for t in &gguf.tensors {
             if t.name == "rope_freqs.weight" {
                 let mut factors = vec![0.0; t.shape.iter().product()];
-                t.dtype
-                    .decode(&mapped.bytes()[t.offset..t.offset + t.len], &mut factors);
+                t.dtype.decode(&mapped.bytes()[t.offset..t.offset + t.len], &mut factors);
                 config.rope_scaling = Some(RopeScaling::recognise(&config, factors));
                 continue;
             }
@@ -202,23 +178,11 @@ impl ModelFiles {
                 n if n.contains("k_proj") => Some(config.kv_heads),
                 _ => None,
             };
-            let entry = Entry {
-                shape: t.shape.clone(),
-                dtype: t.dtype,
-                file: 0,
-                offset: t.offset,
-                len: t.len,
-                interleaved,
-            };
+            let entry =
+                Entry { shape: t.shape.clone(), dtype: t.dtype, file: 0, offset: t.offset, len: t.len, interleaved };
             tensors.insert(name, entry);
         }
-        Ok(Self {
-            path: path.to_owned(),
-            config,
-            source: Source::Gguf(Box::new(gguf)),
-            files: vec![mapped],
-            tensors,
-        })
+        Ok(Self { path: path.to_owned(), config, source: Source::Gguf(Box::new(gguf)), files: vec![mapped], tensors })
     }
 
     /// Keeps what the network needs, in its order; anything missing or of another shape is an error.
@@ -230,17 +194,10 @@ impl ModelFiles {
                     kept.insert(name, entry);
                     continue;
                 }
-                Some(entry) => format!(
-                    "has shape {:?} where the configuration needs {shape:?}",
-                    entry.shape
-                ),
+                Some(entry) => format!("has shape {:?} where the configuration needs {shape:?}", entry.shape),
                 None => format!("of shape {shape:?} is missing"),
             };
-            return Err(FilesError::Tensor {
-                path: self.path.clone(),
-                name,
-                what,
-            });
+            return Err(FilesError::Tensor { path: self.path.clone(), name, what });
         }
         self.tensors = kept;
         Ok(())
@@ -255,29 +212,18 @@ impl ModelFiles {
     }
 
     /// Decodes row by row on all rayon threads; a row is whole blocks in every format.
-    fn rows<T: Send>(
-        &self,
-        entry: &Entry,
-        out: &mut [T],
-        decode: impl Fn(TensorType, &[u8], &mut [T]) + Sync,
-    ) {
+    fn rows<T: Send>(&self, entry: &Entry, out: &mut [T], decode: impl Fn(TensorType, &[u8], &mut [T]) + Sync) {
         let bytes = &self.files[entry.file].bytes()[entry.offset..entry.offset + entry.len];
         let width = entry.shape.last().copied().unwrap_or(1).max(1);
         let stride = entry.dtype.bytes(width);
         let head = entry.interleaved.map(|heads| entry.shape[0] / heads);
         // A bias is one row of interleaved elements; f32 elements are blocks of one, so treat it as a column.
-        let (width, stride) = if entry.shape.len() == 1 && head.is_some() {
-            (1, entry.dtype.bytes(1))
-        } else {
-            (width, stride)
-        };
-        out.par_chunks_mut(width)
-            .with_min_len(16)
-            .enumerate()
-            .for_each(|(row, dst)| {
-                let from = head.map_or(row, |head| interleaved_row(row, head)) * stride;
-                decode(entry.dtype, &bytes[from..from + stride], dst);
-            });
+        let (width, stride) =
+            if entry.shape.len() == 1 && head.is_some() { (1, entry.dtype.bytes(1)) } else { (width, stride) };
+        out.par_chunks_mut(width).with_min_len(16).enumerate().for_each(|(row, dst)| {
+            let from = head.map_or(row, |head| interleaved_row(row, head)) * stride;
+            decode(entry.dtype, &bytes[from..from + stride], dst);
+        });
     }
 }
 
@@ -311,11 +257,8 @@ pub(crate) const LAYER_PARTS: [(&str, &str); 9] = [
 ];
 
 /// Tensors outside the layers, likewise.
-pub(crate) const OUTER_PARTS: [(&str, &str); 3] = [
-    ("token_embd", "model.embed_tokens"),
-    ("output_norm", "model.norm"),
-    ("output", "lm_head"),
-];
+pub(crate) const OUTER_PARTS: [(&str, &str); 3] =
+    [("token_embd", "model.embed_tokens"), ("output_norm", "model.norm"), ("output", "lm_head")];
 
 /// Hugging Face's name of a GGUF tensor, if it is one of the network's.
 fn folder_name(gguf: &str) -> Option<String> {

@@ -44,10 +44,7 @@ impl PeftAdapter {
         let config_path = path.join("adapter_config.json");
         if !config_path.is_file() {
             let why = "it has no adapter_config.json; name the folder that PEFT or the convert stage wrote".to_owned();
-            return Err(FilesError::NoWeights {
-                path: path.to_owned(),
-                why,
-            });
+            return Err(FilesError::NoWeights { path: path.to_owned(), why });
         }
         let config = json_file(&config_path)?;
         refuse(&config_path, &config)?;
@@ -68,22 +65,13 @@ impl PeftAdapter {
 
     /// What `B A` is multiplied by.
     pub fn scale(&self) -> f64 {
-        if self.rslora {
-            self.alpha / (self.r as f64).sqrt()
-        } else {
-            self.alpha / self.r as f64
-        }
+        if self.rslora { self.alpha / (self.r as f64).sqrt() } else { self.alpha / self.r as f64 }
     }
 
     fn read(&mut self, file: &Path) -> Result<(), FilesError> {
         if !file.is_file() {
-            let why =
-                "it has no adapter_model.safetensors (a .bin adapter can be saved again with PEFT)"
-                    .to_owned();
-            return Err(FilesError::NoWeights {
-                path: self.path.clone(),
-                why,
-            });
+            let why = "it has no adapter_model.safetensors (a .bin adapter can be saved again with PEFT)".to_owned();
+            return Err(FilesError::NoWeights { path: self.path.clone(), why });
         }
         let (mapped, stored) = shards::open(file)?;
         for tensor in stored {
@@ -92,28 +80,18 @@ impl PeftAdapter {
                 name: tensor.name.clone(),
                 what: what.to_owned(),
             };
-            let name = tensor
-                .name
-                .strip_prefix("base_model.model.")
-                .unwrap_or(&tensor.name);
+            let name = tensor.name.strip_prefix("base_model.model.").unwrap_or(&tensor.name);
             let Some((module, part)) = name.split_once(".lora_") else {
-                return Err(wrong(
-                    "is no LoRA matrix; only plain LoRA, rsLoRA and DoRA adapters are read",
-                ));
+                return Err(wrong("is no LoRA matrix; only plain LoRA, rsLoRA and DoRA adapters are read"));
             };
-            let values =
-                values(&mapped, &tensor).ok_or_else(|| wrong("is neither F32, F16 nor BF16"))?;
+            let values = values(&mapped, &tensor).ok_or_else(|| wrong("is neither F32, F16 nor BF16"))?;
             let entry = self.modules.entry(module.to_owned()).or_default();
             match (part, tensor.shape.as_slice()) {
                 ("A.weight" | "A.default.weight", [r, inputs]) => {
                     (entry.r, entry.inputs, entry.a) = (*r, *inputs, values);
                 }
-                ("B.weight" | "B.default.weight", [outputs, _]) => {
-                    (entry.outputs, entry.b) = (*outputs, values)
-                }
-                ("magnitude_vector" | "magnitude_vector.weight", [_]) => {
-                    entry.magnitude = Some(values)
-                }
+                ("B.weight" | "B.default.weight", [outputs, _]) => (entry.outputs, entry.b) = (*outputs, values),
+                ("magnitude_vector" | "magnitude_vector.weight", [_]) => entry.magnitude = Some(values),
                 _ => return Err(wrong("is no LoRA matrix of a linear module")),
             }
         }
@@ -122,19 +100,11 @@ impl PeftAdapter {
 
     fn check(&self, file: &Path) -> Result<(), FilesError> {
         for (name, m) in &self.modules {
-            let whole =
-                m.r == self.r && m.a.len() == m.r * m.inputs && m.b.len() == m.outputs * m.r;
+            let whole = m.r == self.r && m.a.len() == m.r * m.inputs && m.b.len() == m.outputs * m.r;
             let magnitude = m.magnitude.as_ref().map(Vec::len) == self.dora.then_some(m.outputs);
             if !whole || !magnitude || m.r == 0 || m.b.is_empty() {
-                let what = format!(
-                    "does not have the two matrices of rank {} that adapter_config.json says",
-                    self.r
-                );
-                return Err(FilesError::Tensor {
-                    path: file.to_owned(),
-                    name: name.clone(),
-                    what,
-                });
+                let what = format!("does not have the two matrices of rank {} that adapter_config.json says", self.r);
+                return Err(FilesError::Tensor { path: file.to_owned(), name: name.clone(), what });
             }
         }
         Ok(())
@@ -143,55 +113,31 @@ impl PeftAdapter {
 
 /// Settings under which the matrices mean something else.
 fn refuse(path: &Path, config: &Json) -> Result<(), FilesError> {
-    let wrong = |key: &str, what: String| FilesError::Config {
-        path: path.to_owned(),
-        key: key.to_owned(),
-        what,
-    };
-    let kind = config
-        .get("peft_type")
-        .and_then(Json::as_str)
-        .unwrap_or("LORA");
+    let wrong = |key: &str, what: String| FilesError::Config { path: path.to_owned(), key: key.to_owned(), what };
+    let kind = config.get("peft_type").and_then(Json::as_str).unwrap_or("LORA");
     if kind != "LORA" {
-        return Err(wrong(
-            "peft_type",
-            format!("is {kind:?}; only LORA adapters are supported"),
-        ));
+        return Err(wrong("peft_type", format!("is {kind:?}; only LORA adapters are supported")));
     }
     for key in ["rank_pattern", "alpha_pattern"] {
-        if config
-            .get(key)
-            .and_then(Json::as_object)
-            .is_some_and(|o| !o.is_empty())
-        {
+        if config.get(key).and_then(Json::as_object).is_some_and(|o| !o.is_empty()) {
             return Err(wrong(
                 key,
-                "is not supported; merge this adapter with PEFT and use the merged model"
-                    .to_owned(),
+                "is not supported; merge this adapter with PEFT and use the merged model".to_owned(),
             ));
         }
     }
-    if let Some(saved) = config
-        .get("modules_to_save")
-        .filter(|v| v.as_array().is_some_and(|a| !a.is_empty()))
-    {
+    if let Some(saved) = config.get("modules_to_save").filter(|v| v.as_array().is_some_and(|a| !a.is_empty())) {
         return Err(wrong(
             "modules_to_save",
             format!("is {saved}; merge this adapter with PEFT and use the merged model"),
         ));
     }
     if config.get("fan_in_fan_out").and_then(Json::as_bool) == Some(true) {
-        return Err(wrong(
-            "fan_in_fan_out",
-            "is true, which no supported architecture uses".to_owned(),
-        ));
+        return Err(wrong("fan_in_fan_out", "is true, which no supported architecture uses".to_owned()));
     }
     match config.get("bias").and_then(Json::as_str) {
         None | Some("none") => Ok(()),
-        Some(other) => Err(wrong(
-            "bias",
-            format!("is {other:?}; only \"none\" is supported"),
-        )),
+        Some(other) => Err(wrong("bias", format!("is {other:?}; only \"none\" is supported"))),
     }
 }
 
@@ -203,9 +149,6 @@ fn values(mapped: &Mapped, tensor: &shards::Stored) -> Option<Vec<f32>> {
         _ => return None,
     };
     let mut out = vec![0.0; tensor.shape.iter().product()];
-    dtype.decode(
-        &mapped.bytes()[tensor.offset..tensor.offset + tensor.len],
-        &mut out,
-    );
+    dtype.decode(&mapped.bytes()[tensor.offset..tensor.offset + tensor.len], &mut out);
     Some(out)
 }

@@ -43,22 +43,13 @@ impl TokenizerInfo {
 
     /// Reads a Hugging Face folder or a GGUF file; the weights are not touched.
     pub fn read(path: &Path) -> Result<Self, FilesError> {
-        if path.is_dir() {
-            Folder::open(path)?.info()
-        } else {
-            Self::from_gguf(&Gguf::open(path)?)
-        }
+        if path.is_dir() { Folder::open(path)?.info() } else { Self::from_gguf(&Gguf::open(path)?) }
     }
 
     pub(crate) fn from_gguf(gguf: &Gguf) -> Result<Self, FilesError> {
-        let tokens = gguf
-            .get("tokenizer.ggml.tokens")
-            .and_then(Value::as_array)
-            .unwrap_or(&[]);
+        let tokens = gguf.get("tokenizer.ggml.tokens").and_then(Value::as_array).unwrap_or(&[]);
         let token = |key: &str| {
-            let id = gguf
-                .get(&format!("tokenizer.ggml.{key}_token_id"))
-                .and_then(Value::as_i64)?;
+            let id = gguf.get(&format!("tokenizer.ggml.{key}_token_id")).and_then(Value::as_i64)?;
             let id = u32::try_from(id).ok()?;
             let text = tokens.get(id as usize)?.as_str()?.to_owned();
             Some(SpecialToken { text, id })
@@ -66,11 +57,7 @@ impl TokenizerInfo {
         let bos = token("bos");
         let eos = token("eos");
         let mut stops: Vec<u32> = eos.iter().map(|t| t.id).collect();
-        stops.extend(
-            token("eot")
-                .map(|t| t.id)
-                .filter(|id| eos.as_ref().is_none_or(|e| e.id != *id)),
-        );
+        stops.extend(token("eot").map(|t| t.id).filter(|id| eos.as_ref().is_none_or(|e| e.id != *id)));
         let add_bos = bos.is_some() && tokenizer::adds_bos(gguf);
         Ok(Self {
             add_bos,
@@ -78,10 +65,7 @@ impl TokenizerInfo {
             eos,
             pad: token("padding"),
             unk: token("unknown"),
-            chat_template: gguf
-                .get("tokenizer.chat_template")
-                .and_then(Value::as_str)
-                .map(str::to_owned),
+            chat_template: gguf.get("tokenizer.chat_template").and_then(Value::as_str).map(str::to_owned),
             stops,
         })
     }
@@ -98,19 +82,12 @@ struct Folder<'a> {
 impl<'a> Folder<'a> {
     fn open(path: &'a Path) -> Result<Self, FilesError> {
         let Some(file) = tokenizer::folder_file(path)? else {
-            return Err(FilesError::Missing {
-                path: path.to_owned(),
-            });
+            return Err(FilesError::Missing { path: path.to_owned() });
         };
         let tokenizer = json_file(&file)?;
         let config = optional_json(&path.join("tokenizer_config.json"))?;
         let map = optional_json(&path.join("special_tokens_map.json"))?;
-        Ok(Self {
-            path,
-            tokenizer,
-            config,
-            map,
-        })
+        Ok(Self { path, tokenizer, config, map })
     }
 
     fn info(&self) -> Result<TokenizerInfo, FilesError> {
@@ -140,52 +117,31 @@ impl<'a> Folder<'a> {
     fn token(&self, key: &str) -> Option<SpecialToken> {
         let text = [&self.config, &self.map].into_iter().find_map(|file| {
             let value = file.get(key)?;
-            value
-                .as_str()
-                .or_else(|| value.get("content").and_then(Json::as_str))
+            value.as_str().or_else(|| value.get("content").and_then(Json::as_str))
         })?;
-        Some(SpecialToken {
-            text: text.to_owned(),
-            id: self.id(text)?,
-        })
+        Some(SpecialToken { text: text.to_owned(), id: self.id(text)? })
     }
 
     fn id(&self, text: &str) -> Option<u32> {
         let added = self.tokenizer.get("added_tokens").and_then(Json::as_array);
-        let found = added
-            .into_iter()
-            .flatten()
-            .find(|t| t.get("content").and_then(Json::as_str) == Some(text));
-        let id = found
-            .and_then(|t| t.get("id"))
-            .or_else(|| self.tokenizer.get("model")?.get("vocab")?.get(text));
-        id.and_then(Json::as_u64)
-            .and_then(|id| u32::try_from(id).ok())
+        let found = added.into_iter().flatten().find(|t| t.get("content").and_then(Json::as_str) == Some(text));
+        let id = found.and_then(|t| t.get("id")).or_else(|| self.tokenizer.get("model")?.get("vocab")?.get(text));
+        id.and_then(Json::as_u64).and_then(|id| u32::try_from(id).ok())
     }
 
     /// `chat_template.jinja`, else the `chat_template` key: a string, or named templates of which `default` counts.
     fn chat_template(&self) -> Result<Option<String>, FilesError> {
         let file = self.path.join("chat_template.jinja");
         if file.is_file() {
-            return std::fs::read_to_string(&file)
-                .map(Some)
-                .map_err(FilesError::read(&file));
+            return std::fs::read_to_string(&file).map(Some).map_err(FilesError::read(&file));
         }
         let legacy = optional_json(&self.path.join("chat_template.json"))?;
-        let value = self
-            .config
-            .get("chat_template")
-            .or_else(|| legacy.get("chat_template"));
+        let value = self.config.get("chat_template").or_else(|| legacy.get("chat_template"));
         Ok(match value {
             Some(Json::String(text)) => Some(text.clone()),
             Some(Json::Array(named)) => {
-                let default = named
-                    .iter()
-                    .find(|t| t.get("name").and_then(Json::as_str) == Some("default"));
-                default
-                    .and_then(|t| t.get("template"))
-                    .and_then(Json::as_str)
-                    .map(str::to_owned)
+                let default = named.iter().find(|t| t.get("name").and_then(Json::as_str) == Some("default"));
+                default.and_then(|t| t.get("template")).and_then(Json::as_str).map(str::to_owned)
             }
             _ => None,
         })
@@ -198,15 +154,9 @@ fn starts_with(tokenizer: &Json, bos: Option<&SpecialToken>) -> bool {
     let Some(processor) = tokenizer.get("post_processor") else {
         return false;
     };
-    let nested = processor
-        .get("processors")
-        .and_then(Json::as_array)
-        .map_or(&[][..], Vec::as_slice);
+    let nested = processor.get("processors").and_then(Json::as_array).map_or(&[][..], Vec::as_slice);
     std::iter::once(processor).chain(nested).any(|p| {
-        let first = p
-            .get("single")
-            .and_then(|s| s.get(0))
-            .and_then(|s| s.get("SpecialToken"));
+        let first = p.get("single").and_then(|s| s.get(0)).and_then(|s| s.get("SpecialToken"));
         first.and_then(|t| t.get("id")).and_then(Json::as_str) == Some(bos.text.as_str())
     })
 }
@@ -222,15 +172,10 @@ fn id_list(value: Option<&Json>) -> Vec<u32> {
 
 pub(crate) fn json_file(path: &Path) -> Result<Json, FilesError> {
     let bytes = std::fs::read(path).map_err(FilesError::read(path))?;
-    serde_json::from_slice(&bytes)
-        .map_err(|e| FilesError::damaged(path, format!("not valid JSON ({e})")))
+    serde_json::from_slice(&bytes).map_err(|e| FilesError::damaged(path, format!("not valid JSON ({e})")))
 }
 
 /// A JSON file's content, or null where there is no such file.
 pub(crate) fn optional_json(path: &Path) -> Result<Json, FilesError> {
-    if path.is_file() {
-        json_file(path)
-    } else {
-        Ok(Json::Null)
-    }
+    if path.is_file() { json_file(path) } else { Ok(Json::Null) }
 }

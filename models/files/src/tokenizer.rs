@@ -50,10 +50,7 @@ pub(crate) fn folder_file(path: &Path) -> Result<Option<PathBuf>, FilesError> {
 /// `tokenizer.json` for a GGUF's tokenizer.
 pub(crate) fn describe(gguf: &Gguf) -> Result<Json, FilesError> {
     let vocabulary = Vocabulary::read(gguf)?;
-    let model = gguf
-        .get("tokenizer.ggml.model")
-        .and_then(Value::as_str)
-        .unwrap_or("");
+    let model = gguf.get("tokenizer.ggml.model").and_then(Value::as_str).unwrap_or("");
     let parts = match model {
         "gpt2" => byte_level(gguf, &vocabulary)?,
         "llama" => sentence_piece(gguf, &vocabulary)?,
@@ -81,11 +78,8 @@ pub(crate) fn describe(gguf: &Gguf) -> Result<Json, FilesError> {
 /// Whether a GGUF's tokenizer puts a BOS in front: what its metadata says, else its kind's custom.
 pub(crate) fn adds_bos(gguf: &Gguf) -> bool {
     let text = |key: &str| gguf.get(key).and_then(Value::as_str).unwrap_or("");
-    let custom = text("tokenizer.ggml.model") == "llama"
-        || WHOLE_WORDS.contains(&text("tokenizer.ggml.pre"));
-    gguf.get("tokenizer.ggml.add_bos_token")
-        .and_then(Value::as_bool)
-        .unwrap_or(custom)
+    let custom = text("tokenizer.ggml.model") == "llama" || WHOLE_WORDS.contains(&text("tokenizer.ggml.pre"));
+    gguf.get("tokenizer.ggml.add_bos_token").and_then(Value::as_bool).unwrap_or(custom)
 }
 
 /// Byte-level kinds that take a split that is a token as it is, without merging; they also start with a BOS.
@@ -115,39 +109,20 @@ impl<'a> Vocabulary<'a> {
         let tokens = gguf
             .get("tokenizer.ggml.tokens")
             .and_then(Value::as_array)
-            .ok_or_else(|| {
-                broken(
-                    &gguf.path,
-                    "the file has no tokenizer metadata; name a tokenizer folder",
-                )
-            })?;
-        let types = gguf
-            .get("tokenizer.ggml.token_type")
-            .and_then(Value::as_array)
-            .unwrap_or(&[]);
+            .ok_or_else(|| broken(&gguf.path, "the file has no tokenizer metadata; name a tokenizer folder"))?;
+        let types = gguf.get("tokenizer.ggml.token_type").and_then(Value::as_array).unwrap_or(&[]);
         let kind = |id: usize| types.get(id).and_then(Value::as_i64).unwrap_or(1);
-        let tokens = tokens
-            .iter()
-            .enumerate()
-            .map(|(id, t)| (t.as_str().unwrap_or(""), kind(id)))
-            .collect();
+        let tokens = tokens.iter().enumerate().map(|(id, t)| (t.as_str().unwrap_or(""), kind(id))).collect();
         Ok(Self { tokens })
     }
 
     fn text(&self, id: i64) -> Option<&'a str> {
-        usize::try_from(id)
-            .ok()
-            .and_then(|id| self.tokens.get(id))
-            .map(|(text, _)| *text)
+        usize::try_from(id).ok().and_then(|id| self.tokens.get(id)).map(|(text, _)| *text)
     }
 
     /// Tokens that are matched in raw text before any splitting.
     fn added(&self) -> Vec<Json> {
-        let whole = self
-            .tokens
-            .iter()
-            .enumerate()
-            .filter(|(_, (_, k))| matches!(*k, UNKNOWN | CONTROL | USER_DEFINED));
+        let whole = self.tokens.iter().enumerate().filter(|(_, (_, k))| matches!(*k, UNKNOWN | CONTROL | USER_DEFINED));
         whole
             .map(|(id, (text, kind))| {
                 json!({
@@ -159,33 +134,21 @@ impl<'a> Vocabulary<'a> {
     }
 
     fn map(&self) -> Map<String, Json> {
-        let used = self
-            .tokens
-            .iter()
-            .enumerate()
-            .filter(|(_, (_, kind))| *kind != UNUSED);
-        used.map(|(id, (text, _))| ((*text).to_owned(), Json::from(id)))
-            .collect()
+        let used = self.tokens.iter().enumerate().filter(|(_, (_, kind))| *kind != UNUSED);
+        used.map(|(id, (text, _))| ((*text).to_owned(), Json::from(id))).collect()
     }
 }
 
 /// GPT-2 style byte-level BPE.
 fn byte_level(gguf: &Gguf, vocabulary: &Vocabulary<'_>) -> Result<Parts, FilesError> {
-    let word = gguf
-        .get("tokenizer.ggml.pre")
-        .and_then(Value::as_str)
-        .unwrap_or("default");
+    let word = gguf.get("tokenizer.ggml.pre").and_then(Value::as_str).unwrap_or("default");
     let merges = gguf
         .get("tokenizer.ggml.merges")
         .and_then(Value::as_array)
         .ok_or_else(|| broken(&gguf.path, "the metadata has no merges"))?;
     // Byte-level tokens hold no space, so the first one separates the pair.
-    let merges: Vec<Json> = merges
-        .iter()
-        .filter_map(Value::as_str)
-        .filter_map(|m| m.split_once(' '))
-        .map(|(a, b)| json!([a, b]))
-        .collect();
+    let merges: Vec<Json> =
+        merges.iter().filter_map(Value::as_str).filter_map(|m| m.split_once(' ')).map(|(a, b)| json!([a, b])).collect();
     let Some((pre_tokenizer, normalizer)) = splitting(word) else {
         let what = format!(
             "its text splitting {word:?} is not known here, and guessing would change token ids; use the model's \
@@ -199,12 +162,7 @@ fn byte_level(gguf: &Gguf, vocabulary: &Vocabulary<'_>) -> Result<Parts, FilesEr
         "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": whole_words,
         "vocab": vocabulary.map(), "merges": merges,
     });
-    Ok(Parts {
-        normalizer,
-        pre_tokenizer,
-        decoder: bytes(true),
-        model,
-    })
+    Ok(Parts { normalizer, pre_tokenizer, decoder: bytes(true), model })
 }
 
 fn bytes(splits: bool) -> Json {
@@ -221,14 +179,9 @@ fn splitting(word: &str) -> Option<(Json, Json)> {
         "gpt-2" | "mpt" | "olmo" | "jais" => (bytes(true), Json::Null),
         "smollm" | "starcoder" | "refact" | "command-r" | "codeshell" | "exaone" => {
             let digits = json!({"type": "Digits", "individual_digits": true});
-            (
-                json!({"type": "Sequence", "pretokenizers": [digits, bytes(true)]}),
-                Json::Null,
-            )
+            (json!({"type": "Sequence", "pretokenizers": [digits, bytes(true)]}), Json::Null)
         }
-        "llama-bpe" | "llama3" | "llama-v3" | "smaug-bpe" | "dbrx" => {
-            (by_pattern(&modern(r"\p{N}{1,3}")), Json::Null)
-        }
+        "llama-bpe" | "llama3" | "llama-v3" | "smaug-bpe" | "dbrx" => (by_pattern(&modern(r"\p{N}{1,3}")), Json::Null),
         "qwen2" | "deepseek-r1-qwen" => (by_pattern(&modern(r"\p{N}")), json!({"type": "NFC"})),
         "tekken" => (by_pattern(TEKKEN), Json::Null),
         "default" => (default_split(&bytes(false)), Json::Null),
@@ -238,10 +191,7 @@ fn splitting(word: &str) -> Option<(Json, Json)> {
 
 /// GGUF's word for the text splitting of a `tokenizer.json`.
 pub(crate) fn split_word(path: &Path, tokenizer: &Json) -> Result<&'static str, FilesError> {
-    let own = tokenizer
-        .get("pre_tokenizer")
-        .map(essence)
-        .unwrap_or_default();
+    let own = tokenizer.get("pre_tokenizer").map(essence).unwrap_or_default();
     let words = ["smollm", "gpt-2", "llama-bpe", "qwen2", "tekken", "default"];
     let same = |word: &&str| splitting(word).is_some_and(|(known, _)| essence(&known) == own);
     words.into_iter().find(same).ok_or_else(|| {
@@ -254,22 +204,8 @@ pub(crate) fn split_word(path: &Path, tokenizer: &Json) -> Result<&'static str, 
 fn essence(pre_tokenizer: &Json) -> Vec<String> {
     let steps = pre_tokenizer.get("pretokenizers").and_then(Json::as_array);
     let steps = steps.map_or_else(|| vec![pre_tokenizer], |s| s.iter().collect());
-    let keys = [
-        "type",
-        "pattern",
-        "individual_digits",
-        "use_regex",
-        "add_prefix_space",
-        "behavior",
-        "invert",
-    ];
-    steps
-        .iter()
-        .map(|s| {
-            keys.map(|k| s.get(k).map(Json::to_string).unwrap_or_default())
-                .join(" ")
-        })
-        .collect()
+    let keys = ["type", "pattern", "individual_digits", "use_regex", "add_prefix_space", "behavior", "invert"];
+    steps.iter().map(|s| keys.map(|k| s.get(k).map(Json::to_string).unwrap_or_default()).join(" ")).collect()
 }
 
 /// The splitting pattern of newer byte-level tokenizers; they differ in how digits group.
@@ -305,30 +241,20 @@ fn sentence_piece(gguf: &Gguf, vocabulary: &Vocabulary<'_>) -> Result<Parts, Fil
         .and_then(Value::as_array)
         .ok_or_else(|| broken(&gguf.path, "the metadata has no token scores"))?;
     let scores: Vec<f64> = scores.iter().map(|s| s.as_f64().unwrap_or(0.0)).collect();
-    let unknown = gguf
-        .get("tokenizer.ggml.unknown_token_id")
-        .and_then(Value::as_i64)
-        .unwrap_or(0);
+    let unknown = gguf.get("tokenizer.ggml.unknown_token_id").and_then(Value::as_i64).unwrap_or(0);
     let model = json!({
         "type": "BPE", "dropout": null, "unk_token": vocabulary.text(unknown), "continuing_subword_prefix": null,
         "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": true, "ignore_merges": false,
         "vocab": vocabulary.map(), "merges": implied_merges(vocabulary, &scores),
     });
     let replace = |from: &str, to: &str| json!({"type": "Replace", "pattern": {"String": from}, "content": to});
-    let prefix = gguf
-        .get("tokenizer.ggml.add_space_prefix")
-        .and_then(Value::as_bool)
-        .unwrap_or(true);
+    let prefix = gguf.get("tokenizer.ggml.add_space_prefix").and_then(Value::as_bool).unwrap_or(true);
     let (mut normalizers, mut decoders) = (vec![], vec![]);
     if prefix {
         normalizers.push(json!({"type": "Prepend", "prepend": "▁"}));
     }
     normalizers.push(replace(" ", "▁"));
-    decoders.extend([
-        replace("▁", " "),
-        json!({"type": "ByteFallback"}),
-        json!({"type": "Fuse"}),
-    ]);
+    decoders.extend([replace("▁", " "), json!({"type": "ByteFallback"}), json!({"type": "Fuse"})]);
     if prefix {
         decoders.push(json!({"type": "Strip", "content": " ", "start": 1, "stop": 0}));
     }
@@ -342,70 +268,40 @@ fn sentence_piece(gguf: &Gguf, vocabulary: &Vocabulary<'_>) -> Result<Parts, Fil
 
 /// Every way to join two tokens into a third, best score first, as SentencePiece would choose them.
 fn implied_merges(vocabulary: &Vocabulary<'_>, scores: &[f64]) -> Vec<Json> {
-    let ids: std::collections::HashMap<&str, usize> = vocabulary
-        .tokens
-        .iter()
-        .enumerate()
-        .map(|(id, (text, _))| (*text, id))
-        .collect();
+    let ids: std::collections::HashMap<&str, usize> =
+        vocabulary.tokens.iter().enumerate().map(|(id, (text, _))| (*text, id)).collect();
     let mut merges = Vec::new();
     for (id, (text, kind)) in vocabulary.tokens.iter().enumerate() {
         if *kind != 1 && *kind != USER_DEFINED {
             continue;
         }
         let cuts = text.char_indices().skip(1).map(|(at, _)| text.split_at(at));
-        let mut pairs: Vec<_> = cuts
-            .filter_map(|(a, b)| Some((*ids.get(a)?, *ids.get(b)?, a, b)))
-            .collect();
+        let mut pairs: Vec<_> = cuts.filter_map(|(a, b)| Some((*ids.get(a)?, *ids.get(b)?, a, b))).collect();
         pairs.sort_unstable();
-        merges.extend(
-            pairs
-                .into_iter()
-                .map(|(_, _, a, b)| (scores.get(id).copied().unwrap_or(0.0), a, b)),
-        );
+        merges.extend(pairs.into_iter().map(|(_, _, a, b)| (scores.get(id).copied().unwrap_or(0.0), a, b)));
     }
     let length = |s: &str| s.chars().count();
-    merges.sort_by(|x, y| {
-        y.0.total_cmp(&x.0)
-            .then(length(y.1).cmp(&length(x.1)))
-            .then(length(y.2).cmp(&length(x.2)))
-    });
+    merges.sort_by(|x, y| y.0.total_cmp(&x.0).then(length(y.1).cmp(&length(x.1))).then(length(y.2).cmp(&length(x.2))));
     merges.into_iter().map(|(_, a, b)| json!([a, b])).collect()
 }
 
 /// The post-processor that adds BOS and EOS where the metadata asks for them.
 fn edges(gguf: &Gguf, vocabulary: &Vocabulary<'_>) -> Json {
     let token = |key: &str, wanted: bool| {
-        let id = gguf
-            .get(&format!("tokenizer.ggml.{key}_token_id"))
-            .and_then(Value::as_i64)?;
-        vocabulary
-            .text(id)
-            .filter(|_| wanted)
-            .map(|text| (text, id))
+        let id = gguf.get(&format!("tokenizer.ggml.{key}_token_id")).and_then(Value::as_i64)?;
+        vocabulary.text(id).filter(|_| wanted).map(|text| (text, id))
     };
-    let ends = gguf
-        .get("tokenizer.ggml.add_eos_token")
-        .and_then(Value::as_bool)
-        .unwrap_or(false);
+    let ends = gguf.get("tokenizer.ggml.add_eos_token").and_then(Value::as_bool).unwrap_or(false);
     let (bos, eos) = (token("bos", adds_bos(gguf)), token("eos", ends));
     if bos.is_none() && eos.is_none() {
         return Json::Null;
     }
-    let special = |t: Option<(&str, i64)>| {
-        t.map(|(text, _)| json!({"SpecialToken": {"id": text, "type_id": 0}}))
-    };
+    let special = |t: Option<(&str, i64)>| t.map(|(text, _)| json!({"SpecialToken": {"id": text, "type_id": 0}}));
     let sequence = |name: &str| Some(json!({"Sequence": {"id": name, "type_id": 0}}));
     let join = |parts: Vec<Option<Json>>| parts.into_iter().flatten().collect::<Vec<_>>();
     let listed = [bos, eos].into_iter().flatten();
-    let tokens: Map<String, Json> = listed
-        .map(|(text, id)| {
-            (
-                text.to_owned(),
-                json!({"id": text, "ids": [id], "tokens": [text]}),
-            )
-        })
-        .collect();
+    let tokens: Map<String, Json> =
+        listed.map(|(text, id)| (text.to_owned(), json!({"id": text, "ids": [id], "tokens": [text]}))).collect();
     json!({
         "type": "TemplateProcessing",
         "single": join(vec![special(bos), sequence("A"), special(eos)]),
@@ -415,8 +311,5 @@ fn edges(gguf: &Gguf, vocabulary: &Vocabulary<'_>) -> Json {
 }
 
 pub(crate) fn broken(path: &Path, what: impl Into<String>) -> FilesError {
-    FilesError::Tokenizer {
-        path: path.to_owned(),
-        what: what.into(),
-    }
+    FilesError::Tokenizer { path: path.to_owned(), what: what.into() }
 }

@@ -55,24 +55,12 @@ impl FolderWriter {
                 filled = 0;
             }
             filled += size;
-            let planned = Planned {
-                name: name.clone(),
-                shape: shape.clone(),
-                elements,
-            };
+            let planned = Planned { name: name.clone(), shape: shape.clone(), elements };
             if let Some(shard) = shards.last_mut() {
                 shard.push(planned);
             }
         }
-        Ok(Self {
-            folder: folder.to_owned(),
-            kind,
-            shards,
-            shard: 0,
-            next: 0,
-            file: None,
-            bytes: Vec::new(),
-        })
+        Ok(Self { folder: folder.to_owned(), kind, shards, shard: 0, next: 0, file: None, bytes: Vec::new() })
     }
 
     /// Writes the next tensor; `name` and length must be the announced ones.
@@ -81,26 +69,18 @@ impl FolderWriter {
         let planned = self.shards.get(self.shard).and_then(|s| s.get(self.next));
         if planned.is_none_or(|p| p.name != name || p.elements != values.len()) {
             let what = "was written out of turn".to_owned();
-            return Err(FilesError::Tensor {
-                path,
-                name: name.to_owned(),
-                what,
-            });
+            return Err(FilesError::Tensor { path, name: name.to_owned(), what });
         }
         if self.file.is_none() {
             self.file = Some(self.start(&path)?);
         }
         let (step, size) = (1 << 16, self.kind.bytes(1 << 16));
         self.bytes.resize(self.kind.bytes(values.len()), 0);
-        self.bytes
-            .par_chunks_mut(size)
-            .zip(values.par_chunks(step))
-            .for_each(|(d, s)| {
-                encode(self.kind, s, d);
-            });
+        self.bytes.par_chunks_mut(size).zip(values.par_chunks(step)).for_each(|(d, s)| {
+            encode(self.kind, s, d);
+        });
         if let Some(file) = &mut self.file {
-            file.write_all(&self.bytes)
-                .map_err(FilesError::write(&path))?;
+            file.write_all(&self.bytes).map_err(FilesError::write(&path))?;
         }
         self.next += 1;
         if self.next == self.shards[self.shard].len() {
@@ -116,11 +96,7 @@ impl FolderWriter {
         if self.shard != self.shards.len() {
             let name = self.shards[self.shard][self.next].name.clone();
             let what = "was never written".to_owned();
-            return Err(FilesError::Tensor {
-                path: self.folder,
-                name,
-                what,
-            });
+            return Err(FilesError::Tensor { path: self.folder, name, what });
         }
         if self.shards.len() < 2 {
             return Ok(());
@@ -131,10 +107,7 @@ impl FolderWriter {
             let file = self.path(shard);
             for tensor in tensors {
                 total += self.kind.bytes(tensor.elements);
-                map.insert(
-                    tensor.name.clone(),
-                    json!(file.file_name().and_then(|f| f.to_str())),
-                );
+                map.insert(tensor.name.clone(), json!(file.file_name().and_then(|f| f.to_str())));
             }
         }
         let index = json!({"metadata": {"total_size": total}, "weight_map": map});
@@ -168,12 +141,8 @@ impl FolderWriter {
         }
         let mut text = Json::Object(header).to_string().into_bytes();
         text.resize(text.len().next_multiple_of(8), b' ');
-        let mut file = BufWriter::with_capacity(
-            1 << 20,
-            File::create(path).map_err(FilesError::write(path))?,
-        );
-        file.write_all(&(text.len() as u64).to_le_bytes())
-            .map_err(FilesError::write(path))?;
+        let mut file = BufWriter::with_capacity(1 << 20, File::create(path).map_err(FilesError::write(path))?);
+        file.write_all(&(text.len() as u64).to_le_bytes()).map_err(FilesError::write(path))?;
         file.write_all(&text).map_err(FilesError::write(path))?;
         Ok(file)
     }
@@ -182,20 +151,14 @@ impl FolderWriter {
         let Some(file) = self.file.take() else {
             return Ok(());
         };
-        let file = file
-            .into_inner()
-            .map_err(|e| FilesError::write(path)(e.into_error()))?;
+        let file = file.into_inner().map_err(|e| FilesError::write(path)(e.into_error()))?;
         file.sync_all().map_err(FilesError::write(path))
     }
 }
 
 /// Writes `config.json` and `generation_config.json` for weights stored as `kind`: the source's own with the type
 /// changed, or written anew from a GGUF.
-pub fn write_config(
-    source: &ModelFiles,
-    kind: TensorType,
-    folder: &Path,
-) -> Result<(), FilesError> {
+pub fn write_config(source: &ModelFiles, kind: TensorType, folder: &Path) -> Result<(), FilesError> {
     std::fs::create_dir_all(folder).map_err(FilesError::write(folder))?;
     let dtype = match kind {
         TensorType::F16 => "float16",
@@ -208,22 +171,13 @@ pub fn write_config(
     };
     if let Some(object) = config.as_object_mut() {
         object.shift_remove("quantization_config");
-        let key = if object.contains_key("dtype") {
-            "dtype"
-        } else {
-            "torch_dtype"
-        };
+        let key = if object.contains_key("dtype") { "dtype" } else { "torch_dtype" };
         object.insert(key.to_owned(), json!(dtype));
     }
     write_json(&folder.join("config.json"), &config)?;
-    let (own, out) = (
-        source.path().join("generation_config.json"),
-        folder.join("generation_config.json"),
-    );
+    let (own, out) = (source.path().join("generation_config.json"), folder.join("generation_config.json"));
     if own.is_file() {
-        return std::fs::copy(&own, &out)
-            .map(|_| ())
-            .map_err(FilesError::write(&out));
+        return std::fs::copy(&own, &out).map(|_| ()).map_err(FilesError::write(&out));
     }
     let mut generation = json!({"_from_model_config": true});
     for key in ["bos_token_id", "eos_token_id", "pad_token_id"] {
@@ -245,25 +199,16 @@ pub fn write_tokenizer(source: &Path, folder: &Path) -> Result<(), FilesError> {
     let text = tokenizer::describe(&gguf)?.to_string();
     write(&folder.join("tokenizer.json"), text.as_bytes())?;
     let mut map = Map::new();
-    for (key, token) in [
-        ("bos_token", &info.bos),
-        ("eos_token", &info.eos),
-        ("pad_token", &info.pad),
-        ("unk_token", &info.unk),
-    ] {
+    for (key, token) in
+        [("bos_token", &info.bos), ("eos_token", &info.eos), ("pad_token", &info.pad), ("unk_token", &info.unk)]
+    {
         if let Some(token) = token {
             map.insert(key.to_owned(), json!(token.text));
         }
     }
-    write_json(
-        &folder.join("special_tokens_map.json"),
-        &Json::Object(map.clone()),
-    )?;
+    write_json(&folder.join("special_tokens_map.json"), &Json::Object(map.clone()))?;
     let mut config = map;
-    config.insert(
-        "tokenizer_class".to_owned(),
-        json!("PreTrainedTokenizerFast"),
-    );
+    config.insert("tokenizer_class".to_owned(), json!("PreTrainedTokenizerFast"));
     config.insert("clean_up_tokenization_spaces".to_owned(), json!(false));
     config.insert("add_bos_token".to_owned(), json!(info.add_bos));
     if let Some(length) = gguf.arch("context_length").and_then(crate::Value::as_i64) {
@@ -304,12 +249,7 @@ fn describe(path: &Path, c: &ModelConfig) -> Result<Json, FilesError> {
     let scaling = match &c.rope_scaling {
         None => Json::Null,
         Some(RopeScaling::Linear { factor }) => json!({"rope_type": "linear", "factor": factor}),
-        Some(RopeScaling::Llama3 {
-            factor,
-            low_freq_factor,
-            high_freq_factor,
-            original_max_positions,
-        }) => json!({
+        Some(RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions }) => json!({
             "rope_type": "llama3", "factor": factor, "low_freq_factor": low_freq_factor,
             "high_freq_factor": high_freq_factor, "original_max_position_embeddings": *original_max_positions as u64,
         }),
@@ -323,16 +263,8 @@ fn describe(path: &Path, c: &ModelConfig) -> Result<Json, FilesError> {
         [one] => json!(one),
         many => json!(many),
     };
-    let model_type = if c.sliding_window.is_some() {
-        "mistral"
-    } else {
-        "llama"
-    };
-    let architecture = if c.sliding_window.is_some() {
-        "MistralForCausalLM"
-    } else {
-        "LlamaForCausalLM"
-    };
+    let model_type = if c.sliding_window.is_some() { "mistral" } else { "llama" };
+    let architecture = if c.sliding_window.is_some() { "MistralForCausalLM" } else { "LlamaForCausalLM" };
     let mut config = json!({
         "architectures": [architecture], "model_type": model_type, "hidden_size": c.hidden,
         "intermediate_size": c.intermediate, "num_hidden_layers": c.layers, "num_attention_heads": c.heads,

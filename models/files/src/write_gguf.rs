@@ -46,22 +46,12 @@ pub fn write_gguf(
     let file = File::create(partial).map_err(FilesError::write(partial))?;
     let mut file = BufWriter::with_capacity(1 << 20, file);
     let done = (|| {
-        file.write_all(&head(&metadata, &tensors, factors.as_deref()))
-            .map_err(FilesError::write(partial))?;
-        write_tensors(
-            model,
-            &tensors,
-            factors.as_deref(),
-            &mut file,
-            partial,
-            go_on,
-        )
+        file.write_all(&head(&metadata, &tensors, factors.as_deref())).map_err(FilesError::write(partial))?;
+        write_tensors(model, &tensors, factors.as_deref(), &mut file, partial, go_on)
     })();
     let finished = match done {
         Ok(true) => {
-            let file = file
-                .into_inner()
-                .map_err(|e| FilesError::write(partial)(e.into_error()))?;
+            let file = file.into_inner().map_err(|e| FilesError::write(partial)(e.into_error()))?;
             file.sync_all().map_err(FilesError::write(partial))?;
             std::fs::rename(partial, out).map_err(FilesError::write(out))?;
             return Ok(true);
@@ -108,23 +98,15 @@ fn write_tensors(
 /// Encodes a tensor on all threads, a few rows at a time.
 fn encode_rows(tensor: &Planned, values: &[f32], bytes: &mut Vec<u8>) {
     let bias = tensor.shape.len() == 1 && tensor.heads.is_some();
-    let width = if bias {
-        1
-    } else {
-        tensor.shape.last().copied().unwrap_or(1)
-    };
+    let width = if bias { 1 } else { tensor.shape.last().copied().unwrap_or(1) };
     let stride = tensor.kind.bytes(width);
     bytes.clear();
     bytes.resize(tensor.kind.bytes(values.len()), 0);
     let head = tensor.heads.map(|heads| tensor.shape[0] / heads);
-    bytes
-        .par_chunks_mut(stride)
-        .with_min_len(4)
-        .enumerate()
-        .for_each(|(row, dst)| {
-            let from = head.map_or(row, |head| separated_row(row, head)) * width;
-            encode(tensor.kind, &values[from..from + width], dst);
-        });
+    bytes.par_chunks_mut(stride).with_min_len(4).enumerate().for_each(|(row, dst)| {
+        let from = head.map_or(row, |head| separated_row(row, head)) * width;
+        encode(tensor.kind, &values[from..from + width], dst);
+    });
 }
 
 /// The row of Hugging Face's order that GGUF keeps at `row`: the reverse of [`interleaved_row`].
@@ -140,17 +122,10 @@ fn plan(config: &ModelConfig, kind: GgufKind) -> Vec<Planned> {
     let tied = config.tied_embeddings;
     let planned = config.tensors().into_iter().filter_map(|(source, shape)| {
         let (stem, suffix) = source.rsplit_once('.')?;
-        let (layer, part, name) = match stem
-            .strip_prefix("model.layers.")
-            .and_then(|s| s.split_once('.'))
-        {
+        let (layer, part, name) = match stem.strip_prefix("model.layers.").and_then(|s| s.split_once('.')) {
             Some((layer, own)) => {
                 let part = LAYER_PARTS.iter().find(|(_, name)| *name == own)?.0;
-                (
-                    layer.parse().ok()?,
-                    part,
-                    format!("blk.{layer}.{part}.{suffix}"),
-                )
+                (layer.parse().ok()?, part, format!("blk.{layer}.{part}.{suffix}"))
             }
             None => {
                 let part = OUTER_PARTS.iter().find(|(_, name)| *name == stem)?.0;
@@ -164,23 +139,13 @@ fn plan(config: &ModelConfig, kind: GgufKind) -> Vec<Planned> {
             _ => None,
         };
         let kind = kind.choose(part, head, layer, config.layers, &shape);
-        Some(Planned {
-            source,
-            name,
-            shape,
-            kind,
-            heads,
-        })
+        Some(Planned { source, name, shape, kind, heads })
     });
     planned.collect()
 }
 
 /// Header, metadata and tensor table, padded so that data may follow.
-fn head(
-    metadata: &IndexMap<String, Value>,
-    tensors: &[Planned],
-    factors: Option<&[f32]>,
-) -> Vec<u8> {
+fn head(metadata: &IndexMap<String, Value>, tensors: &[Planned], factors: Option<&[f32]>) -> Vec<u8> {
     let mut out = Vec::new();
     out.extend(b"GGUF");
     out.extend(3u32.to_le_bytes());
@@ -195,10 +160,7 @@ fn head(
     let mut entry = |name: &str, shape: &[usize], kind: TensorType| {
         put_text(&mut out, name);
         out.extend((shape.len() as u32).to_le_bytes());
-        shape
-            .iter()
-            .rev()
-            .for_each(|d| out.extend((*d as u64).to_le_bytes()));
+        shape.iter().rev().for_each(|d| out.extend((*d as u64).to_le_bytes()));
         out.extend(kind.code().to_le_bytes());
         out.extend(offset.to_le_bytes());
         let size = kind.bytes(shape.iter().product());
@@ -207,9 +169,7 @@ fn head(
     if let Some(factors) = factors {
         entry("rope_freqs.weight", &[factors.len()], TensorType::F32);
     }
-    tensors
-        .iter()
-        .for_each(|t| entry(&t.name, &t.shape, t.kind));
+    tensors.iter().for_each(|t| entry(&t.name, &t.shape, t.kind));
     out.resize(out.len() + gap(out.len()), 0);
     out
 }
@@ -275,10 +235,7 @@ fn described(model: &ModelFiles) -> Result<IndexMap<String, Value>, FilesError> 
     put("llama.attention.head_count_kv", size(c.kv_heads));
     put("llama.attention.key_length", size(c.head_dim));
     put("llama.attention.value_length", size(c.head_dim));
-    put(
-        "llama.attention.layer_norm_rms_epsilon",
-        Value::F32(c.rms_eps as f32),
-    );
+    put("llama.attention.layer_norm_rms_epsilon", Value::F32(c.rms_eps as f32));
     put("llama.rope.freq_base", Value::F32(c.rope_theta as f32));
     put("llama.rope.dimension_count", size(c.head_dim));
     put("llama.vocab_size", size(c.vocab));
@@ -300,19 +257,9 @@ fn rope_factors(config: &ModelConfig) -> Option<Vec<f32>> {
     match &config.rope_scaling {
         Some(RopeScaling::Factors(factors)) => Some(factors.clone()),
         Some(RopeScaling::Llama3 { .. }) => {
-            let plain = ModelConfig {
-                rope_scaling: None,
-                ..config.clone()
-            };
+            let plain = ModelConfig { rope_scaling: None, ..config.clone() };
             let scaled = config.inverse_frequencies();
-            Some(
-                plain
-                    .inverse_frequencies()
-                    .into_iter()
-                    .zip(scaled)
-                    .map(|(p, s)| p / s)
-                    .collect(),
-            )
+            Some(plain.inverse_frequencies().into_iter().zip(scaled).map(|(p, s)| p / s).collect())
         }
         _ => None,
     }

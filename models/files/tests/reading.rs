@@ -7,23 +7,17 @@ use pipe_files::{FilesError, Gguf, ModelConfig, ModelFiles, TensorType, Tokenize
 use serde_json::{Value, json};
 
 fn fixture(name: &str) -> Value {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../../tests/fixtures")
-        .join(name);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures").join(name);
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
 
 fn unhex(text: &str) -> Vec<u8> {
-    (0..text.len())
-        .step_by(2)
-        .map(|i| u8::from_str_radix(&text[i..i + 2], 16).unwrap())
-        .collect()
+    (0..text.len()).step_by(2).map(|i| u8::from_str_radix(&text[i..i + 2], 16).unwrap()).collect()
 }
 
 /// The quickstart's model, where it was downloaded.
 fn smollm2() -> Option<PathBuf> {
-    let path = PathBuf::from(std::env::var_os("HOME")?)
-        .join(".cache/pipe/models/SmolLM2-135M-Instruct.Q4_1.gguf");
+    let path = PathBuf::from(std::env::var_os("HOME")?).join(".cache/pipe/models/SmolLM2-135M-Instruct.Q4_1.gguf");
     path.is_file().then_some(path)
 }
 
@@ -66,14 +60,8 @@ fn gguf_metadata_becomes_configuration_and_special_tokens() {
     let Some(path) = smollm2() else { return };
     let model = ModelFiles::open(&path).unwrap();
     let config = model.config();
-    assert_eq!(
-        (config.hidden, config.layers, config.heads, config.kv_heads),
-        (576, 30, 9, 3)
-    );
-    assert_eq!(
-        (config.rms_eps, config.rope_theta, config.tied_embeddings),
-        (1e-5, 100_000.0, true)
-    );
+    assert_eq!((config.hidden, config.layers, config.heads, config.kv_heads), (576, 30, 9, 3));
+    assert_eq!((config.rms_eps, config.rope_theta, config.tied_embeddings), (1e-5, 100_000.0, true));
     assert_eq!(config.parameters(), 134_515_008);
     assert_eq!(config.modules().len(), 210);
     let info = TokenizerInfo::read(&path).unwrap();
@@ -89,10 +77,7 @@ fn tiny(changes: Value) -> Value {
         "architectures": ["LlamaForCausalLM"], "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1,
         "num_attention_heads": 2, "vocab_size": 4, "rms_norm_eps": 1e-5, "tie_word_embeddings": true,
     });
-    config
-        .as_object_mut()
-        .unwrap()
-        .extend(changes.as_object().unwrap().clone());
+    config.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
     config
 }
 
@@ -104,21 +89,10 @@ fn folder(config: &Value) -> tempfile::TempDir {
 
 /// Writes safetensors with the given tensors, all f32 zeros.
 fn weights(dir: &Path, tensors: &[(String, Vec<usize>)]) {
-    let data: Vec<(String, Vec<usize>, Vec<u8>)> = tensors
-        .iter()
-        .map(|(n, s)| {
-            (
-                n.clone(),
-                s.clone(),
-                vec![0; s.iter().product::<usize>() * 4],
-            )
-        })
-        .collect();
+    let data: Vec<(String, Vec<usize>, Vec<u8>)> =
+        tensors.iter().map(|(n, s)| (n.clone(), s.clone(), vec![0; s.iter().product::<usize>() * 4])).collect();
     let views = data.iter().map(|(n, s, d)| {
-        (
-            n.clone(),
-            safetensors::tensor::TensorView::new(safetensors::Dtype::F32, s.clone(), d).unwrap(),
-        )
+        (n.clone(), safetensors::tensor::TensorView::new(safetensors::Dtype::F32, s.clone(), d).unwrap())
     });
     let bytes = safetensors::serialize(views, None).unwrap();
     std::fs::write(dir.join("model.safetensors"), bytes).unwrap();
@@ -141,17 +115,10 @@ fn each_problem_with_a_folder_names_place_and_remedy() {
     let config = ModelConfig::read(dir.path()).unwrap();
     let mut tensors = config.tensors();
     weights(dir.path(), &tensors);
-    assert_eq!(
-        ModelFiles::open(dir.path()).unwrap().names().len(),
-        tensors.len()
-    );
+    assert_eq!(ModelFiles::open(dir.path()).unwrap().names().len(), tensors.len());
     tensors[1].1 = vec![9];
     weights(dir.path(), &tensors);
-    assert!(
-        error(dir.path()).contains("input_layernorm"),
-        "{}",
-        error(dir.path())
-    );
+    assert!(error(dir.path()).contains("input_layernorm"), "{}", error(dir.path()));
     tensors.remove(1);
     weights(dir.path(), &tensors);
     assert!(error(dir.path()).contains("is missing"));
@@ -159,18 +126,11 @@ fn each_problem_with_a_folder_names_place_and_remedy() {
     let file = dir.path().join("model.safetensors");
     let bytes = std::fs::read(&file).unwrap();
     std::fs::write(&file, &bytes[..bytes.len() - 5]).unwrap();
-    assert!(
-        error(dir.path()).contains("model.safetensors is damaged"),
-        "{}",
-        error(dir.path())
-    );
+    assert!(error(dir.path()).contains("model.safetensors is damaged"), "{}", error(dir.path()));
 
     let other = folder(&tiny(json!({"architectures": ["FalconForCausalLM"]})));
     let text = error(other.path());
-    assert!(
-        text.contains("FalconForCausalLM") && text.contains("LlamaForCausalLM"),
-        "{text}"
-    );
+    assert!(text.contains("FalconForCausalLM") && text.contains("LlamaForCausalLM"), "{text}");
     for (key, value) in [
         ("hidden_act", json!("gelu")),
         ("quantization_config", json!({"quant_method": "awq"})),
@@ -179,11 +139,7 @@ fn each_problem_with_a_folder_names_place_and_remedy() {
         ("num_key_value_heads", json!(3)),
     ] {
         let dir = folder(&tiny(json!({key: value})));
-        assert!(
-            error(dir.path()).contains(key),
-            "{key}: {}",
-            error(dir.path())
-        );
+        assert!(error(dir.path()).contains(key), "{key}: {}", error(dir.path()));
     }
 }
 
@@ -193,18 +149,7 @@ fn a_cut_gguf_is_reported_at_every_length() {
     let dir = tempfile::tempdir().unwrap();
     let cut = dir.path().join("cut.gguf");
     let bytes = std::fs::read(path).unwrap();
-    for len in [
-        0,
-        3,
-        4,
-        10,
-        24,
-        200,
-        5000,
-        1_000_000,
-        bytes.len() / 2,
-        bytes.len() - 1,
-    ] {
+    for len in [0, 3, 4, 10, 24, 200, 5000, 1_000_000, bytes.len() / 2, bytes.len() - 1] {
         std::fs::write(&cut, &bytes[..len]).unwrap();
         match Gguf::open(&cut) {
             Err(FilesError::Damaged { what, .. }) => assert!(!what.is_empty()),

@@ -6,8 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use pipe_files::{
-    FolderWriter, GgufKind, ModelFiles, TensorType, TokenizerInfo, tokenizer, write_config,
-    write_gguf, write_tokenizer,
+    FolderWriter, GgufKind, ModelFiles, TensorType, TokenizerInfo, tokenizer, write_config, write_gguf, write_tokenizer,
 };
 
 fn tiny() -> PathBuf {
@@ -15,8 +14,7 @@ fn tiny() -> PathBuf {
 }
 
 fn smollm2() -> Option<PathBuf> {
-    let path = PathBuf::from(std::env::var_os("HOME")?)
-        .join(".cache/pipe/models/SmolLM2-135M-Instruct.Q4_1.gguf");
+    let path = PathBuf::from(std::env::var_os("HOME")?).join(".cache/pipe/models/SmolLM2-135M-Instruct.Q4_1.gguf");
     path.is_file().then_some(path)
 }
 
@@ -82,34 +80,17 @@ fn folder_to_gguf_and_back_keeps_every_bit_and_every_token() {
     assert_eq!(file.config().rms_eps, source.config().rms_eps);
     let back = dir.join("back");
     write_folder(&file, TensorType::F32, 100_000, &back);
-    assert!(
-        back.join("model.safetensors.index.json").is_file(),
-        "200 KB in shards of 100 KB"
-    );
+    assert!(back.join("model.safetensors.index.json").is_file(), "200 KB in shards of 100 KB");
     let again = ModelFiles::open(&back).unwrap();
     assert_eq!(compare(&source, &again).0, 0.0);
-    let (one, two, three) = (
-        tokenizer(&tiny()).unwrap(),
-        tokenizer(file.path()).unwrap(),
-        tokenizer(&back).unwrap(),
-    );
-    for text in [
-        "Hello, world! 123 it's\n\n  x",
-        "<|im_start|>user\nhi<|im_end|>\n",
-        "naïve 日本 🙂",
-    ] {
+    let (one, two, three) = (tokenizer(&tiny()).unwrap(), tokenizer(file.path()).unwrap(), tokenizer(&back).unwrap());
+    for text in ["Hello, world! 123 it's\n\n  x", "<|im_start|>user\nhi<|im_end|>\n", "naïve 日本 🙂"] {
         let ids = one.encode(text, true).unwrap().get_ids().to_vec();
         assert_eq!(two.encode(text, true).unwrap().get_ids(), ids);
         assert_eq!(three.encode(text, true).unwrap().get_ids(), ids);
     }
-    let (a, b) = (
-        TokenizerInfo::read(&tiny()).unwrap(),
-        TokenizerInfo::read(&back).unwrap(),
-    );
-    assert_eq!(
-        (a.bos, a.eos, a.pad, a.chat_template),
-        (b.bos, b.eos, b.pad, b.chat_template)
-    );
+    let (a, b) = (TokenizerInfo::read(&tiny()).unwrap(), TokenizerInfo::read(&back).unwrap());
+    assert_eq!((a.bos, a.eos, a.pad, a.chat_template), (b.bos, b.eos, b.pad, b.chat_template));
 }
 
 #[test]
@@ -122,10 +103,9 @@ fn equal_input_gives_equal_bytes_and_a_stopped_write_leaves_nothing() {
     assert_eq!(std::fs::read(a).unwrap(), std::fs::read(b).unwrap());
     let stopped = dir.join("stopped.gguf");
     assert!(!write_gguf(&source, GgufKind::Q8_0, &stopped, &mut |done, _| done < 3).unwrap());
-    let left = std::fs::read_dir(&dir).unwrap().filter(|e| {
-        e.as_ref()
-            .is_ok_and(|e| e.file_name().to_string_lossy().starts_with("stopped"))
-    });
+    let left = std::fs::read_dir(&dir)
+        .unwrap()
+        .filter(|e| e.as_ref().is_ok_and(|e| e.file_name().to_string_lossy().starts_with("stopped")));
     assert_eq!(left.count(), 0);
 }
 

@@ -24,7 +24,8 @@ impl Update {
         let [first, second] = moments;
         let (p, g) = (elements_mut(tensor), elements(grad));
         let (m, v) = (elements_mut(first), elements_mut(second));
-        let spans = p.par_chunks_mut(SPAN).zip(g.par_chunks(SPAN)).zip(m.par_chunks_mut(SPAN)).zip(v.par_chunks_mut(SPAN));
+        let spans =
+            p.par_chunks_mut(SPAN).zip(g.par_chunks(SPAN)).zip(m.par_chunks_mut(SPAN)).zip(v.par_chunks_mut(SPAN));
         spans.for_each(|(((p, g), m), v)| match self.settings.kind {
             OptimizerKind::Sgd => self.sgd(p, g, m),
             _ => self.adamw(p, g, m, v),

@@ -32,11 +32,7 @@ pub unsafe extern "C" fn pipe_nf4_decode(
     // SAFETY: the caller's contract above; every range below lies within it.
     unsafe {
         let codes = (!scale_codes.is_null()).then(|| from_raw_parts(scale_codes, blocks));
-        let scales = if codes.is_some() {
-            blocks.div_ceil(crate::nf4::SCALE_BLOCK)
-        } else {
-            blocks
-        };
+        let scales = if codes.is_some() { blocks.div_ceil(crate::nf4::SCALE_BLOCK) } else { blocks };
         let weights = Packed {
             bytes: from_raw_parts(packed, count.div_ceil(2)),
             scale_codes: codes,

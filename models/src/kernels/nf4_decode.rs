@@ -52,10 +52,7 @@ impl Packed<'_> {
     /// The scale of a block, as bitsandbytes computes it: a product, then a sum, each rounded.
     fn scale(&self, block: usize) -> f32 {
         match self.scale_codes {
-            Some(codes) => {
-                dynamic_map()[codes[block] as usize] * self.absmax[block / SCALE_BLOCK]
-                    + self.offset
-            }
+            Some(codes) => dynamic_map()[codes[block] as usize] * self.absmax[block / SCALE_BLOCK] + self.offset,
             None => self.absmax[block],
         }
     }
@@ -66,16 +63,10 @@ pub fn decode(decoder: Decoder, weights: &Packed<'_>, first: usize, out: &mut [u
     for (place, block) in out.chunks_mut(BLOCK).zip(first..) {
         let table = scaled_table(weights.scale(block));
         let bytes = &weights.bytes[block * BLOCK / 2..][..place.len().div_ceil(2)];
-        match (
-            decoder,
-            <&mut [u16; BLOCK]>::try_from(&mut *place),
-            <&[u8; BLOCK / 2]>::try_from(bytes),
-        ) {
+        match (decoder, <&mut [u16; BLOCK]>::try_from(&mut *place), <&[u8; BLOCK / 2]>::try_from(bytes)) {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: `Decoder::all` offers these only where the processor has the instructions.
-            (Decoder::Avx512, Ok(place), Ok(bytes)) => unsafe {
-                block_avx512(&table, bytes, place)
-            },
+            (Decoder::Avx512, Ok(place), Ok(bytes)) => unsafe { block_avx512(&table, bytes, place) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
             (Decoder::Avx2, Ok(place), Ok(bytes)) => unsafe { block_avx2(&table, bytes, place) },
@@ -146,17 +137,10 @@ unsafe fn block_avx2(table: &[u16; 16], bytes: &[u8; BLOCK / 2], out: &mut [u16;
             let packed = _mm_loadu_si128(bytes.as_ptr().add(16 * half).cast());
             let first = _mm_and_si128(_mm_srli_epi16(packed, 4), mask);
             let second = _mm_and_si128(packed, mask);
-            for (quarter, codes) in [
-                _mm_unpacklo_epi8(first, second),
-                _mm_unpackhi_epi8(first, second),
-            ]
-            .iter()
-            .enumerate()
+            for (quarter, codes) in
+                [_mm_unpacklo_epi8(first, second), _mm_unpackhi_epi8(first, second)].iter().enumerate()
             {
-                let (lows, highs) = (
-                    _mm_shuffle_epi8(low, *codes),
-                    _mm_shuffle_epi8(high, *codes),
-                );
+                let (lows, highs) = (_mm_shuffle_epi8(low, *codes), _mm_shuffle_epi8(high, *codes));
                 let place = out.as_mut_ptr().add(32 * half + 16 * quarter);
                 _mm_storeu_si128(place.cast(), _mm_unpacklo_epi8(lows, highs));
                 _mm_storeu_si128(place.add(8).cast(), _mm_unpackhi_epi8(lows, highs));
@@ -173,19 +157,9 @@ mod tests {
     #[test]
     fn every_instruction_set_equals_the_scalar_twin() {
         let count = 64 * 300 + 33;
-        let bytes: Vec<u8> = (0..count as u64 / 2 + 1)
-            .map(|i| random::scatter(i) as u8)
-            .collect();
-        let codes: Vec<u8> = (0..301u64)
-            .map(|i| random::scatter(i + 9_999) as u8)
-            .collect();
-        let weights = Packed {
-            bytes: &bytes,
-            scale_codes: Some(&codes),
-            absmax: &[0.07, 1.3],
-            offset: 0.11,
-            count,
-        };
+        let bytes: Vec<u8> = (0..count as u64 / 2 + 1).map(|i| random::scatter(i) as u8).collect();
+        let codes: Vec<u8> = (0..301u64).map(|i| random::scatter(i + 9_999) as u8).collect();
+        let weights = Packed { bytes: &bytes, scale_codes: Some(&codes), absmax: &[0.07, 1.3], offset: 0.11, count };
         for first in [0, 5, 299] {
             let mut expected = vec![0; count - first * BLOCK];
             decode(Decoder::Scalar, &weights, first, &mut expected);

@@ -11,43 +11,51 @@ use crate::conversation::Example;
 const HASHES: usize = 64;
 /// Bands of four: two rows 0.8 alike share one with probability 0.9998, two rows 0.3 alike with 0.12.
 const BAND: usize = 4;
+const BANDS: usize = HASHES / BAND;
 const WORDS: usize = 5;
+/// Rows compared for one band at most: a phrase that most rows share would otherwise make the work quadratic.
+const MOST_COMPARED: usize = 64;
+const NONE: u32 = u32::MAX;
 
 /// The least hash of a row's word runs, by hash function.
-pub type Sketch = Box<[u32; HASHES]>;
+pub type Sketch = Box<[u16; HASHES]>;
 
-/// Rows kept so far, findable by bands.
+/// Rows kept so far, findable by bands; about 400 bytes a row.
 pub struct NearIndex {
     threshold: f64,
     kept: Vec<Sketch>,
-    /// Rows by band number and band value.
-    bands: HashMap<(u8, u64), Vec<u32>>,
+    /// The latest kept row with a band's value.
+    latest: HashMap<u32, u32>,
+    /// For every kept row and band, the row before it with the same value.
+    before: Vec<[u32; BANDS]>,
 }
 
 impl NearIndex {
     pub fn new(threshold: f64) -> NearIndex {
-        NearIndex { threshold, kept: Vec::new(), bands: HashMap::new() }
+        NearIndex { threshold, kept: Vec::new(), latest: HashMap::new(), before: Vec::new() }
     }
 
     /// Whether a kept row is at least as alike as the threshold; else the row is kept.
     pub fn is_near(&mut self, sketch: &Sketch) -> bool {
-        let keys: Vec<(u8, u64)> = sketch
-            .chunks_exact(BAND)
-            .enumerate()
-            .map(|(i, band)| (i as u8, band.iter().fold(0, |hash, &value| mix(hash ^ u64::from(value)))))
-            .collect();
-        for key in &keys {
-            for &other in self.bands.get(key).into_iter().flatten() {
+        let mut keys = [0; BANDS];
+        for (i, (key, band)) in keys.iter_mut().zip(sketch.chunks_exact(BAND)).enumerate() {
+            *key = band.iter().fold(i as u64, |hash, &value| mix(hash ^ u64::from(value))) as u32;
+        }
+        for (band, key) in keys.iter().enumerate() {
+            let mut other = self.latest.get(key).copied().unwrap_or(NONE);
+            for _ in 0..MOST_COMPARED {
+                if other == NONE {
+                    break;
+                }
                 if alike(&self.kept[other as usize], sketch) >= self.threshold {
                     return true;
                 }
+                other = self.before[other as usize][band];
             }
         }
         let number = self.kept.len() as u32;
         self.kept.push(sketch.clone());
-        for key in keys {
-            self.bands.entry(key).or_default().push(number);
-        }
+        self.before.push(keys.map(|key| self.latest.insert(key, number).unwrap_or(NONE)));
         false
     }
 }
@@ -60,7 +68,7 @@ pub fn sketch(example: &Example) -> Sketch {
             words.push(word.chars().flat_map(char::to_lowercase).fold(0, |hash, c| mix(hash ^ u64::from(c))));
         }
     }
-    let mut least = Box::new([u32::MAX; HASHES]);
+    let mut least = [u32::MAX; HASHES];
     let run = WORDS.min(words.len()).max(1);
     for run in words.windows(run) {
         let hash = run.iter().fold(0x9E37_79B9, |hash, &word| mix(hash ^ word));
@@ -70,7 +78,8 @@ pub fn sketch(example: &Example) -> Sketch {
             *least = (*least).min(value);
         }
     }
-    least
+    // The low half of a least value is as good as random, and half the memory; equal by chance once in 65,536.
+    Box::new(least.map(|value| value as u16))
 }
 
 fn alike(a: &Sketch, b: &Sketch) -> f64 {

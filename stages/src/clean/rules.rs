@@ -62,25 +62,30 @@ impl Candidate {
 pub fn apply(clean: &Clean, rows: &[Candidate]) -> Result<Vec<Option<Reason>>, TaskError> {
     let failed = |e: PolarsError| TaskError::Failed(format!("a clean rule: {e}"));
     let frame = df!(
-        "chars" => rows.iter().map(|row| row.chars).collect::<Vec<_>>(),
-        "answer" => rows.iter().map(|row| row.answer_chars).collect::<Vec<_>>(),
+        "chars" => rows.iter().map(|row| row.chars as i64).collect::<Vec<_>>(),
+        "answer" => rows.iter().map(|row| row.answer_chars as i64).collect::<Vec<_>>(),
         "valid" => rows.iter().map(|row| row.valid).collect::<Vec<_>>(),
     )
     .map_err(failed)?;
     let reasons = [Reason::Invalid, Reason::Empty, Reason::TooShort, Reason::TooLong];
     let rules = [
         col("valid").not(),
-        lit(clean.drop_empty).and(col("answer").eq(lit(0u64)).or(col("chars").eq(lit(0u64)))),
-        col("chars").lt(lit(clean.min_chars.unwrap_or(0))),
-        col("chars").gt(lit(clean.max_chars.unwrap_or(u64::MAX))),
+        lit(clean.drop_empty).and(col("answer").eq(lit(0i64)).or(col("chars").eq(lit(0i64)))),
+        col("chars").lt(lit(bound(clean.min_chars.unwrap_or(0)))),
+        col("chars").gt(lit(bound(clean.max_chars.unwrap_or(u64::MAX)))),
     ];
     let mut verdict = lit(0u32);
     for (i, rule) in rules.into_iter().enumerate().rev() {
         verdict = when(rule).then(lit(i as u32 + 1)).otherwise(verdict);
     }
-    let judged = frame.lazy().select([verdict.alias("verdict")]).collect().map_err(failed)?;
+    let judged = frame.lazy().select([verdict.cast(DataType::UInt32).alias("verdict")]).collect().map_err(failed)?;
     let verdicts = judged.column("verdict").map_err(failed)?.u32().map_err(failed)?;
     Ok(verdicts.iter().map(|rule| rule.filter(|&rule| rule > 0).map(|rule| reasons[rule as usize - 1])).collect())
+}
+
+/// Signed, because polars folds unsigned literals beyond that range only with a feature that costs minutes to build.
+fn bound(chars: u64) -> i64 {
+    i64::try_from(chars).unwrap_or(i64::MAX)
 }
 
 /// How much there is to learn: characters of answers, or tokens. A message that calls tools says something without text.
@@ -109,9 +114,9 @@ fn answer_size(example: &Example) -> u64 {
 /// Whether the row can be rendered at all: messages have roles, tokens have as many labels and are not negative.
 fn is_valid(example: &Example) -> bool {
     match example {
-        Example::Chat { messages, .. } => {
-            messages.iter().all(|message| message.get("role").and_then(|role| role.as_str()).is_some_and(|r| !r.is_empty()))
-        }
+        Example::Chat { messages, .. } => messages
+            .iter()
+            .all(|message| message.get("role").and_then(|role| role.as_str()).is_some_and(|r| !r.is_empty())),
         Example::Tokens { input_ids, labels } => {
             input_ids.len() == labels.len() && input_ids.iter().all(|&id| (0..=i64::from(i32::MAX)).contains(&id))
         }

@@ -14,7 +14,8 @@ use crate::model::BaseModel;
 use crate::pack::Pack;
 use crate::project::{Place, Project};
 use crate::recipe::{
-    Dataset, DatasetType, FileKind, Format, Recipe, Role, Source, SpecialTokensInContent, SplitName, TrainOn, UserDefined,
+    Dataset, DatasetType, FileKind, Format, Recipe, Role, Source, SpecialTokensInContent, SplitName, TrainOn,
+    UserDefined,
 };
 use crate::rows::ROWS_FILE;
 use crate::split::{Part, Split};
@@ -134,13 +135,19 @@ fn chain(
     let test = source.role == Role::Test;
     let own = section_splits(recipe, test);
     nodes.push(node(&name("ingest"), RAW, Vec::new(), ingest(recipe, project, source)?));
-    nodes.push(node(&name("clean"), EXAMPLES, rows("ingest", RAW), Clean::resolve(clean_section(recipe, test).as_ref())));
-    let split = if test { Split::all_to(Part::Test) } else { Split::resolve(recipe.split.as_ref(), recipe.val_set_size) };
+    nodes.push(node(
+        &name("clean"),
+        EXAMPLES,
+        rows("ingest", RAW),
+        Clean::resolve(clean_section(recipe, test).as_ref()),
+    ));
+    let split =
+        if test { Split::all_to(Part::Test) } else { Split::resolve(recipe.split.as_ref(), recipe.val_set_size) };
     nodes.push(node(&name("split"), EXAMPLES, rows("clean", EXAMPLES), split));
     let mut parts = Vec::new();
     if !test {
         let train = vec![input("train", &name("split"), Some("train.parquet"), EXAMPLES)];
-        let augment = Augment::resolve(recipe.augment.as_ref()).map_err(|why| problem("augment", "augment", why))?;
+        let augment = Augment::resolve(recipe.augment.as_ref());
         nodes.push(node(&name("augment"), EXAMPLES, train, augment));
         parts.push(input("train", &name("augment"), Some("train.parquet"), EXAMPLES));
     }
@@ -182,7 +189,7 @@ fn ingest(recipe: &Recipe, project: &Project, source: &Source<'_>) -> Result<Ing
     let split = recipe.split.clone().unwrap_or_default();
     Ok(Ingest {
         sources: sources(project, dataset),
-        file_format: dataset.ds_type.map(file_format),
+        file_format: dataset.ds_type.map(file_format).transpose()?,
         rows,
         keys: DatasetKeys::of(dataset),
         keep: split.stratify_by.into_iter().chain(split.group_by).collect(),
@@ -208,21 +215,24 @@ fn files_of(path: PathBuf) -> Vec<PathBuf> {
     let mut files: Vec<PathBuf> = entries
         .flatten()
         .map(|entry| entry.path())
-        .filter(|file| file.is_file() && FileFormat::of_name(&file.to_string_lossy()).is_some())
+        .filter(|file| file.is_file() && FileFormat::of_path(file) != FileFormat::Unknown)
         .collect();
     files.sort();
     files
 }
 
-fn file_format(kind: FileKind) -> FileFormat {
-    match kind {
+fn file_format(kind: FileKind) -> Result<FileFormat, Problem> {
+    Ok(match kind {
         FileKind::Json => FileFormat::Json,
         FileKind::Jsonl => FileFormat::Jsonl,
         FileKind::Csv => FileFormat::Csv,
         FileKind::Parquet => FileFormat::Parquet,
-        FileKind::Arrow => FileFormat::Arrow,
+        FileKind::Arrow => {
+            let why = "ds_type: arrow is not supported yet; convert the file to parquet".to_string();
+            return Err(problem("unsupported-value", "datasets", why));
+        }
         FileKind::Text => FileFormat::Text,
-    }
+    })
 }
 
 fn uses_template(dataset: &Dataset) -> bool {
@@ -291,9 +301,8 @@ fn template_source(
         (None | Some("tokenizer_default"), _) => own(),
         (Some(name), _) => {
             let fallback = name.strip_prefix("tokenizer_default_fallback_");
-            let has_own = |path: &PathBuf| {
-                pipe_files::TokenizerInfo::read(path).is_ok_and(|info| info.chat_template.is_some())
-            };
+            let has_own =
+                |path: &PathBuf| pipe_files::TokenizerInfo::read(path).is_ok_and(|info| info.chat_template.is_some());
             if fallback.is_some() && tokenizer.is_some_and(has_own) {
                 return own();
             }
@@ -353,7 +362,8 @@ fn tokenize(
     model: Option<&BaseModel>,
     dataset: &Dataset,
 ) -> Result<Tokenize, Problem> {
-    let missing = || problem("missing-key", "base_model", "base_model is missing: the tokenizer is read from it".into());
+    let missing =
+        || problem("missing-key", "base_model", "base_model is missing: the tokenizer is read from it".into());
     let special = recipe.special_tokens.clone().unwrap_or_default();
     let added = special.additional_special_tokens.unwrap_or_default();
     let train_on_eos = dataset.train_on_eos.unwrap_or(TrainOn::Turn);

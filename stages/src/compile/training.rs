@@ -3,8 +3,8 @@
 //! Every default and derived value of these stages is decided here, as transformers, PEFT and Axolotl decide them.
 
 use pipe_job::{
-    Adapter, BaseWeights, Batching, Compute, EvalPoints, Lora, MergeBase, Optimizer, OptimizerKind, SavePoints, Schedule,
-    ScheduleKind, Targets, Warmup, WeightType,
+    Adapter, BaseWeights, Batching, Compute, EvalPoints, Lora, MergeBase, Optimizer, OptimizerKind, SavePoints,
+    Schedule, ScheduleKind, Targets, Warmup, WeightType,
 };
 
 use super::Machine;
@@ -51,7 +51,13 @@ pub fn train(recipe: &Recipe, model: &BaseModel, machine: &Machine, has_val: boo
 }
 
 /// The evaluation stage; `samples` pairs each prompt with its rendered text.
-pub fn eval(recipe: &Recipe, model: &BaseModel, machine: &Machine, samples: Vec<(String, String)>, tuned: bool) -> Eval {
+pub fn eval(
+    recipe: &Recipe,
+    model: &BaseModel,
+    machine: &Machine,
+    samples: Vec<(String, String)>,
+    tuned: bool,
+) -> Eval {
     let section = eval_section(recipe);
     Eval {
         metrics: section.metrics.unwrap_or_else(|| vec![Metric::Perplexity, Metric::ExactMatch]),
@@ -149,7 +155,10 @@ fn base_weights(recipe: &Recipe) -> BaseWeights {
     if !four_bit {
         return BaseWeights::Dense;
     }
-    let double = recipe.bnb_config_kwargs.as_ref().and_then(|BnbConfig { bnb_4bit_use_double_quant, .. }| *bnb_4bit_use_double_quant);
+    let double = recipe
+        .bnb_config_kwargs
+        .as_ref()
+        .and_then(|BnbConfig { bnb_4bit_use_double_quant, .. }| *bnb_4bit_use_double_quant);
     BaseWeights::Nf4 { double_quant: double.unwrap_or(true) }
 }
 

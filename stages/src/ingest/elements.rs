@@ -225,7 +225,11 @@ mod tests {
         let text = "  [ {\"a\": \"x]}\\\"\\\\\"},\n {\"b\": [1, {\"c\": 2}]} , 17, \"t\\\\\" ]\n";
         for step in 1..text.len() {
             let rows = cut(text, step).unwrap();
-            assert_eq!(rows, ["{\"a\": \"x]}\\\"\\\\\"}", "{\"b\": [1, {\"c\": 2}]}", "17", "\"t\\\\\""], "step {step}");
+            assert_eq!(
+                rows,
+                ["{\"a\": \"x]}\\\"\\\\\"}", "{\"b\": [1, {\"c\": 2}]}", "17", "\"t\\\\\""],
+                "step {step}"
+            );
         }
         assert_eq!(cut("{\"a\":\n1}\n{\"b\":2}{\"c\":3}", 4).unwrap(), ["{\"a\":\n1}", "{\"b\":2}", "{\"c\":3}"]);
         assert!(cut("[]", 8).unwrap().is_empty());

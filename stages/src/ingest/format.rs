@@ -43,7 +43,9 @@ pub enum RowFormat {
     InstructChat(InstructColumns),
     /// `instruction` and `instances: [{input, output}]`; the first instance is read.
     SelfInstruct,
-    Completion { field: String },
+    Completion {
+        field: String,
+    },
     InputOutput,
     Tokens,
     /// Told from the columns of the first row.
@@ -174,9 +176,9 @@ impl RowFormat {
             "self_instruct"
         } else {
             let mut fitting = SINGLE_TURN.iter().filter(|row| has(row.2) && has(row.4));
-            let single = fitting.find(|row| row.3.is_empty() || has(row.3)).or_else(|| {
-                SINGLE_TURN.iter().find(|row| has(row.2) && has(row.4))
-            });
+            let single = fitting
+                .find(|row| row.3.is_empty() || has(row.3))
+                .or_else(|| SINGLE_TURN.iter().find(|row| has(row.2) && has(row.4)));
             match single {
                 Some(row) => row.0,
                 None if has("text") => "completion",
@@ -263,10 +265,10 @@ impl ChatColumns {
             roles.extend(aliases.map(|(alias, role)| (alias.to_string(), role.to_string())));
         }
         ChatColumns {
-            messages: keys.field_messages.clone().map_or_else(
-                || owned(&["messages", "conversations", "conversation"]),
-                |field| vec![field],
-            ),
+            messages: keys
+                .field_messages
+                .clone()
+                .map_or_else(|| owned(&["messages", "conversations", "conversation"]), |field| vec![field]),
             tools: keys.field_tools.clone().unwrap_or_else(|| "tools".into()),
             system: keys.field_system.clone().unwrap_or_else(|| "system".into()),
             role,
@@ -288,18 +290,23 @@ impl ChatColumns {
             Some(Value::String(text)) => serde_json::from_str(&text)
                 .map_err(|e| Misfit::Wrong(format!("`{column}` is a text that is not a JSON list of messages: {e}")))?,
             Some(Value::Null) | None => Vec::new(),
-            Some(other) => return Err(Misfit::Wrong(format!("`{column}` is {}, not a list of messages", kind(&other)))),
+            Some(other) => {
+                return Err(Misfit::Wrong(format!("`{column}` is {}, not a list of messages", kind(&other))));
+            }
         };
         let mut messages = Vec::with_capacity(items.len() + 1);
         for (i, item) in items.into_iter().enumerate() {
-            messages.push(self.message(item).map_err(|why| Misfit::Wrong(format!("message {} of `{column}` {why}", i + 1)))?);
+            messages.push(
+                self.message(item).map_err(|why| Misfit::Wrong(format!("message {} of `{column}` {why}", i + 1)))?,
+            );
         }
         self.add_system(row, &mut messages);
         let tools = match row.get_mut(&self.tools).map(Value::take) {
             Some(Value::String(text)) if text.trim().is_empty() => None,
-            Some(Value::String(text)) => Some(serde_json::from_str(&text).map_err(|e| {
-                Misfit::Wrong(format!("`{}` is a text that is not JSON: {e}", self.tools))
-            })?),
+            Some(Value::String(text)) => Some(
+                serde_json::from_str(&text)
+                    .map_err(|e| Misfit::Wrong(format!("`{}` is a text that is not JSON: {e}", self.tools)))?,
+            ),
             Some(Value::Null) | None => None,
             Some(Value::Array(items)) if items.is_empty() => None,
             Some(tools) => Some(tools),
@@ -358,9 +365,11 @@ impl ChatColumns {
             }
         }
         out.extend(source);
-        out.extend([("train", training), ("train_detail", detail)].into_iter().filter_map(|(key, value)| {
-            value.filter(|value| !value.is_null()).map(|value| (key.to_string(), value))
-        }));
+        out.extend(
+            [("train", training), ("train_detail", detail)].into_iter().filter_map(|(key, value)| {
+                value.filter(|value| !value.is_null()).map(|value| (key.to_string(), value))
+            }),
+        );
         Ok(out)
     }
 }
@@ -407,7 +416,8 @@ impl InstructColumns {
                 Answer::WhatIs => format!("what is {}", optional(&Some(self.output.clone()))?),
                 Answer::Reflected => {
                     let mut part = |name: &str| optional(&Some(name.to_string()));
-                    let (thought, reflection, corrected) = (part(&self.output)?, part("reflection")?, part("corrected")?);
+                    let (thought, reflection, corrected) =
+                        (part(&self.output)?, part("reflection")?, part("corrected")?);
                     format!("{thought}\n\n### Agent Reflection:\n{reflection}\n\n### Final Response:\n{corrected}")
                 }
             },
@@ -467,7 +477,9 @@ fn tokens(row: &mut Map<String, Value>) -> Result<Example, Misfit> {
     let labels = ids("labels")?.unwrap_or_else(|| input_ids.clone());
     if labels.len() != input_ids.len() {
         let (ids, labels) = (input_ids.len(), labels.len());
-        return Err(Misfit::Wrong(format!("`input_ids` has {ids} tokens and `labels` has {labels}; they must be equal")));
+        return Err(Misfit::Wrong(format!(
+            "`input_ids` has {ids} tokens and `labels` has {labels}; they must be equal"
+        )));
     }
     Ok(Example::Tokens { input_ids, labels })
 }
@@ -485,7 +497,9 @@ fn text_of(name: &str, value: Value) -> Result<String, Misfit> {
         Value::Number(_) | Value::Bool(_) => Ok(value.to_string()),
         // Choices of a multiple-choice question.
         Value::Array(items) if name == "choices" => {
-            let lines = items.iter().map(|item| format!("- {}", item.as_str().map_or_else(|| item.to_string(), str::to_string)));
+            let lines = items
+                .iter()
+                .map(|item| format!("- {}", item.as_str().map_or_else(|| item.to_string(), str::to_string)));
             Ok(lines.collect::<Vec<_>>().join("\n"))
         }
         other => Err(Misfit::Wrong(format!("`{name}` is {}, not a text", kind(&other)))),
@@ -512,4 +526,3 @@ pub fn names(row: &Map<String, Value>) -> String {
     let names: Vec<String> = row.keys().map(|name| format!("`{name}`")).collect();
     if names.is_empty() { "nothing".into() } else { names.join(", ") }
 }
-

@@ -26,6 +26,8 @@ pub enum FileFormat {
     Csv,
     Tsv,
     Parquet,
+    /// Arrow IPC, file or stream.
+    Arrow,
     /// One row a line, its only column `text`.
     Text,
     /// To be told from the first bytes.
@@ -35,7 +37,10 @@ pub enum FileFormat {
 /// Rows as they were cut from the file, with the place of each.
 pub enum Rows {
     /// JSON texts within `bytes`.
-    Json { bytes: Vec<u8>, spans: Vec<Span> },
+    Json {
+        bytes: Vec<u8>,
+        spans: Vec<Span>,
+    },
     Values(Vec<(u64, Map<String, Value>)>),
 }
 
@@ -64,6 +69,7 @@ impl FileFormat {
             Some("csv") => FileFormat::Csv,
             Some("tsv" | "tab") => FileFormat::Tsv,
             Some("parquet" | "pq") => FileFormat::Parquet,
+            Some("arrow" | "feather" | "ipc") => FileFormat::Arrow,
             Some("txt" | "text" | "md") => FileFormat::Text,
             _ => FileFormat::Unknown,
         }
@@ -77,6 +83,7 @@ impl FileFormat {
             "csv" => FileFormat::Csv,
             "tsv" => FileFormat::Tsv,
             "parquet" => FileFormat::Parquet,
+            "arrow" => FileFormat::Arrow,
             "text" | "txt" => FileFormat::Text,
             _ => return None,
         })
@@ -105,6 +112,9 @@ pub fn read(path: &Path, format: FileFormat, take: &mut Take<'_>) -> Result<Dige
     file.seek(SeekFrom::Start(0)).map_err(|e| cannot_read(path, e))?;
     if format == FileFormat::Parquet || magic[..seen] == *b"PAR1" {
         return table::read_parquet(file, path, take);
+    }
+    if format == FileFormat::Arrow || magic[..seen] == *b"ARRO" {
+        return table::read_arrow(file, path, take);
     }
     let mut hashing = Hashing { inner: file, hasher: blake3::Hasher::new() };
     read_text(&mut hashing, &magic[..seen], path, format, take)?;
@@ -140,7 +150,7 @@ fn read_text(
         FileFormat::Csv => table::read_csv(&mut reader, b',', path, take),
         FileFormat::Tsv => table::read_csv(&mut reader, b'\t', path, take),
         FileFormat::Text => read_plain(&mut reader, path, take),
-        FileFormat::Parquet | FileFormat::Unknown => Err(unknown(path)),
+        FileFormat::Parquet | FileFormat::Arrow | FileFormat::Unknown => Err(unknown(path)),
     }
 }
 
@@ -276,7 +286,7 @@ fn not_utf8(path: &Path, place: u64, error: &std::str::Utf8Error) -> TaskError {
 
 fn unknown(path: &Path) -> TaskError {
     TaskError::Input(format!(
-        "{}: its name and first bytes do not say what format it has; set `ds_type` to json, jsonl, csv, tsv, parquet or text",
+        "{}: its name and first bytes do not say what format it has; set `ds_type` to json, jsonl, csv, tsv, parquet, arrow or text",
         path.display()
     ))
 }

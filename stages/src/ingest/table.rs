@@ -1,12 +1,14 @@
 //! Sources that are tables: CSV, TSV and Parquet, each row becoming a JSON object.
 
 use std::fs::File;
-use std::io::{BufRead, Seek, SeekFrom};
+use std::io::{BufRead, Read, Seek, SeekFrom};
 use std::path::Path;
 
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Float64Type, Int64Type, UInt64Type};
+use arrow::error::ArrowError;
+use arrow::ipc::reader::{FileReader, StreamReader};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use pipe_engine::digest::Digest;
 use pipe_engine::task::TaskError;
@@ -43,14 +45,40 @@ pub fn read_parquet(mut file: File, path: &Path, take: &mut Take<'_>) -> Result<
     file.seek(SeekFrom::Start(0)).map_err(|e| cannot_read(path, e))?;
     let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(|e| cannot_read(path, e))?;
     let reader = builder.with_batch_size(ROWS_PER_CHUNK).build().map_err(|e| cannot_read(path, e))?;
+    hand_out(reader, path, take)?;
+    Ok(digest)
+}
+
+/// Every column of an Arrow IPC file or stream, uncompressed; rows are counted from 1.
+pub fn read_arrow(mut file: File, path: &Path, take: &mut Take<'_>) -> Result<Digest, TaskError> {
+    let digest = Digest::of_reader(&mut file).map_err(|e| cannot_read(path, e))?;
+    file.seek(SeekFrom::Start(0)).map_err(|e| cannot_read(path, e))?;
+    let mut magic = [0; 6];
+    file.read_exact(&mut magic).map_err(|e| cannot_read(path, e))?;
+    file.seek(SeekFrom::Start(0)).map_err(|e| cannot_read(path, e))?;
+    if &magic == b"ARROW1" {
+        let reader = FileReader::try_new_buffered(file, None).map_err(|e| cannot_read(path, e))?;
+        hand_out(reader, path, take)?;
+    } else {
+        let reader = StreamReader::try_new_buffered(file, None).map_err(|e| cannot_read(path, e))?;
+        hand_out(reader, path, take)?;
+    }
+    Ok(digest)
+}
+
+fn hand_out(
+    batches: impl Iterator<Item = Result<RecordBatch, ArrowError>>,
+    path: &Path,
+    take: &mut Take<'_>,
+) -> Result<(), TaskError> {
     let mut place = 0;
-    for batch in reader {
+    for batch in batches {
         let rows = objects(&batch.map_err(|e| cannot_read(path, e))?).map_err(|why| cannot_read(path, why))?;
-        let numbered = rows.into_iter().zip(place + 1..).map(|(row, place)| (place, row)).collect::<Vec<_>>();
+        let numbered: Vec<_> = (place + 1..).zip(rows).collect();
         place += numbered.len() as u64;
         take(Rows::Values(numbered))?;
     }
-    Ok(digest)
+    Ok(())
 }
 
 /// The rows of a batch as JSON objects.

@@ -25,13 +25,7 @@ pub(super) struct Facts<'a> {
 }
 
 /// Runs every check.
-pub(super) fn run(
-    recipe: &Recipe,
-    tree: &Node,
-    tainted: &Tainted,
-    project: &Project,
-    problems: &mut Vec<Problem>,
-) {
+pub(super) fn run(recipe: &Recipe, tree: &Node, tainted: &Tainted, project: &Project, problems: &mut Vec<Problem>) {
     let mut facts = Facts { recipe, tree, project, tainted, problems };
     data::check(&mut facts);
     training::check(&mut facts);
@@ -62,7 +56,8 @@ impl Facts<'_> {
     pub fn conflict(&mut self, keys: [&str; 2], why: &str, remedy: &str) {
         if self.sound(&keys) {
             let [first, second] = keys;
-            let line = self.tree.key_span(first).filter(|span| span.line > 0).map(|span| format!(" (line {})", span.line));
+            let line =
+                self.tree.key_span(first).filter(|span| span.line > 0).map(|span| format!(" (line {})", span.line));
             let message = format!("`{second}` does not go with `{first}`{}: {why}", line.unwrap_or_default());
             self.error("conflicting-keys", second, message, Some(remedy.to_string()));
         }

@@ -29,7 +29,12 @@ pub(super) fn check(facts: &mut Facts<'_>) {
                             one(facts, &format!("{at}.data_files"), file, "data");
                         }
                     }
-                    None => facts.error("missing-key", &format!("{at}.path"), format!("`path: {path}` only says how to read; the files are named by `data_files`"), Some("data_files: data.jsonl".to_string())),
+                    None => facts.error(
+                        "missing-key",
+                        &format!("{at}.path"),
+                        format!("`path: {path}` only says how to read; the files are named by `data_files`"),
+                        Some("data_files: data.jsonl".to_string()),
+                    ),
                 }
             } else {
                 one(facts, &format!("{at}.path"), path, "data");

@@ -44,7 +44,7 @@ pub struct Recipe {
     pub datasets: Option<Vec<Dataset>>,
     /// Rows to test on, instead of a share of `datasets`.
     pub test_datasets: Option<Vec<Dataset>>,
-    /// Rows held out for evaluation: a share up to 1, or a count; alias of `split.val`.
+    /// Rows held out for evaluation: a share below 1, or a count; alias of `split.val`.
     #[schemars(range(min = 0), extend("default" = 0.0))]
     pub val_set_size: Option<f64>,
     /// Mix the rows of all datasets.
@@ -213,16 +213,18 @@ pub struct Recipe {
     /// Evaluate every so many steps, or at this share of all steps when below 1.
     #[schemars(extend("exclusiveMinimum" = 0))]
     pub eval_steps: Option<f64>,
-    /// Evaluations in each epoch.
-    #[schemars(range(min = 1))]
+    /// Evaluations in each epoch; 0 for none.
+    #[serde(deserialize_with = "unless_zero")]
+    #[schemars(with = "Option<u64>")]
     pub evals_per_epoch: Option<u64>,
     /// When to evaluate.
     pub eval_strategy: Option<Strategy>,
     /// Save every so many steps, or at this share of all steps when below 1.
     #[schemars(extend("exclusiveMinimum" = 0))]
     pub save_steps: Option<f64>,
-    /// Checkpoints in each epoch.
-    #[schemars(range(min = 1))]
+    /// Checkpoints in each epoch; 0 counts as unset.
+    #[serde(deserialize_with = "unless_zero")]
+    #[schemars(with = "Option<u64>")]
     pub saves_per_epoch: Option<u64>,
     /// When to save.
     pub save_strategy: Option<Strategy>,
@@ -259,6 +261,11 @@ pub struct Recipe {
     pub report: Option<Toggle<ReportSection>>,
     /// What a run may use of the machine.
     pub resources: Option<ResourcesSection>,
+}
+
+/// Axolotl's recipes write 0 for "never", which is what unset means.
+fn unless_zero<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<u64>, D::Error> {
+    Ok(Option::<u64>::deserialize(from)?.filter(|n| *n > 0))
 }
 
 /// Special tokens by role.
@@ -298,4 +305,3 @@ pub struct BnbConfig {
 pub enum FourBit {
     Nf4,
 }
-

@@ -48,7 +48,9 @@ pub fn top_level() -> impl Iterator<Item = Known> {
 
 /// Known keys of `datasets[]` and `test_datasets[]`.
 pub fn dataset_level() -> impl Iterator<Item = Known> {
-    expand(DATASET_INERT, Fate::Inert(Shape::Any)).chain(unsupported(DATASET_UNSUPPORTED)).chain(renamed(DATASET_RENAMED))
+    expand(DATASET_INERT, Fate::Inert(Shape::Any))
+        .chain(unsupported(DATASET_UNSUPPORTED))
+        .chain(renamed(DATASET_RENAMED))
 }
 
 /// Our name of a key that other tools, or haste, call otherwise.
@@ -118,10 +120,7 @@ const INERT_FLAGS: Grouped = &[
          lora_fan_in_fan_out trust_remote_code",
         "the architecture is read from the model's config, and no code of a model is run",
     ),
-    (
-        "tokenizer_use_fast tokenizer_legacy tokenizer_save_jinja_files",
-        "the tokenizer's files say how it works",
-    ),
+    ("tokenizer_use_fast tokenizer_legacy tokenizer_save_jinja_files", "the tokenizer's files say how it works"),
     (
         "strict debug save_safetensors save_only_model save_first_step auto_resume_from_checkpoints greater_is_better \
          resize_token_embeddings_to_32x mean_resizing_embeddings embeddings_skip_upcast lora_autocast_adapter_dtype \
@@ -183,7 +182,7 @@ const INERT: Grouped = &[
     ),
     (
         "loss_watchdog_threshold loss_watchdog_patience metric_for_best_model merge_method merge_lora \
-         large_model_loading cls_model_config max_prompt_len spectrum_model_name save_compressed",
+         base_model_ignore_patterns cls_model_config max_prompt_len spectrum_model_name save_compressed",
         "nothing that comes out depends on it here",
     ),
     (
@@ -201,7 +200,7 @@ const INERT: Grouped = &[
          pose_split_on_token_ids pose_max_context_len pose_num_chunks kd_ce_alpha kd_alpha kd_temperature kd_beta \
          kd_normalize_topk kd_online_server_base_url kd_online_topk kd_online_server kd_online_timeout \
          kd_temperature_min grokfast_lamb scaling_softmax_factor scaling_softmax_bias fp32_norm_classes \
-         nvfp4_merge_aware_start_step model_quantization_config_kwargs image_resize_algorithm \
+         nvfp4_merge_aware_start_step model_quantization_config_kwargs gptq_groupsize gptq_model_v1 gptq_disable_exllama image_resize_algorithm \
          fp8_enable_fsdp_float8_all_gather lr_div_factor loraplus_lr_embedding swap_embedding",
         "it tunes a method that is not switched on",
     ),
@@ -226,7 +225,12 @@ const UNSUPPORTED: Refused = &[
         "a text model without `processor_type`",
         &[],
     ),
-    ("lora_modules_to_save", "training whole modules beside the adapter is not supported", "`lora_target_modules`", &[]),
+    (
+        "lora_modules_to_save",
+        "training whole modules beside the adapter is not supported",
+        "`lora_target_modules`",
+        &[],
+    ),
     (
         "lora_target_parameters lora_rank_pattern lora_alpha_pattern peft_layers_to_transform peft_layers_pattern \
          peft_layer_replication peft_trainable_token_indices peft_ensure_weight_tying lora_exclude_modules",
@@ -236,7 +240,12 @@ const UNSUPPORTED: Refused = &[
     ),
     ("peft_init_lora_weights", "adapters start as PEFT's default does", "true, or no such key", &["true"]),
     ("peft mora", "this kind of adapter initialisation is not supported", "`peft_use_dora` or `peft_use_rslora`", &[]),
-    ("relora lisa_n_layers jagged_restart_steps", "restarted and layer-wise schedules are not supported", "`lr_scheduler: cosine`", &[]),
+    (
+        "relora lisa_n_layers jagged_restart_steps",
+        "restarted and layer-wise schedules are not supported",
+        "`lr_scheduler: cosine`",
+        &[],
+    ),
     (
         "loraplus_lr_ratio embedding_lr embedding_lr_scale lr_groups optim_args optim_target_modules torchdistx_path \
          adam_beta3 adam_epsilon2 dion_lr lr_scheduler_kwargs lr_quadratic_warmup cosine_constant_lr_ratio \
@@ -245,8 +254,18 @@ const UNSUPPORTED: Refused = &[
         "`learning_rate` and `lr_scheduler`",
         &[],
     ),
-    ("tokens added_tokens_overrides", "adding tokens to the vocabulary is not supported", "`special_tokens` with tokens that the vocabulary has", &[]),
-    ("fix_untrained_tokens shrink_embeddings reinit_weights", "the base's embeddings stay as they are", "no such key", &[]),
+    (
+        "tokens added_tokens_overrides",
+        "adding tokens to the vocabulary is not supported",
+        "`special_tokens` with tokens that the vocabulary has",
+        &[],
+    ),
+    (
+        "fix_untrained_tokens shrink_embeddings reinit_weights",
+        "the base's embeddings stay as they are",
+        "no such key",
+        &[],
+    ),
     (
         "resume_from_checkpoint",
         "a run resumes from its own last checkpoint by itself",
@@ -270,20 +289,50 @@ const UNSUPPORTED: Refused = &[
         "`load_in_4bit: true`, and `quantize` for the result",
         &[],
     ),
-    ("bfloat16 float16", "weights in half precision without a mixed-precision scheme are not supported", "`bf16: true`", &[]),
+    (
+        "bfloat16 float16",
+        "weights in half precision without a mixed-precision scheme are not supported",
+        "`bf16: true`",
+        &[],
+    ),
     ("float32", "it is said by the other two", "`bf16: false` and `fp16: false`", &[]),
     ("fp32_norms", "norms compute as transformers' do", "no such key", &[]),
-    ("unfrozen_parameters spectrum_top_fraction", "training some of the base's weights is not supported", "`adapter: lora` with `lora_target_modules`", &[]),
+    (
+        "unfrozen_parameters spectrum_top_fraction",
+        "training some of the base's weights is not supported",
+        "`adapter: lora` with `lora_target_modules`",
+        &[],
+    ),
     (
         "model_config model_kwargs rope_scaling llama4_linearized_experts",
         "overriding the model's config is not supported",
         "a model folder with the config you want, under `base_model`",
         &[],
     ),
-    ("tokenizer_use_mistral_common", "mistral-common's tokenisation is not supported", "`chat_template: tokenizer_default`", &[]),
-    ("max_packed_sequence_len", "it was removed from Axolotl as well", "`sample_packing: true` and `sequence_len`", &[]),
-    ("s2_attention use_pose scaling_softmax", "this way to stretch the context is not supported", "`sequence_len`", &[]),
-    ("dataset_shard_num dataset_shard_idx", "sharding is said for each dataset", "`datasets[0].shards` and `datasets[0].shards_idx`", &[]),
+    (
+        "tokenizer_use_mistral_common",
+        "mistral-common's tokenisation is not supported",
+        "`chat_template: tokenizer_default`",
+        &[],
+    ),
+    (
+        "max_packed_sequence_len",
+        "it was removed from Axolotl as well",
+        "`sample_packing: true` and `sequence_len`",
+        &[],
+    ),
+    (
+        "s2_attention use_pose scaling_softmax",
+        "this way to stretch the context is not supported",
+        "`sequence_len`",
+        &[],
+    ),
+    (
+        "dataset_shard_num dataset_shard_idx",
+        "sharding is said for each dataset",
+        "`datasets[0].shards` and `datasets[0].shards_idx`",
+        &[],
+    ),
     (
         "trainer_cls diffusion hatchery kd_trainer use_eaft dense_mixer liger_use_token_scaling nemo_gym_enabled \
          swap_layers mup",
@@ -312,12 +361,20 @@ const RENAMED: Grouped = &[
 
 const DATASET_INERT: Grouped = &[
     ("trust_remote_code preprocess_shards", "no code of a dataset is run"),
-    ("step_separator max_completion_length train_on_last_step_only field_chosen field_rejected", "it belongs to preference training"),
+    (
+        "step_separator max_completion_length train_on_last_step_only field_chosen field_rejected",
+        "it belongs to preference training",
+    ),
 ];
 
 const DATASET_UNSUPPORTED: Refused = &[
     ("conversation", "it went with the sharegpt format", "`chat_template`", &[]),
-    ("input_transform input_format logprobs_field temperature", "Python transforms and distillation columns are not supported", "`message_property_mappings` or a `type` map", &[]),
+    (
+        "input_transform input_format logprobs_field temperature",
+        "Python transforms and distillation columns are not supported",
+        "`message_property_mappings` or a `type` map",
+        &[],
+    ),
     ("skip", "skipping rows is not supported", "`split: train[100:]`", &["0"]),
     ("length sequence_length min_input_id max_input_id", "made-up datasets are not supported", "a `path` to rows", &[]),
 ];
@@ -342,6 +399,8 @@ const SYNONYMS: Grouped = &[
     ("lr_scheduler_type scheduler lr_schedule", "lr_scheduler"),
     ("optim", "optimizer"),
     ("adam_eps", "adam_epsilon"),
+    ("eta_min min_lr_ratio", "cosine_min_lr_ratio"),
+    ("sample_packing_seq_len_multiplier", "micro_batch_size"),
     ("clip_grad gradient_clipping grad_clip clip_grad_norm", "max_grad_norm"),
     ("template", "chat_template"),
     ("packing pack", "sample_packing"),

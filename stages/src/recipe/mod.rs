@@ -50,13 +50,7 @@ pub fn load(path: &Path, sets: &[String]) -> Loaded {
     let document = match document::read(path, sets) {
         Ok(document) => document,
         Err(failure) => {
-            return Loaded {
-                recipe: None,
-                problems: failure.problems,
-                project,
-                sources: failure.sources,
-                tree: None,
-            };
+            return Loaded { recipe: None, problems: failure.problems, project, sources: failure.sources, tree: None };
         }
     };
     let checked = structure::check(&document);
@@ -72,3 +66,6 @@ pub fn load(path: &Path, sets: &[String]) -> Loaded {
         tree: Some(document.root),
     }
 }
+
+#[cfg(test)]
+mod tests;

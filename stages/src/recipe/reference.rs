@@ -60,14 +60,18 @@ fn table(out: &mut String, root: &Value, properties: &Map<String, Value>, keep: 
         let default = property.get("default").map_or(String::new(), |value| format!("`{value}`"));
         let meaning = property.get("description").and_then(Value::as_str).unwrap_or_default();
         let takes = takes(&simple);
-        out.push_str(&format!("| `{key}` | {takes} | {default} | {} |\n", meaning.replace('\n', " ").replace('|', "\\|")));
+        out.push_str(&format!(
+            "| `{key}` | {takes} | {default} | {} |\n",
+            meaning.replace('\n', " ").replace('|', "\\|")
+        ));
     }
     out.push('\n');
 }
 
 fn takes(simple: &[&Value]) -> String {
     let words: Vec<String> = super::scalar::wanted(simple).split(" or ").map(str::to_string).collect();
-    let enumerated: Vec<String> = simple.iter().filter_map(|schema| super::scalar::enumeration(schema)).flatten().collect();
+    let enumerated: Vec<String> =
+        simple.iter().filter_map(|schema| super::scalar::enumeration(schema)).flatten().collect();
     let text = if enumerated.len() > 12 && words.len() == 1 { listed(&enumerated) } else { words.join(" or ") };
     let bound = |name: &str| simple.iter().find_map(|schema| schema.get(name)).map(Value::to_string);
     let range = match (bound("minimum"), bound("exclusiveMinimum"), bound("maximum")) {

@@ -44,7 +44,8 @@ pub(super) fn resolve(scalar: &Scalar) -> Resolved {
         _ => {}
     }
     let radix = |digits: &str, radix| i64::from_str_radix(digits, radix).ok().map(Resolved::Int);
-    let special = text.strip_prefix("0x").and_then(|d| radix(d, 16)).or(text.strip_prefix("0o").and_then(|d| radix(d, 8)));
+    let special =
+        text.strip_prefix("0x").and_then(|d| radix(d, 16)).or(text.strip_prefix("0o").and_then(|d| radix(d, 8)));
     if let Some(number) = special {
         return number;
     }
@@ -126,7 +127,9 @@ pub(super) fn wanted(alternatives: &[&Value]) -> String {
         }
         if has_type(schema, "string") {
             match enumeration(schema) {
-                Some(names) if boolean => names.iter().filter(|n| super::scalar::boolean(n).is_none()).for_each(|n| add(format!("`{n}`"))),
+                Some(names) if boolean => {
+                    names.iter().filter(|n| super::scalar::boolean(n).is_none()).for_each(|n| add(format!("`{n}`")))
+                }
                 Some(names) => add(format!("one of {}", names.join(", "))),
                 None if numeric => {}
                 None => add("text".to_string()),
@@ -151,7 +154,9 @@ pub(super) fn has_type(schema: &Value, name: &str) -> bool {
 /// A schema that takes anything.
 pub(super) fn is_any(schema: &Value) -> bool {
     schema == &Value::Bool(true)
-        || schema.as_object().is_some_and(|map| !["type", "enum", "anyOf", "$ref"].iter().any(|key| map.contains_key(*key)))
+        || schema
+            .as_object()
+            .is_some_and(|map| !["type", "enum", "anyOf", "$ref"].iter().any(|key| map.contains_key(*key)))
 }
 
 /// The words of a string schema that has a list of them.

@@ -4,6 +4,7 @@
 //! check complains about the same mistake again.
 
 use std::collections::HashSet;
+use std::sync::LazyLock;
 
 use pipe_engine::document::{Document, Entry, Node, Scalar, Value as Tree};
 use pipe_engine::problem::{Problem, Severity};
@@ -51,15 +52,12 @@ impl Tainted {
 
 /// Checks the document's structure.
 pub(super) fn check(document: &Document) -> Checked {
-    let schema = schema();
+    static SCHEMA: LazyLock<Value> = LazyLock::new(schema);
+    let schema: &Value = &SCHEMA;
     let mut tree = document.root.clone();
-    let mut walk = Walk {
-        schema: &schema,
-        problems: document.problems.clone(),
-        tainted: Tainted::default(),
-    };
+    let mut walk = Walk { schema, problems: document.problems.clone(), tainted: Tainted::default() };
     walk.rename(&mut tree);
-    let value = walk.object(&tree, &schema, "");
+    let value = walk.object(&tree, schema, "");
     let recipe = match serde_yaml::from_value::<Recipe>(value) {
         Ok(recipe) => recipe,
         Err(error) => {
@@ -104,7 +102,10 @@ impl<'s> Walk<'s> {
             let both = entries.iter().find(|other| other.key == new && !other.value.is_null());
             let (severity, code, message) = match both {
                 Some(other) if !entry.value.is_null() => {
-                    let message = format!("`{}` is an older spelling of `{new}`, which line {} sets too", old.key, other.key_span.line);
+                    let message = format!(
+                        "`{}` is an older spelling of `{new}`, which line {} sets too",
+                        old.key, other.key_span.line
+                    );
                     (Severity::Error, "conflicting-keys", message)
                 }
                 _ => (Severity::Warning, "deprecated-key", format!("`{}` is an older spelling of `{new}`", old.key)),
@@ -186,6 +187,10 @@ impl<'s> Walk<'s> {
             return Some(anything(node));
         }
         match &node.value {
+            Tree::Scalar(text) if text.text.contains("${") && self.unfilled(node) => {
+                self.tainted.add(path);
+                None
+            }
             Tree::Scalar(text) => match scalar::fit(text, &alternatives) {
                 Ok(value) => Some(value),
                 Err(misfit) => {
@@ -218,7 +223,13 @@ impl<'s> Walk<'s> {
     fn item(&mut self, node: &Node, schema: &'s Value, path: &str) -> serde_yaml::Value {
         let map = self.alternatives(schema).iter().any(|schema| scalar::has_type(schema, "object"));
         let value = if node.is_null() {
-            self.report(&node.span, "wrong-type", format!("`{path}` is blank; fill it in or remove its line"), path, None);
+            self.report(
+                &node.span,
+                "wrong-type",
+                format!("`{path}` is blank; fill it in or remove its line"),
+                path,
+                None,
+            );
             None
         } else {
             self.value(node, schema, path)
@@ -234,6 +245,12 @@ impl<'s> Walk<'s> {
         simple
     }
 
+    /// Whether a variable in this value was already complained about.
+    fn unfilled(&self, node: &Node) -> bool {
+        let there = |p: &Problem| p.file == *node.span.file && p.line.unwrap_or(0) == node.span.line;
+        self.problems.iter().any(|p| p.code == "unknown-variable" && there(p))
+    }
+
     fn unknown(&mut self, entry: &Entry, schema: &Value, parent: &str, path: &str) {
         let hint = suggest::key(&entry.key, schema, self.schema, parent);
         let place = if parent.is_empty() { "a recipe".to_string() } else { format!("`{parent}`") };
@@ -242,7 +259,10 @@ impl<'s> Walk<'s> {
                 format!("`{}` is not a key of {place}; it belongs to {}", entry.key, hint.belongs)
             }
             Some(hint) => format!("`{}` is not a key of {place}; did you mean `{}`?", entry.key, hint.write),
-            None => format!("`{}` is not a key of {place}, and none is like it; notes of your own begin with `x-`", entry.key),
+            None => format!(
+                "`{}` is not a key of {place}, and none is like it; notes of your own begin with `x-`",
+                entry.key
+            ),
         };
         if let Some(hint) = &hint {
             self.tainted.add(if hint.elsewhere { hint.write.clone() } else { join(parent, &hint.write) });
@@ -259,15 +279,26 @@ impl<'s> Walk<'s> {
                 let message = format!("`{path}` takes {wanted}, and {shown} is {is}");
                 ("wrong-type", message, suggest::retyped(key, text, &wanted))
             }
-            Misfit::Range { bounds } => ("out-of-range", format!("`{path}` is {shown}, and must be {bounds}"), Some(bounds)),
+            Misfit::Range { bounds } => {
+                ("out-of-range", format!("`{path}` is {shown}, and must be {bounds}"), Some(bounds))
+            }
             Misfit::Form { pattern } => {
-                let form = if pattern.contains("KMGT") { "a size such as 5GB".to_string() } else { "letters, digits, `_`, `-` and `.`".to_string() };
+                let form = if pattern.contains("KMGT") {
+                    "a size such as 5GB".to_string()
+                } else {
+                    "letters, digits, `_`, `-` and `.`".to_string()
+                };
                 ("bad-value", format!("`{path}` is {shown}, and must be {form}"), Some(form))
             }
             Misfit::Word { words } => match known::value(key, &text.text) {
                 Some(known) => {
-                    let message = format!("`{path}: {}` is known from Axolotl and not supported here: {}", text.text, known.why);
+                    let message =
+                        format!("`{path}: {}` is known from Axolotl and not supported here: {}", text.text, known.why);
                     ("unsupported-value", message, Some(known.instead.to_string()))
+                }
+                None if key == "type" && text.text.contains('.') && path.contains("datasets[") => {
+                    let message = format!("`{path}: {}` names a Python function, and none is run here", text.text);
+                    ("unsupported-value", message, Some("chat_template, or a `type` map of columns".to_string()))
                 }
                 None => {
                     let near = suggest::word(&text.text, &words);
@@ -314,7 +345,9 @@ impl<'s> Walk<'s> {
 static ANY: Value = Value::Bool(true);
 
 pub(super) fn flatten<'s>(root: &'s Value, schema: &'s Value, simple: &mut Vec<&'s Value>) {
-    if let Some(target) = schema.get("$ref").and_then(Value::as_str).and_then(|path| root.pointer(path.strip_prefix('#')?)) {
+    if let Some(target) =
+        schema.get("$ref").and_then(Value::as_str).and_then(|path| root.pointer(path.strip_prefix('#')?))
+    {
         flatten(root, target, simple);
     } else if let Some(options) = schema.get("anyOf").and_then(Value::as_array) {
         options.iter().for_each(|option| flatten(root, option, simple));
@@ -329,7 +362,10 @@ fn anything(node: &Node) -> serde_yaml::Value {
         Tree::Scalar(text) => scalar::to_yaml(&scalar::resolve(text)),
         Tree::Seq(items) => serde_yaml::Value::Sequence(items.iter().map(anything).collect()),
         Tree::Map(entries) => serde_yaml::Value::Mapping(
-            entries.iter().map(|entry| (serde_yaml::Value::String(entry.key.clone()), anything(&entry.value))).collect(),
+            entries
+                .iter()
+                .map(|entry| (serde_yaml::Value::String(entry.key.clone()), anything(&entry.value)))
+                .collect(),
         ),
     }
 }
@@ -349,11 +385,12 @@ fn harmless(node: &Node, schema: &Value) -> bool {
 /// In a recipe for preference training its data formats are no further news.
 fn quiet_preference(tree: &Node, problems: &mut Vec<Problem>) {
     let keys = ["rl", "reward_model", "process_reward_model"];
-    let said = problems
-        .iter()
-        .any(|p| p.code == "unsupported-key" && p.key.as_deref().is_some_and(|key| keys.contains(&key)));
+    let said =
+        problems.iter().any(|p| p.code == "unsupported-key" && p.key.as_deref().is_some_and(|key| keys.contains(&key)));
     if said && tree.entry("datasets").is_some() {
-        problems.retain(|p| p.code != "unsupported-value" || !p.key.as_deref().is_some_and(|key| key.contains("datasets[")));
+        problems.retain(|p| {
+            p.code != "unsupported-value" || !p.key.as_deref().is_some_and(|key| key.contains("datasets["))
+        });
     }
 }
 

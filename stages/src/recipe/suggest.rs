@@ -88,7 +88,9 @@ pub(super) fn retyped(key: &str, scalar: &Scalar, wanted: &str) -> Option<String
     match scalar::resolve(scalar) {
         Resolved::Int(1) if wanted.starts_with("true or false") => Some("true".to_string()),
         Resolved::Int(0) if wanted.starts_with("true or false") => Some("false".to_string()),
-        Resolved::Int(_) | Resolved::Float(_) | Resolved::Bool(_) if wanted.ends_with("text") => Some(format!("\"{text}\"")),
+        Resolved::Int(_) | Resolved::Float(_) | Resolved::Bool(_) if wanted.ends_with("text") => {
+            Some(format!("\"{text}\""))
+        }
         Resolved::Float(x) if key == "warmup_steps" && x < 1.0 => Some(format!("warmup_ratio: {text}")),
         Resolved::Float(x) if wanted.contains("whole number") => Some(format!("{}", x.round())),
         Resolved::Text(_) if wanted.contains("a list") && wanted.contains("text") => None,
@@ -121,7 +123,11 @@ fn hint(name: &str) -> Hint {
 }
 
 fn keys(schema: &Value) -> Vec<&str> {
-    schema.get("properties").and_then(Value::as_object).map(|map| map.keys().map(String::as_str).collect()).unwrap_or_default()
+    schema
+        .get("properties")
+        .and_then(Value::as_object)
+        .map(|map| map.keys().map(String::as_str).collect())
+        .unwrap_or_default()
 }
 
 /// Where `name` is a key, if not at `parent`.
@@ -129,7 +135,8 @@ fn elsewhere(name: &str, root: &Value, parent: &str) -> Option<Hint> {
     if !parent.is_empty() && keys(root).contains(&name) {
         return Some(Hint { write: name.to_string(), elsewhere: true, belongs: "the top level".to_string() });
     }
-    let (place, _) = sections(root).into_iter().find(|(place, schema)| place != parent && keys(schema).contains(&name))?;
+    let (place, _) =
+        sections(root).into_iter().find(|(place, schema)| place != parent && keys(schema).contains(&name))?;
     Some(Hint { write: format!("{place}.{name}"), elsewhere: true, belongs: format!("`{place}`") })
 }
 

@@ -274,7 +274,11 @@ impl<'de> Deserialize<'de> for AutoFlag {
                 Ok(if on { AutoFlag::On } else { AutoFlag::Off })
             }
             fn visit_str<E: de::Error>(self, text: &str) -> Result<AutoFlag, E> {
-                if text == "auto" { Ok(AutoFlag::Auto) } else { Err(E::invalid_value(de::Unexpected::Str(text), &self)) }
+                if text == "auto" {
+                    Ok(AutoFlag::Auto)
+                } else {
+                    Err(E::invalid_value(de::Unexpected::Str(text), &self))
+                }
             }
         }
         from.deserialize_any(V)

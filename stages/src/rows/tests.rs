@@ -9,14 +9,13 @@ fn raw_rows(range: std::ops::Range<u64>) -> RecordBatch {
     let ids = StringArray::from_iter_values(range.clone().map(|i| format!("{i:032x}")));
     let data = StringArray::from_iter_values(range.clone().map(|i| "x".repeat((i % 900) as usize)));
     let meta = StringArray::from(vec![None::<&str>; range.clone().count()]);
-    let columns: Vec<ArrayRef> =
-        vec![
-            Arc::new(ids),
-            Arc::new(UInt64Array::from_iter_values(range.clone())),
-            Arc::new(data),
-            Arc::new(meta),
-            Arc::new(UInt16Array::from_iter_values(range.map(|_| 0))),
-        ];
+    let columns: Vec<ArrayRef> = vec![
+        Arc::new(ids),
+        Arc::new(UInt64Array::from_iter_values(range.clone())),
+        Arc::new(data),
+        Arc::new(meta),
+        Arc::new(UInt16Array::from_iter_values(range.map(|_| 0))),
+    ];
     RecordBatch::try_new(shapes::raw(), columns).unwrap()
 }
 

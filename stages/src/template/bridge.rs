@@ -11,10 +11,10 @@ use std::sync::Arc;
 use minijinja::value::{Enumerator, Object, ObjectRepr, ValueKind};
 use minijinja::{Error, ErrorKind, State};
 
-use super::TemplateError;
+use super::render::TemplateError;
 use super::run::{CallArgs, Evaluated};
 use super::text::{Mark, Part, Text};
-use super::value::{SeqKind, Value};
+use super::value::Value;
 
 /// Opens and closes a marker; permanently unassigned in Unicode.
 const OPEN: char = '\u{fdd0}';
@@ -73,7 +73,10 @@ impl Object for Py {
 }
 
 /// A function of the environment.
-pub struct Function(pub &'static str, pub fn(&mut State<'_, '_>, &[minijinja::Value]) -> Result<minijinja::Value, Error>);
+pub struct Function(
+    pub &'static str,
+    pub fn(&mut State<'_, '_>, &[minijinja::Value]) -> Result<minijinja::Value, Error>,
+);
 
 impl fmt::Debug for Function {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -259,9 +262,4 @@ fn part_of(code: usize) -> Part {
 /// An event as a value to print.
 pub fn event(part: Part, message: u32) -> Value {
     Value::Str(Text::with_marks("", vec![Mark { start: 0, end: 0, message, part, source: None }]))
-}
-
-/// A list in the sense of `isinstance(x, (list, tuple))`.
-pub fn is_list(value: &Value) -> bool {
-    matches!(value, Value::Seq(seq) if matches!(seq.kind, SeqKind::List | SeqKind::Tuple))
 }

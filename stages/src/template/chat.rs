@@ -6,58 +6,25 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, ErrorKind, UndefinedBehavior, Value as Native};
 use serde_json::{Map, Value as Json};
 
-use super::TemplateError;
 use super::bridge;
 use super::function;
 use super::parser::parse;
+use super::render::{SpecialTexts, TemplateError};
 use super::run::Run;
 use super::text::{Mark, Part, Text};
-use super::transpile::transpile;
-use super::value::Value;
+use super::transpile::{GENERATION, transpile};
+use super::value::{Dict, Value};
 
 /// Instructions that minijinja may spend on one conversation.
 const FUEL: u64 = 50_000_000;
 /// Steps of copying that our own functions may spend.
 const BUDGET: u64 = 50_000_000;
 
-/// The special tokens that a template may name, as text.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct SpecialText {
-    pub bos: Option<String>,
-    pub eos: Option<String>,
-    pub unk: Option<String>,
-    pub pad: Option<String>,
-}
-
-/// A conversation and what else a template can see.
-#[derive(Clone, Copy, Default)]
-pub struct Conversation<'a> {
-    pub messages: &'a [Map<String, Json>],
-    pub tools: Option<&'a Json>,
-    pub documents: Option<&'a Json>,
-    /// Template arguments such as `enable_thinking`.
-    pub kwargs: Option<&'a Map<String, Json>>,
-    pub add_generation_prompt: bool,
-}
-
-/// A byte range of the rendered text.
-pub type Span = Mark;
-
-/// Rendered text and what its parts are: ranges of [`Part::Content`], [`Part::Reasoning`], [`Part::ToolCalls`],
-/// [`Part::Turn`] and [`Part::Generation`], in order of their starts.
-#[derive(Clone, Debug)]
-pub struct Rendered {
-    pub text: String,
-    pub spans: Vec<Span>,
-}
-
 /// A parsed chat template.
 pub struct ChatTemplate {
     environment: Environment<'static>,
-    special: SpecialText,
-    source: Arc<str>,
-    /// Whether it says itself what is trained, by `{% generation %}`.
-    pub marks_generation: bool,
+    special: SpecialTexts,
+    marks_generation: bool,
 }
 
 const PLAIN: &str = "chat_template";
@@ -68,7 +35,7 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// [`TemplateError::Syntax`] with the line, also for tags that would read other files.
-    pub fn parse(source: &str, special: &SpecialText) -> Result<ChatTemplate, TemplateError> {
+    pub fn parse(source: &str, special: &SpecialTexts) -> Result<ChatTemplate, TemplateError> {
         let template = parse(source)?;
         let mut environment = Environment::empty();
         if let Ok(syntax) = SyntaxConfig::builder().keep_trailing_newline(true).build() {
@@ -87,47 +54,67 @@ impl ChatTemplate {
                 message: error.detail().unwrap_or("the template cannot be read").to_string(),
             })?;
         }
-        let marks_generation = source.contains("generation") && transpile(&template, true).contains("generation_begin");
-        Ok(ChatTemplate { environment, special: special.clone(), source: source.into(), marks_generation })
+        let marks_generation = transpile(&template, true).contains(GENERATION);
+        Ok(ChatTemplate { environment, special: special.clone(), marks_generation })
     }
 
-    /// The Jinja source.
-    pub fn source(&self) -> &str {
-        &self.source
+    /// Whether the template says itself what is trained, by `{% generation %}`.
+    pub fn marks_generation(&self) -> bool {
+        self.marks_generation
     }
 
-    pub fn special(&self) -> &SpecialText {
-        &self.special
+    /// The text that transformers' `apply_chat_template(..., tokenize=False)` gives; `kwargs` are further template
+    /// variables such as `enable_thinking`.
+    pub fn render(
+        &self,
+        messages: &[Map<String, Json>],
+        tools: Option<&Json>,
+        kwargs: &Map<String, Json>,
+        add_generation_prompt: bool,
+    ) -> Result<String, TemplateError> {
+        let values = messages.iter().map(Value::from_json_object).map(with_reasoning_names).collect();
+        self.run(PLAIN, values, size(messages), tools, kwargs, add_generation_prompt)
     }
 
-    /// The text that transformers' `apply_chat_template(..., tokenize=False)` gives.
-    pub fn render(&self, conversation: &Conversation<'_>) -> Result<String, TemplateError> {
-        let messages = conversation.messages.iter().map(|message| Value::from_json_object(message));
-        self.run(PLAIN, conversation, messages.collect())
-    }
-
-    /// The same text with its spans.
+    /// The same text with marks: ranges of [`Part::Content`], [`Part::Reasoning`], [`Part::ToolCalls`], [`Part::Turn`]
+    /// and [`Part::Generation`], in order of their starts.
     ///
     /// # Errors
-    /// As [`ChatTemplate::render`]; and [`TemplateError::Marker`] when the conversation holds characters that spans are
+    /// As [`ChatTemplate::render`]; and [`TemplateError::Marker`] when the conversation holds characters that marks are
     /// carried in.
-    pub fn render_spans(&self, conversation: &Conversation<'_>) -> Result<Rendered, TemplateError> {
-        if conversation.messages.iter().any(has_marker) {
+    pub fn render_marked(
+        &self,
+        messages: &[Map<String, Json>],
+        tools: Option<&Json>,
+        kwargs: &Map<String, Json>,
+        add_generation_prompt: bool,
+    ) -> Result<(String, Vec<Mark>), TemplateError> {
+        if messages.iter().any(has_marker) {
             return Err(TemplateError::Marker);
         }
-        let messages = conversation.messages.iter().enumerate();
-        let messages = messages.map(|(i, message)| Value::message(message, i as u32)).collect();
-        let out = bridge::decode(&self.run(MARKED, conversation, messages)?);
-        Ok(Rendered { spans: spans(&out), text: out.text.to_string() })
+        let values = messages.iter().enumerate().map(|(i, message)| Value::message(message, i as u32));
+        let values = values.map(with_reasoning_names).collect();
+        let marked = self.run(MARKED, values, size(messages), tools, kwargs, add_generation_prompt)?;
+        let text = bridge::decode(&marked);
+        Ok((text.text.to_string(), ranges(&text)))
     }
 
-    fn run(&self, name: &str, conversation: &Conversation<'_>, messages: Vec<Value>) -> Result<String, TemplateError> {
-        let json = |value: Option<&Json>| value.map_or(Native::from(()), |value| bridge::to_native(&Value::from_json(value)));
+    fn run(
+        &self,
+        name: &str,
+        messages: Vec<Value>,
+        bytes: usize,
+        tools: Option<&Json>,
+        kwargs: &Map<String, Json>,
+        add_generation_prompt: bool,
+    ) -> Result<String, TemplateError> {
+        let json =
+            |value: Option<&Json>| value.map_or(Native::from(()), |value| bridge::to_native(&Value::from_json(value)));
         let mut context: Vec<(&str, Native)> = vec![
             ("messages", bridge::to_native(&Value::list(messages))),
-            ("tools", json(conversation.tools)),
-            ("documents", json(conversation.documents)),
-            ("add_generation_prompt", conversation.add_generation_prompt.into()),
+            ("tools", json(tools)),
+            ("documents", json(None)),
+            ("add_generation_prompt", add_generation_prompt.into()),
         ];
         let special = [
             ("bos_token", &self.special.bos),
@@ -135,26 +122,42 @@ impl ChatTemplate {
             ("unk_token", &self.special.unk),
             ("pad_token", &self.special.pad),
         ];
-        for (name, text) in special {
-            if let Some(text) = text {
-                context.push((name, bridge::to_native(&Value::str(text.as_str()))));
-            }
-        }
-        for (name, value) in conversation.kwargs.into_iter().flatten() {
-            context.push((name, bridge::to_native(&Value::from_json(value))));
-        }
-        let bytes: usize = conversation.messages.iter().flat_map(Map::values).map(size).sum();
+        context.extend(special.map(|(name, text)| (name, bridge::to_native(&Value::str(text.as_str())))));
+        context.extend(kwargs.iter().map(|(name, value)| (name.as_str(), json(Some(value)))));
         Run::begin(BUDGET + bytes as u64);
         let template = self.environment.get_template(name).map_err(|error| explain(&error))?;
         template.render(Native::from_pairs(context)).map_err(|error| explain(&error))
     }
 }
 
-fn size(value: &Json) -> usize {
+/// Reasoning under all the names that templates read, as transformers passes it.
+fn with_reasoning_names(message: Value) -> Value {
+    let Value::Dict(dict) = &message else { return message };
+    let given = |name: &str| dict.get_str(name).filter(|value| !matches!(value, Value::None));
+    let Some(reasoning) = ["reasoning_content", "thinking", "reasoning"].into_iter().find_map(given).cloned() else {
+        return message;
+    };
+    let mut entries = dict.entries.clone();
+    match entries.iter().position(|(key, _)| matches!(key, Value::Str(key) if &*key.text == "thinking")) {
+        Some(at) => entries[..=at].rotate_right(1),
+        None => entries.insert(0, (Value::str("thinking"), reasoning.clone())),
+    }
+    match entries.iter_mut().find(|(key, _)| matches!(key, Value::Str(key) if &*key.text == "reasoning_content")) {
+        Some((_, value)) => *value = reasoning,
+        None => entries.push((Value::str("reasoning_content"), reasoning)),
+    }
+    Value::Dict(Arc::new(Dict { entries, origin: dict.origin }))
+}
+
+fn size(messages: &[Map<String, Json>]) -> usize {
+    messages.iter().flat_map(Map::values).map(bytes).sum()
+}
+
+fn bytes(value: &Json) -> usize {
     match value {
         Json::String(text) => text.len(),
-        Json::Array(items) => items.iter().map(size).sum(),
-        Json::Object(map) => map.values().map(size).sum(),
+        Json::Array(items) => items.iter().map(bytes).sum(),
+        Json::Object(map) => map.values().map(bytes).sum(),
         _ => 1,
     }
 }
@@ -190,12 +193,12 @@ fn explain(error: &minijinja::Error) -> TemplateError {
 }
 
 /// Ranges as they are, and events joined to ranges.
-fn spans(text: &Text) -> Vec<Span> {
-    let mut out: Vec<Span> = Vec::new();
+fn ranges(text: &Text) -> Vec<Mark> {
+    let mut out: Vec<Mark> = Vec::new();
     // For each open loop, where it stands.
     let mut loops: Vec<Option<(usize, u32, Part)>> = Vec::new();
     let mut generation = None;
-    let close = |open: Option<(usize, u32, Part)>, end: usize, out: &mut Vec<Span>| {
+    let close = |open: Option<(usize, u32, Part)>, end: usize, out: &mut Vec<Mark>| {
         if let Some((start, message, part)) = open.filter(|(start, ..)| *start < end) {
             out.push(Mark { start, end, message, part, source: None });
         }
@@ -218,6 +221,6 @@ fn spans(text: &Text) -> Vec<Span> {
             _ => out.push(*mark),
         }
     }
-    out.sort_by_key(|span| (span.start, span.end));
+    out.sort_by_key(|mark| (mark.start, mark.end));
     out
 }

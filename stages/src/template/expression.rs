@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use super::TemplateError;
 use super::ast::{Args, BinOp, CmpOp, Expr, Filter};
 use super::lexer::Token;
 use super::parser::{Parser, describe};
+use super::render::TemplateError;
 
 type Parsed<T> = Result<T, TemplateError>;
 

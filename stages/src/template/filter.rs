@@ -10,11 +10,58 @@ use super::text::{Builder, Text};
 use super::value::{SeqKind, Value};
 
 const NAMES: [&str; 52] = [
-    "abs", "attr", "batch", "capitalize", "center", "count", "d", "default", "dictsort", "e", "escape", "filesizeformat",
-    "first", "float", "forceescape", "format", "groupby", "indent", "int", "items", "join", "last", "length", "list",
-    "lower", "map", "max", "min", "pprint", "reject", "rejectattr", "replace", "reverse", "round", "safe", "select",
-    "selectattr", "slice", "sort", "string", "striptags", "sum", "title", "tojson", "trim", "truncate", "unique",
-    "upper", "urlencode", "wordcount", "xmlattr", "random",
+    "abs",
+    "attr",
+    "batch",
+    "capitalize",
+    "center",
+    "count",
+    "d",
+    "default",
+    "dictsort",
+    "e",
+    "escape",
+    "filesizeformat",
+    "first",
+    "float",
+    "forceescape",
+    "format",
+    "groupby",
+    "indent",
+    "int",
+    "items",
+    "join",
+    "last",
+    "length",
+    "list",
+    "lower",
+    "map",
+    "max",
+    "min",
+    "pprint",
+    "reject",
+    "rejectattr",
+    "replace",
+    "reverse",
+    "round",
+    "safe",
+    "select",
+    "selectattr",
+    "slice",
+    "sort",
+    "string",
+    "striptags",
+    "sum",
+    "title",
+    "tojson",
+    "trim",
+    "truncate",
+    "unique",
+    "upper",
+    "urlencode",
+    "wordcount",
+    "xmlattr",
+    "random",
 ];
 
 pub fn exists(name: &str) -> bool {
@@ -26,7 +73,8 @@ pub fn apply(run: &mut Run, name: &str, value: Value, args: CallArgs) -> Evaluat
     match name {
         "tojson" => tojson(run, &value, &args),
         "default" | "d" => {
-            let missing = matches!(value, Value::Undefined(_)) || (truth(&args, 1, "boolean", false) && !value.truthy());
+            let missing =
+                matches!(value, Value::Undefined(_)) || (truth(&args, 1, "boolean", false) && !value.truthy());
             Ok(if missing { arg(&args, 0, "default_value").cloned().unwrap_or_else(|| Value::str("")) } else { value })
         }
         "length" | "count" => Ok(Value::Int(run.length(&value)? as i128)),
@@ -232,7 +280,10 @@ fn sequence(run: &mut Run, name: &str, value: &Value, args: &CallArgs) -> Evalua
         "min" | "max" => {
             let pairs = keyed(run, value, args, case_sensitive)?;
             let ordered = sorted(run, pairs, name == "max")?;
-            Ok(ordered.into_iter().next().unwrap_or_else(|| Value::undefined("No aggregated item, sequence was empty.")))
+            Ok(ordered
+                .into_iter()
+                .next()
+                .unwrap_or_else(|| Value::undefined("No aggregated item, sequence was empty.")))
         }
         "sum" => {
             let mut total = arg(args, 1, "start").cloned().unwrap_or(Value::Int(0));
@@ -391,7 +442,9 @@ fn text_filter(run: &mut Run, name: &str, value: Value, args: CallArgs) -> Evalu
             };
             method::percent_format(run, &text, &with)
         }
-        "wordcount" => Ok(Value::Int(text.text.split(|c: char| !(c.is_alphanumeric() || c == '_')).filter(|w| !w.is_empty()).count() as i128)),
+        "wordcount" => Ok(Value::Int(
+            text.text.split(|c: char| !(c.is_alphanumeric() || c == '_')).filter(|w| !w.is_empty()).count() as i128,
+        )),
         "striptags" => Ok(Value::Str(text.rewritten(striptags(&text.text)))),
         "truncate" => truncate(&text, &args),
         "urlencode" => Ok(Value::Str(text.rewritten(urlencode(&text.text)))),
@@ -456,7 +509,9 @@ fn striptags(text: &str) -> String {
 }
 
 fn truncate(text: &Text, args: &CallArgs) -> Evaluated<Value> {
-    let size = |at, name, default| arg(args, at, name).and_then(Value::as_int).and_then(|n| usize::try_from(n).ok()).unwrap_or(default);
+    let size = |at, name, default| {
+        arg(args, at, name).and_then(Value::as_int).and_then(|n| usize::try_from(n).ok()).unwrap_or(default)
+    };
     let (length, leeway) = (size(0, "length", 255), size(3, "leeway", 5));
     let end = arg(args, 2, "end").map_or_else(|| Text::new("..."), Value::to_text);
     let chars: Vec<char> = text.text.chars().collect();

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use super::run::{Evaluated, Run};
 use super::operator;
+use super::run::{Evaluated, Run};
 use super::text::{Builder, Text};
 use super::value::{SeqKind, Value};
 
@@ -193,12 +193,7 @@ impl Spec {
 }
 
 /// `str.format`, with attribute and item access as the sandbox allows it.
-pub fn braces(
-    run: &mut Run,
-    format: &Text,
-    positional: &[Value],
-    named: &[(Arc<str>, Value)],
-) -> Evaluated<Value> {
+pub fn braces(run: &mut Run, format: &Text, positional: &[Value], named: &[(Arc<str>, Value)]) -> Evaluated<Value> {
     let s = &*format.text;
     let mut out = Builder::default();
     let mut at = 0;
@@ -276,7 +271,9 @@ fn formatted(run: &Run, value: &Value, spec: &Spec) -> Evaluated<Text> {
             Text::new(format!("{number:.*}%", spec.precision.unwrap_or(6)))
         }
         Some(kind) if kind != 's' => convert(run, value, kind, spec)?,
-        _ if spec.precision.is_some() && matches!(value, Value::Float(_)) => Text::new(general(value.as_number().unwrap_or(0.0))),
+        _ if spec.precision.is_some() && matches!(value, Value::Float(_)) => {
+            Text::new(general(value.as_number().unwrap_or(0.0)))
+        }
         _ => convert(run, value, 's', spec)?,
     };
     if !spec.grouping {

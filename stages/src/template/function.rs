@@ -2,10 +2,10 @@
 
 use minijinja::{Environment, Error, State, Value as Native};
 
-use super::TemplateError;
 use super::ast::{BinOp, CmpOp};
 use super::bridge::{Function, Py, answer, arguments, event, from_native, to_native};
 use super::operator;
+use super::render::TemplateError;
 use super::run::{CallArgs, Evaluated, Run};
 use super::text::{Part, concat};
 use super::transpile::{binary_sign, compare_sign};
@@ -16,10 +16,8 @@ type Answer = Result<Native, Error>;
 /// Most numbers that `range` may make; Jinja's sandbox has the same bound.
 const MAX_RANGE: i128 = 100_000;
 
-const BINARY: [BinOp; 7] =
-    [BinOp::Add, BinOp::Sub, BinOp::Mul, BinOp::Div, BinOp::FloorDiv, BinOp::Mod, BinOp::Pow];
-const COMPARE: [CmpOp; 8] =
-    [CmpOp::Eq, CmpOp::Ne, CmpOp::Lt, CmpOp::Le, CmpOp::Gt, CmpOp::Ge, CmpOp::In, CmpOp::NotIn];
+const BINARY: [BinOp; 7] = [BinOp::Add, BinOp::Sub, BinOp::Mul, BinOp::Div, BinOp::FloorDiv, BinOp::Mod, BinOp::Pow];
+const COMPARE: [CmpOp; 8] = [CmpOp::Eq, CmpOp::Ne, CmpOp::Lt, CmpOp::Le, CmpOp::Gt, CmpOp::Ge, CmpOp::In, CmpOp::NotIn];
 
 /// Adds them all.
 pub fn install(env: &mut Environment<'_>) {

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::TemplateError;
+use super::render::TemplateError;
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum Token {
@@ -280,7 +280,8 @@ fn number(text: &str) -> Result<(Token, usize), String> {
             return Ok((Token::Int(value), length));
         }
     }
-    let run = |from: usize| text[from..].find(|c: char| c != '_' && !c.is_ascii_digit()).map_or(text.len(), |i| from + i);
+    let run =
+        |from: usize| text[from..].find(|c: char| c != '_' && !c.is_ascii_digit()).map_or(text.len(), |i| from + i);
     let mut end = run(0);
     let mut float = false;
     let digit_at = |at: usize| text[at..].starts_with(|c: char| c.is_ascii_digit());
@@ -337,7 +338,13 @@ fn unescape(text: &str) -> Result<String, String> {
                 out.push(char::from_u32(code).ok_or("bad octal escape")?);
             }
             'x' | 'u' | 'U' => {
-                let digits = if kind == 'x' { 2 } else if kind == 'u' { 4 } else { 8 };
+                let digits = if kind == 'x' {
+                    2
+                } else if kind == 'u' {
+                    4
+                } else {
+                    8
+                };
                 let mut code = 0u32;
                 for _ in 0..digits {
                     let digit = chars.next().and_then(|c| c.to_digit(16)).ok_or(format!("bad \\{kind} escape"))?;

@@ -1,6 +1,5 @@
 //! Methods of Python's strings, lists and dicts, and `%` formatting.
 
-
 use super::run::{CallArgs, Evaluated, Run, dict_part};
 use std::sync::Arc;
 
@@ -10,11 +9,49 @@ use super::text::{Builder, Text};
 use super::value::{Dict, SeqKind, Value};
 
 const STR: [&str; 43] = [
-    "capitalize", "casefold", "center", "count", "endswith", "expandtabs", "find", "format", "format_map", "index",
-    "isalnum", "isalpha", "isascii", "isdecimal", "isdigit", "islower", "isnumeric", "isspace", "istitle", "isupper",
-    "join", "ljust", "lower", "lstrip", "partition", "removeprefix", "removesuffix", "replace", "rfind", "rindex",
-    "rjust", "rpartition", "rsplit", "rstrip", "split", "splitlines", "startswith", "strip", "swapcase", "title",
-    "upper", "zfill", "isidentifier",
+    "capitalize",
+    "casefold",
+    "center",
+    "count",
+    "endswith",
+    "expandtabs",
+    "find",
+    "format",
+    "format_map",
+    "index",
+    "isalnum",
+    "isalpha",
+    "isascii",
+    "isdecimal",
+    "isdigit",
+    "islower",
+    "isnumeric",
+    "isspace",
+    "istitle",
+    "isupper",
+    "join",
+    "ljust",
+    "lower",
+    "lstrip",
+    "partition",
+    "removeprefix",
+    "removesuffix",
+    "replace",
+    "rfind",
+    "rindex",
+    "rjust",
+    "rpartition",
+    "rsplit",
+    "rstrip",
+    "split",
+    "splitlines",
+    "startswith",
+    "strip",
+    "swapcase",
+    "title",
+    "upper",
+    "zfill",
+    "isidentifier",
 ];
 const DICT: [&str; 5] = ["get", "items", "keys", "values", "copy"];
 const LIST: [&str; 3] = ["index", "count", "copy"];
@@ -50,7 +87,10 @@ pub fn call(run: &mut Run, object: &Value, name: &str, args: CallArgs) -> Evalua
     for (keyword, _) in &args.named {
         let known = matches!(
             (name, &**keyword),
-            ("split" | "rsplit", "sep" | "maxsplit") | ("splitlines", "keepends") | ("format", _) | ("replace", "count")
+            ("split" | "rsplit", "sep" | "maxsplit")
+                | ("splitlines", "keepends")
+                | ("format", _)
+                | ("replace", "count")
         );
         if !known {
             return run.fail(format!("{name}() takes no keyword argument '{keyword}'"));
@@ -135,7 +175,8 @@ fn simple(text: &Text, name: &str) -> Value {
         "isupper" => Value::Bool(s.chars().any(char::is_uppercase) && !s.chars().any(char::is_lowercase)),
         "istitle" => Value::Bool(s.chars().any(char::is_alphabetic) && title(s) == s),
         "isidentifier" => Value::Bool(
-            s.starts_with(|c: char| c == '_' || c.is_alphabetic()) && s.chars().all(|c| c == '_' || c.is_alphanumeric()),
+            s.starts_with(|c: char| c == '_' || c.is_alphabetic())
+                && s.chars().all(|c| c == '_' || c.is_alphanumeric()),
         ),
         _ => Value::None,
     }
@@ -368,7 +409,9 @@ fn search(run: &mut Run, text: &Text, name: &str, args: &CallArgs) -> Evaluated<
         "endswith" => Value::Bool(needles.iter().any(|needle| s.ends_with(&**needle))),
         "count" => Value::Int(s.matches(&*needle).count() as i128),
         "removeprefix" if s.starts_with(&*needle) => Value::Str(text.slice(needle.len(), s.len())),
-        "removesuffix" if s.ends_with(&*needle) && !needle.is_empty() => Value::Str(text.slice(0, s.len() - needle.len())),
+        "removesuffix" if s.ends_with(&*needle) && !needle.is_empty() => {
+            Value::Str(text.slice(0, s.len() - needle.len()))
+        }
         "removeprefix" | "removesuffix" => Value::Str(text.clone()),
         "find" => Value::Int(place(s.find(&*needle)).unwrap_or(-1)),
         "rfind" => Value::Int(place(s.rfind(&*needle)).unwrap_or(-1)),
@@ -385,7 +428,8 @@ fn pad(run: &mut Run, text: &Text, name: &str, args: &CallArgs) -> Evaluated<Val
         let blanks = " ".repeat(usize::try_from(width.unwrap_or(8)).unwrap_or(0).min(64));
         return replaced(run, text, &Text::new("\t"), &Text::new(blanks), usize::MAX).map(Value::Str);
     }
-    let Some(width) = width.and_then(|width| usize::try_from(width.max(0)).ok()).filter(|width| *width < 1 << 20) else {
+    let Some(width) = width.and_then(|width| usize::try_from(width.max(0)).ok()).filter(|width| *width < 1 << 20)
+    else {
         return run.fail(format!("{name}() wants a width"));
     };
     let fill = match args.positional.get(1) {

@@ -1,11 +1,10 @@
 //! Python's operators, attribute and item access, and slices.
 
-
 use std::sync::Arc;
 
 use super::ast::{BinOp, CmpOp};
-use super::run::{Evaluated, Run};
 use super::method;
+use super::run::{Evaluated, Run};
 use super::text::{Text, concat};
 use super::value::{Seq, SeqKind, Value};
 

@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::TemplateError;
 use super::ast::{Expr, Filter, For, Macro, Name, Stmt, Target, Template};
 use super::lexer::{Lexed, Token, lex};
+use super::render::TemplateError;
 
 /// Nesting beyond this is refused, so that hostile templates cannot exhaust the stack.
 const MAX_DEPTH: usize = 120;

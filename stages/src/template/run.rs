@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::sync::Arc;
 
-use super::TemplateError;
+use super::render::TemplateError;
 use super::value::{Dict, SeqKind, Value};
 
 pub type Evaluated<T> = Result<T, TemplateError>;

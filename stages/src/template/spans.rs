@@ -1,149 +1,102 @@
-//! Where each message's content lies in the rendered text.
-//!
-//! The conversation is rendered once plain; that text is what is tokenised. To find contents, it is rendered again with
-//! every content marked by a pair of private-use characters that no row may hold itself. If taking the marks out gives
-//! the plain text back, the marks' places are the spans, proven. Otherwise the contents are searched in order, and a
-//! content that occurs in more than one place is reported, never guessed.
+//! Where each message's text lies in the rendered conversation, as the renderer carried it; nothing is searched for.
 
 use serde_json::{Map, Value};
 
 use super::render::{ChatTemplate, TemplateError};
+use super::text::{Mark, Part};
 
-/// First of the marks: plane 15, private use.
-const FIRST_MARK: u32 = 0xF0000;
-/// Messages that can be marked, two marks each.
-const MOST_MESSAGES: usize = 0x7000;
-
-/// The content of one message in the rendered text, in bytes.
+/// What one message put into the rendered text, in bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Span {
     pub start: usize,
     pub end: usize,
     /// Position of the message in the conversation.
     pub message: usize,
+    /// Where the message's turn ends: what ends the turn lies before this.
+    pub limit: usize,
 }
 
 /// A rendered conversation and where its contents are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rendered {
     pub text: String,
+    /// In the order of the text; none overlap.
     pub spans: Vec<Span>,
-    /// Messages with content whose place could not be proven.
+    /// Messages with text of which the rendering shows nothing that could be traced.
     pub lost: Vec<usize>,
 }
 
-/// How marks are put around a content.
-#[derive(Clone, Copy)]
-enum Placement {
-    /// Around all of it.
-    Outside,
-    /// Inside its own leading and trailing white space, for templates that trim.
-    Inside,
-}
-
-/// Renders a conversation and finds its contents.
+/// Renders a conversation with the places of its contents.
 pub fn render(
     template: &ChatTemplate,
     messages: &[Map<String, Value>],
     tools: Option<&Value>,
     kwargs: &Map<String, Value>,
 ) -> Result<Rendered, TemplateError> {
-    let text = template.render(messages, tools, kwargs, false)?;
-    let markable = messages.len() <= MOST_MESSAGES && !messages.iter().any(has_marks);
-    for placement in [Placement::Outside, Placement::Inside] {
-        if !markable {
-            break;
-        }
-        let marked: Vec<_> = messages.iter().enumerate().map(|(i, message)| mark(message, i, placement)).collect();
-        // A template that looks into contents may refuse marked ones; then this placement proves nothing.
-        let Ok(marked) = template.render(&marked, tools, kwargs, false) else { continue };
-        if let Some(spans) = unmark(&marked, &text, messages) {
-            return Ok(Rendered { text, spans, lost: Vec::new() });
-        }
-    }
-    let (spans, lost) = search(&text, messages);
-    Ok(Rendered { text, spans, lost })
-}
-
-/// The content of a message, where it is plain text.
-pub fn content(message: &Map<String, Value>) -> Option<&str> {
-    message.get("content").and_then(Value::as_str)
-}
-
-fn has_marks(message: &Map<String, Value>) -> bool {
-    content(message).is_some_and(|text| text.chars().any(|c| (c as u32) >= FIRST_MARK))
-}
-
-fn mark(message: &Map<String, Value>, i: usize, placement: Placement) -> Map<String, Value> {
-    let Some(text) = content(message) else { return message.clone() };
-    let (start, end) = marks(i);
-    let core = match placement {
-        Placement::Outside => text,
-        Placement::Inside => text.trim(),
+    let (text, marks) = match template.render_marked(messages, tools, kwargs, false) {
+        // Without marks nothing can be proven, and every content counts as lost.
+        Err(TemplateError::Marker) => (template.render(messages, tools, kwargs, false)?, Vec::new()),
+        other => other?,
     };
-    let before = text.len() - text.trim_start().len();
-    let (head, tail) = match placement {
-        Placement::Outside => ("", ""),
-        Placement::Inside if core.is_empty() => (text, ""),
-        Placement::Inside => (&text[..before], &text[before + core.len()..]),
+    let spans = match template.marks_generation() {
+        true => generated(&marks),
+        false => messages.iter().enumerate().filter_map(|(i, _)| hull(&marks, i, text.len())).collect(),
     };
-    let mut marked = message.clone();
-    marked.insert("content".into(), Value::from(format!("{head}{start}{core}{end}{tail}")));
-    marked
+    let lost = (0..messages.len()).filter(|&i| has_text(&messages[i]) && !marks.iter().any(|mark| traces(mark, i)));
+    let lost = lost.collect();
+    Ok(Rendered { spans: disjoint(spans), text, lost })
 }
 
-fn marks(i: usize) -> (char, char) {
-    let at = |n: u32| char::from_u32(FIRST_MARK + n).unwrap_or('\u{F0000}');
-    (at(2 * i as u32), at(2 * i as u32 + 1))
-}
-
-/// Takes the marks out; `None` unless what remains is `plain` and every marked message shows up exactly once, whole.
-fn unmark(marked: &str, plain: &str, messages: &[Map<String, Value>]) -> Option<Vec<Span>> {
-    let mut text = String::with_capacity(plain.len());
-    let mut starts: Vec<Option<usize>> = vec![None; messages.len()];
-    let mut spans: Vec<Span> = Vec::new();
-    for c in marked.chars() {
-        let Some(n) = (c as u32).checked_sub(FIRST_MARK) else {
-            text.push(c);
-            continue;
-        };
-        let message = (n / 2) as usize;
-        if n % 2 == 0 {
-            // A content that is rendered twice has no one place.
-            if starts.get(message)?.replace(text.len()).is_some() {
-                return None;
-            }
-        } else {
-            spans.push(Span { start: (*starts.get(message)?)?, end: text.len(), message });
-        }
+fn has_text(message: &Map<String, Value>) -> bool {
+    match message.get("content") {
+        Some(Value::String(text)) => !text.trim().is_empty(),
+        Some(Value::Array(parts)) => !parts.is_empty(),
+        _ => false,
     }
-    let opened = starts.iter().filter(|start| start.is_some()).count();
-    let assistants = messages.iter().enumerate().filter(|(_, m)| is_role(m, "assistant") && content(m).is_some());
-    let whole = assistants.map(|(i, _)| i).all(|i| starts[i].is_some());
-    (text == plain && opened == spans.len() && whole).then_some(spans)
 }
 
-fn is_role(message: &Map<String, Value>, role: &str) -> bool {
-    message.get("role").and_then(Value::as_str) == Some(role)
+fn traces(mark: &Mark, message: usize) -> bool {
+    mark.message as usize == message && matches!(mark.part, Part::Content | Part::Reasoning | Part::ToolCalls)
 }
 
-/// Contents found from front to back, each accepted only where it occurs once between its neighbours.
-fn search(text: &str, messages: &[Map<String, Value>]) -> (Vec<Span>, Vec<usize>) {
-    let (mut spans, mut lost) = (Vec::new(), Vec::new());
-    let mut from = 0;
-    for (message, fields) in messages.iter().enumerate() {
-        let Some(content) = content(fields).map(str::trim) else { continue };
-        let mut places = text[from..].match_indices(content).map(|(at, _)| from + at);
-        match (content.is_empty(), places.next(), places.next()) {
-            (false, Some(start), None) => {
-                from = start + content.len();
-                spans.push(Span { start, end: from, message });
-            }
-            (true, ..) => {}
-            _ => lost.push(message),
+/// From the first byte that a message's fields gave to the last.
+fn hull(marks: &[Mark], message: usize, text_end: usize) -> Option<Span> {
+    let own = || marks.iter().filter(|mark| traces(mark, message));
+    // A content that is printed twice, as in a preview, has no one place: its longest stretch counts.
+    let turn = marks.iter().filter(|mark| mark.part == Part::Turn && mark.message as usize == message);
+    let turn = turn.max_by_key(|mark| mark.end - mark.start);
+    let inside = |mark: &&Mark| turn.is_none_or(|turn| turn.start <= mark.start && mark.end <= turn.end);
+    let (start, end) = match own().any(|mark| inside(&mark)) {
+        true => (own().filter(inside).map(|mark| mark.start).min()?, own().filter(inside).map(|mark| mark.end).max()?),
+        false => {
+            let longest = own().max_by_key(|mark| mark.end - mark.start)?;
+            (longest.start, longest.end)
         }
-    }
-    (spans, lost)
+    };
+    let limit = turn.filter(|turn| turn.end >= end).map_or(text_end, |turn| turn.end);
+    Some(Span { start, end, message, limit })
+}
+
+/// What `{% generation %}` blocks wrote, each given to the message in whose turn it lies.
+fn generated(marks: &[Mark]) -> Vec<Span> {
+    let blocks = marks.iter().filter(|mark| mark.part == Part::Generation);
+    let made = blocks.filter_map(|block| {
+        let around = |mark: &&Mark| mark.part == Part::Turn && mark.start <= block.start && block.end <= mark.end;
+        let turn = marks.iter().filter(around).min_by_key(|mark| mark.end - mark.start)?;
+        Some(Span { start: block.start, end: block.end, message: turn.message as usize, limit: block.end })
+    });
+    made.collect()
+}
+
+fn disjoint(mut spans: Vec<Span>) -> Vec<Span> {
+    spans.sort_by_key(|span| (span.start, span.end));
+    let mut end = 0;
+    spans.retain(|span| {
+        let apart = span.start >= end;
+        end = end.max(span.end);
+        apart
+    });
+    spans
 }
 
 #[cfg(test)]
@@ -153,35 +106,62 @@ mod tests {
     use crate::template::render::SpecialTexts;
     use serde_json::json;
 
-    fn conversation(turns: &[(&str, &str)]) -> Vec<Map<String, Value>> {
-        turns.iter().map(|(role, text)| json!({"role": role, "content": text}).as_object().unwrap().clone()).collect()
+    fn rendered(source: &str, messages: Value) -> (Rendered, Vec<String>) {
+        let template = ChatTemplate::parse(source, &SpecialTexts::default()).unwrap();
+        let messages: Vec<Map<String, Value>> = serde_json::from_value(messages).unwrap();
+        let plain = template.render(&messages, None, &Map::new(), false).unwrap();
+        let out = render(&template, &messages, None, &Map::new()).unwrap();
+        assert_eq!(plain, out.text);
+        let pieces = out.spans.iter().map(|span| out.text[span.start..span.end].to_string()).collect();
+        (out, pieces)
     }
 
-    fn contents(source: &str, turns: &[(&str, &str)]) -> Vec<String> {
-        let template = ChatTemplate::parse(source, &SpecialTexts::default()).unwrap();
-        let rendered = render(&template, &conversation(turns), None, &Map::new()).unwrap();
-        assert_eq!(rendered.lost, Vec::<usize>::new());
-        rendered.spans.iter().map(|span| rendered.text[span.start..span.end].to_string()).collect()
+    fn turns(turns: &[(&str, &str)]) -> Value {
+        turns.iter().map(|(role, text)| json!({"role": role, "content": text})).collect()
     }
+
+    const TURNS: &str = "{% for m in messages %}<{{ m.role }}>{{ m.content | trim }}</s>\n{% endfor %}";
 
     #[test]
     fn contents_are_found_where_the_template_puts_them() {
-        let source = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>\n{% endfor %}";
-        let turns = [("user", "yes"), ("assistant", "yes"), ("user", " no "), ("assistant", "")];
-        assert_eq!(contents(source, &turns), ["yes", "yes", " no ", ""]);
+        let (out, pieces) =
+            rendered(TURNS, turns(&[("user", "yes"), ("assistant", " yes "), ("user", "<s>"), ("assistant", "")]));
+        assert_eq!(pieces, ["yes", "yes", "<s>", ""]);
+        assert_eq!(&out.text[out.spans[3].start..out.spans[3].limit], "</s>\n");
+        assert!(out.lost.is_empty());
     }
 
     #[test]
-    fn contents_survive_a_template_that_trims() {
-        let source = "{% for m in messages %}[{{ m.content | trim }}]{% endfor %}";
-        assert_eq!(contents(source, &[("user", " a "), ("assistant", "\nb\n")]), ["a", "b"]);
+    fn contents_survive_what_templates_do_to_strings() {
+        let source = "{% macro show(x) %}[{{ x.split('</think>')[-1].lstrip('\\n') }}]{% endmacro %}\
+                      {% for m in messages %}{% set c = show(m['content']) %}{{ '#' ~ c + '!' }}{% endfor %}";
+        let (_, pieces) = rendered(source, turns(&[("user", "a"), ("assistant", "<think>b</think>\n\nc é")]));
+        assert_eq!(pieces, ["a", "c é"]);
     }
 
     #[test]
-    fn a_content_that_could_be_in_two_places_is_reported() {
-        let source = "{% for m in messages %}{{ m.content | upper | lower }} {{ m.content | replace('\u{F0002}', '') }}{% endfor %}";
-        let template = ChatTemplate::parse(source, &SpecialTexts::default()).unwrap();
-        let rendered = render(&template, &conversation(&[("user", "x"), ("assistant", "yes")]), None, &Map::new()).unwrap();
-        assert!(rendered.lost.contains(&1));
+    fn generation_blocks_say_what_is_trained() {
+        let source = "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}<e>{% endgeneration %}\
+                      {% else %}{{ m.content }}{% endif %}|{% endfor %}";
+        let (_, pieces) = rendered(source, turns(&[("user", "q"), ("assistant", "r")]));
+        assert_eq!(pieces, ["r<e>"]);
+    }
+
+    #[test]
+    fn tool_calls_belong_to_the_answer() {
+        let source = "{% for m in messages %}<a>{{ m.content or '' }}{% for c in m.tool_calls %}<call>{{ c | tojson }}</call>\
+                      {% endfor %}<e>{% endfor %}";
+        let messages = json!([{"role": "assistant", "content": null, "tool_calls": [{"name": "f"}]}]);
+        let (_, pieces) = rendered(source, messages);
+        assert_eq!(pieces, [r#"<call>{"name": "f"}</call>"#]);
+    }
+
+    #[test]
+    fn a_content_that_cannot_be_traced_is_reported() {
+        let source = "{% for m in messages %}{{ 'x' if m.content }}{% endfor %}";
+        let (out, _) = rendered(source, turns(&[("assistant", "b")]));
+        assert_eq!(out.lost, [0]);
+        let (out, _) = rendered(TURNS, turns(&[("assistant", "b\u{fdd0}")]));
+        assert_eq!(out.lost, [0]);
     }
 }

@@ -15,6 +15,9 @@ pub fn transpile(template: &Template, events: bool) -> String {
     writer.out
 }
 
+/// What a rewritten template holds if, and only if, it has a `{% generation %}` block.
+pub const GENERATION: &str = "{{__event('generation_begin')}}";
+
 struct Writer<'t> {
     names: &'t [Arc<str>],
     out: String,
@@ -409,7 +412,8 @@ impl Writer<'_> {
     }
 
     fn more_args(&mut self, args: &Args) {
-        let some = !args.positional.is_empty() || !args.named.is_empty() || args.star.is_some() || args.double_star.is_some();
+        let some =
+            !args.positional.is_empty() || !args.named.is_empty() || args.star.is_some() || args.double_star.is_some();
         if some {
             self.out.push(',');
             self.args(args);

@@ -34,6 +34,8 @@ pub struct Labeller<'a> {
 pub struct SpanView<'a> {
     pub start: usize,
     pub end: usize,
+    /// Where the turn ends.
+    pub limit: usize,
     pub role: &'a str,
     /// 1 yes, 0 no, -1 unsaid.
     pub train: i8,
@@ -119,8 +121,9 @@ impl<'a> Labeller<'a> {
         let mut tokens = Vec::new();
         let mut start = 0;
         for &end in row.piece_ends {
-            let (first, end) = (start, end as usize);
-            for token in found.iter().filter(|token| (first..end).contains(&token.start)) {
+            let end = end as usize;
+            let piece = start..end;
+            for token in found.iter().filter(|token| piece.contains(&token.start)) {
                 self.encode_part(&self.tokenizer, row.text, start, token.start, &mut tokens)?;
                 self.encode_part(&self.literal, row.text, token.start, token.end, &mut tokens)?;
                 start = token.end;
@@ -167,7 +170,7 @@ impl<'a> Labeller<'a> {
                     labelled += 1;
                 }
             }
-            let terminator = self.terminator(row, tokens, after);
+            let terminator = self.terminator(row, tokens, after, span.limit);
             if let Some(at) = terminator {
                 if self.trains_terminator(tokens[at].id, trained, last == Some(n)) {
                     tokens[at].label = true;
@@ -191,9 +194,11 @@ impl<'a> Labeller<'a> {
     }
 
     /// The token that ends the turn whose content ends before token `from`.
-    fn terminator(&self, row: &RowView<'_>, tokens: &[Token], from: usize) -> Option<usize> {
+    fn terminator(&self, row: &RowView<'_>, tokens: &[Token], from: usize, limit: usize) -> Option<usize> {
         for (i, token) in tokens.iter().enumerate().skip(from).take(TERMINATOR_REACH) {
-            if self.special.contains(&token.id) || self.eot.contains(&token.id) || Some(token.id) == self.eos {
+            // Beyond the turn only a token that can mean nothing else ends it: another special token opens the next.
+            let ends = self.eot.contains(&token.id) || Some(token.id) == self.eos;
+            if ends || self.special.contains(&token.id) && token.start < limit {
                 return Some(i);
             }
             let text = row.text.get(token.start..token.end).unwrap_or("x");
@@ -220,7 +225,9 @@ impl<'a> Labeller<'a> {
             tokens.insert(0, Token { id, start: 0, end: 0, label: false });
         }
         if row.eos {
-            let id = self.eos.ok_or("the tokenizer has no end-of-sequence token; name one under special_tokens.eos_token")?;
+            let id = self
+                .eos
+                .ok_or("the tokenizer has no end-of-sequence token; name one under special_tokens.eos_token")?;
             let end = row.text.len();
             tokens.push(Token { id, start: end, end, label: self.config.train_on_eos != TrainOn::None });
         }

@@ -29,7 +29,12 @@ fn presence(facts: &mut Facts<'_>) {
         } else {
             "there are no `datasets`, and there is nothing to train on"
         };
-        facts.error("missing-key", "datasets", message.to_string(), Some("datasets: [{path: data.jsonl, type: alpaca}]".to_string()));
+        facts.error(
+            "missing-key",
+            "datasets",
+            message.to_string(),
+            Some("datasets: [{path: data.jsonl, type: alpaca}]".to_string()),
+        );
     }
     if recipe.base_model.is_none() && facts.sound(&["base_model"]) {
         let message = "there is no `base_model`, and its tokenizer and weights are needed".to_string();
@@ -51,7 +56,9 @@ fn splits(facts: &mut Facts<'_>) {
         let why = "the rows to evaluate on are either given or taken from the training rows";
         facts.conflict(["test_datasets", "val_set_size"], why, "split.val, which may stand beside test_datasets");
     }
-    for (key, share) in [("val_set_size", recipe.val_set_size), ("split.val", section.val), ("split.test", section.test)] {
+    for (key, share) in
+        [("val_set_size", recipe.val_set_size), ("split.val", section.val), ("split.test", section.test)]
+    {
         if let Some(share) = share
             && share > 1.0
             && share.fract() != 0.0
@@ -69,7 +76,12 @@ fn splits(facts: &mut Facts<'_>) {
     }
     if val == 1.0 && facts.sound(&["split.val", "val_set_size"]) {
         let key = if section.val.is_some() { "split.val" } else { "val_set_size" };
-        facts.warning("ambiguous-share", key, format!("`{key}: 1` holds out every row"), Some("a share below 1, or a count above 1".to_string()));
+        facts.warning(
+            "ambiguous-share",
+            key,
+            format!("`{key}: 1` is a count, and holds out one row; Axolotl reads it as all rows"),
+            Some("a share below 1, or a count above 1".to_string()),
+        );
     }
 }
 
@@ -78,14 +90,28 @@ fn packing(facts: &mut Facts<'_>) {
     let packed = recipe.sample_packing == Some(true);
     if recipe.group_by_length == Some(true) {
         if packed {
-            facts.conflict(["sample_packing", "group_by_length"], "packs are all of one length", "group_by_length: false");
+            facts.conflict(
+                ["sample_packing", "group_by_length"],
+                "packs are all of one length",
+                "group_by_length: false",
+            );
         } else if facts.sound(&["group_by_length", "sample_packing"]) {
-            let message = "`group_by_length` is known from Axolotl and not supported here: rows are packed instead of grouped".to_string();
+            let message =
+                "`group_by_length` is known from Axolotl and not supported here: rows are packed instead of grouped"
+                    .to_string();
             facts.error("unsupported-key", "group_by_length", message, Some("sample_packing: true".to_string()));
         }
     }
-    if recipe.eval_sample_packing == Some(true) && recipe.sample_packing == Some(false) && facts.sound(&["sample_packing", "eval_sample_packing"]) {
-        facts.warning("packing", "eval_sample_packing", "evaluation is packed and training is not; losses are the same either way".to_string(), None);
+    if recipe.eval_sample_packing == Some(true)
+        && recipe.sample_packing == Some(false)
+        && facts.sound(&["sample_packing", "eval_sample_packing"])
+    {
+        facts.warning(
+            "packing",
+            "eval_sample_packing",
+            "evaluation is packed and training is not; losses are the same either way".to_string(),
+            None,
+        );
     }
     if let (Some(least), Some(most)) = (recipe.min_sample_len, recipe.sequence_len.or(Some(512)))
         && least > most
@@ -111,8 +137,15 @@ fn packing(facts: &mut Facts<'_>) {
 fn template(facts: &mut Facts<'_>) {
     let recipe = facts.recipe;
     jinja(facts, "chat_template", recipe.chat_template.as_deref(), recipe.chat_template_jinja.as_deref());
-    if recipe.eot_tokens.as_ref().is_some_and(|tokens| tokens.iter().any(String::is_empty)) && facts.sound(&["eot_tokens"]) {
-        facts.error("bad-value", "eot_tokens", "`eot_tokens` holds an empty text, which ends nothing".to_string(), Some("<|im_end|>".to_string()));
+    if recipe.eot_tokens.as_ref().is_some_and(|tokens| tokens.iter().any(String::is_empty))
+        && facts.sound(&["eot_tokens"])
+    {
+        facts.error(
+            "bad-value",
+            "eot_tokens",
+            "`eot_tokens` holds an empty text, which ends nothing".to_string(),
+            Some("<|im_end|>".to_string()),
+        );
     }
 }
 
@@ -160,7 +193,11 @@ fn mappings(facts: &mut Facts<'_>, dataset: &Dataset, at: &str) {
             && new != old
         {
             let keys = [format!("{at}.message_property_mappings"), format!("{at}.{name}")];
-            facts.conflict([&keys[0], &keys[1]], "they name different columns for the same thing", "message_property_mappings");
+            facts.conflict(
+                [&keys[0], &keys[1]],
+                "they name different columns for the same thing",
+                "message_property_mappings",
+            );
         }
     }
 }

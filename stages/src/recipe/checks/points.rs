@@ -17,7 +17,11 @@ fn warmup(facts: &mut Facts<'_>) {
     let steps = recipe.warmup_steps.filter(|steps| *steps > 0);
     let ratio = recipe.warmup_ratio.filter(|ratio| *ratio > 0.0);
     if steps.is_some() && ratio.is_some() {
-        facts.conflict(["warmup_steps", "warmup_ratio"], "both say how long the warm-up is", "keep one, such as `warmup_ratio`");
+        facts.conflict(
+            ["warmup_steps", "warmup_ratio"],
+            "both say how long the warm-up is",
+            "keep one, such as `warmup_ratio`",
+        );
     }
     if let (Some(steps), Some(most)) = (recipe.warmup_steps, recipe.max_steps)
         && steps >= most
@@ -32,42 +36,70 @@ fn evaluation(facts: &mut Facts<'_>) {
     let recipe = facts.recipe;
     let both = recipe.eval_steps.is_some() && recipe.evals_per_epoch.is_some();
     if both {
-        facts.conflict(["eval_steps", "evals_per_epoch"], "both say when to evaluate", "keep one, such as `evals_per_epoch`");
+        facts.conflict(
+            ["eval_steps", "evals_per_epoch"],
+            "both say when to evaluate",
+            "keep one, such as `evals_per_epoch`",
+        );
     }
     let split = recipe.split.clone().unwrap_or_default();
     let held = split.val.or(recipe.val_set_size).unwrap_or(0.0) > 0.0;
     let tests = recipe.test_datasets.as_ref().is_some_and(|list| !list.is_empty()) || split.test.unwrap_or(0.0) > 0.0;
-    let sound = facts.sound(&["val_set_size", "split", "test_datasets", "eval_steps", "evals_per_epoch", "eval_strategy"]);
+    let sound =
+        facts.sound(&["val_set_size", "split", "test_datasets", "eval_steps", "evals_per_epoch", "eval_strategy"]);
     if !held && !tests && sound {
         let remedy = Some("val_set_size: 0.05".to_string());
         if recipe.eval_steps.is_some() && !both {
             let message = "`eval_steps` asks for evaluations, and no rows are held out for them".to_string();
             facts.error("no-eval-data", "eval_steps", message, remedy.clone());
         } else if recipe.evals_per_epoch.is_some() {
-            let message = "`evals_per_epoch` asks for evaluations, and no rows are held out for them; none will run".to_string();
+            let message =
+                "`evals_per_epoch` asks for evaluations, and no rows are held out for them; none will run".to_string();
             facts.warning("no-eval-data", "evals_per_epoch", message, remedy.clone());
         }
         if matches!(recipe.eval_strategy, Some(Strategy::Steps | Strategy::Epoch)) && recipe.eval_steps.is_none() {
-            let message = "`eval_strategy` asks for evaluations, and no rows are held out for them; none will run".to_string();
+            let message =
+                "`eval_strategy` asks for evaluations, and no rows are held out for them; none will run".to_string();
             facts.warning("no-eval-data", "eval_strategy", message, remedy);
         }
     }
     whole_steps(facts, "eval_steps", recipe.eval_steps);
-    strategy(facts, "eval_strategy", recipe.eval_strategy, [("eval_steps", recipe.eval_steps.is_some()), ("evals_per_epoch", recipe.evals_per_epoch.is_some())]);
+    strategy(
+        facts,
+        "eval_strategy",
+        recipe.eval_strategy,
+        [("eval_steps", recipe.eval_steps.is_some()), ("evals_per_epoch", recipe.evals_per_epoch.is_some())],
+    );
     if recipe.eval_strategy == Some(Strategy::Best) && facts.sound(&["eval_strategy"]) {
-        facts.error("bad-value", "eval_strategy", "`eval_strategy` does not take `best`; it takes no, steps, epoch".to_string(), Some("steps".to_string()));
+        facts.error(
+            "bad-value",
+            "eval_strategy",
+            "`eval_strategy` does not take `best`; it takes no, steps, epoch".to_string(),
+            Some("steps".to_string()),
+        );
     }
 }
 
 fn saving(facts: &mut Facts<'_>) {
     let recipe = facts.recipe;
     if recipe.save_steps.is_some() && recipe.saves_per_epoch.is_some() {
-        facts.conflict(["save_steps", "saves_per_epoch"], "both say when to save", "keep one, such as `saves_per_epoch`");
+        facts.conflict(
+            ["save_steps", "saves_per_epoch"],
+            "both say when to save",
+            "keep one, such as `saves_per_epoch`",
+        );
     }
     whole_steps(facts, "save_steps", recipe.save_steps);
-    strategy(facts, "save_strategy", recipe.save_strategy, [("save_steps", recipe.save_steps.is_some()), ("saves_per_epoch", recipe.saves_per_epoch.is_some())]);
+    strategy(
+        facts,
+        "save_strategy",
+        recipe.save_strategy,
+        [("save_steps", recipe.save_steps.is_some()), ("saves_per_epoch", recipe.saves_per_epoch.is_some())],
+    );
     if recipe.save_strategy == Some(Strategy::Best) && facts.sound(&["save_strategy"]) {
-        let message = "`save_strategy: best` is known from Axolotl and not supported here: the last weights are the result".to_string();
+        let message =
+            "`save_strategy: best` is known from Axolotl and not supported here: the last weights are the result"
+                .to_string();
         facts.error("unsupported-value", "save_strategy", message, Some("steps".to_string()));
     }
 }
@@ -115,7 +147,11 @@ fn sections(facts: &mut Facts<'_>) {
                 facts.error("no-eval-data", &format!("eval.splits[{i}]"), message, Some(remedy.to_string()));
             }
         }
-        if !val && !test && eval.splits.is_none() && eval.metrics.as_ref().is_some_and(|m| m.contains(&Metric::ExactMatch) || m.contains(&Metric::Perplexity)) {
+        if !val
+            && !test
+            && eval.splits.is_none()
+            && eval.metrics.as_ref().is_some_and(|m| m.contains(&Metric::ExactMatch) || m.contains(&Metric::Perplexity))
+        {
             let message = "`eval.metrics` asks for measures, and the recipe holds out no rows for them".to_string();
             facts.error("no-eval-data", "eval.metrics", message, Some("split.val".to_string()));
         }
@@ -127,9 +163,23 @@ fn sections(facts: &mut Facts<'_>) {
     let untrained = recipe.train == Some(false) && recipe.lora_model_dir.is_none();
     let merges = recipe.merge.as_ref().is_some_and(|toggle| toggle.on().is_some());
     if untrained && merges {
-        facts.conflict(["train", "merge"], "nothing is trained, so there is no adapter to merge", "train: true, or lora_model_dir");
+        facts.conflict(
+            ["train", "merge"],
+            "nothing is trained, so there is no adapter to merge",
+            "train: true, or lora_model_dir",
+        );
     }
-    if recipe.adapter.is_none() && merges && recipe.lora_model_dir.is_none() && !untrained && facts.sound(&["adapter", "merge"]) {
-        facts.warning("no-effect", "merge", "without an `adapter` all weights are trained, and there is nothing to merge".to_string(), Some("adapter: lora".to_string()));
+    if recipe.adapter.is_none()
+        && merges
+        && recipe.lora_model_dir.is_none()
+        && !untrained
+        && facts.sound(&["adapter", "merge"])
+    {
+        facts.warning(
+            "no-effect",
+            "merge",
+            "without an `adapter` all weights are trained, and there is nothing to merge".to_string(),
+            Some("adapter: lora".to_string()),
+        );
     }
 }

@@ -32,7 +32,8 @@ fn adapter(facts: &mut Facts<'_>) {
         None if sound && recipe.train != Some(false) => {
             for (key, on) in [("load_in_4bit", four), ("load_in_8bit", eight)] {
                 if on {
-                    let message = format!("`{key}` holds the base in a format that cannot be trained, and there is no `adapter`");
+                    let message =
+                        format!("`{key}` holds the base in a format that cannot be trained, and there is no `adapter`");
                     facts.error("missing-key", key, message, Some("adapter: qlora".to_string()));
                 }
             }
@@ -41,16 +42,25 @@ fn adapter(facts: &mut Facts<'_>) {
     }
     if let Some(adapter) = recipe.adapter.filter(|_| recipe.lora_model_dir.is_none()) {
         let name = if adapter == AdapterName::Lora { "lora" } else { "qlora" };
-        for (key, missing, value) in [("lora_r", recipe.lora_r.is_none(), "16"), ("lora_alpha", recipe.lora_alpha.is_none(), "32")] {
+        for (key, missing, value) in
+            [("lora_r", recipe.lora_r.is_none(), "16"), ("lora_alpha", recipe.lora_alpha.is_none(), "32")]
+        {
             if missing && recipe.train != Some(false) && facts.sound(&[key, "adapter"]) {
-                let message = format!("`adapter: {name}` needs `{key}`");
-                facts.error("missing-key", key, message, Some(format!("{key}: {value}")));
+                let message =
+                    format!("`adapter: {name}` without `{key}` takes PEFT's or Axolotl's default; better say it");
+                facts.warning("missing-key", key, message, Some(format!("{key}: {value}")));
             }
         }
     }
     let lora = ["lora_r", "lora_alpha", "lora_target_modules", "lora_target_linear"];
     let written: Vec<&str> = lora.into_iter().filter(|key| facts.written(key)).collect();
-    if recipe.adapter.is_none() && !written.is_empty() && recipe.train != Some(false) && facts.sound(&["adapter"]) && !four && !eight {
+    if recipe.adapter.is_none()
+        && !written.is_empty()
+        && recipe.train != Some(false)
+        && facts.sound(&["adapter"])
+        && !four
+        && !eight
+    {
         let message = format!("`{}` has no effect without `adapter`: all weights are trained", written[0]);
         facts.warning("no-effect", written[0], message, Some("adapter: lora".to_string()));
     }
@@ -61,8 +71,17 @@ fn precision(facts: &mut Facts<'_>) {
     if recipe.bf16 == Some(AutoFlag::On) && recipe.fp16 == Some(true) {
         facts.conflict(["bf16", "fp16"], "arithmetic has one type", "fp16: false");
     }
-    if recipe.fp16 == Some(true) && recipe.bf16 != Some(AutoFlag::On) && facts.sound(&["fp16"]) && recipe.learning_rate.is_some_and(|lr| lr > 0.01) {
-        facts.warning("out-of-range", "fp16", "fp16 overflows easily at this learning rate".to_string(), Some("bf16: auto".to_string()));
+    if recipe.fp16 == Some(true)
+        && recipe.bf16 != Some(AutoFlag::On)
+        && facts.sound(&["fp16"])
+        && recipe.learning_rate.is_some_and(|lr| lr > 0.01)
+    {
+        facts.warning(
+            "out-of-range",
+            "fp16",
+            "fp16 overflows easily at this learning rate".to_string(),
+            Some("bf16: auto".to_string()),
+        );
     }
 }
 
@@ -80,12 +99,13 @@ fn batches(facts: &mut Facts<'_>) {
         let message = format!("`batch_size` {batch} is not a multiple of `micro_batch_size` {micro}");
         facts.error("out-of-range", "batch_size", message, Some(format!("{right}")));
     }
-    let written = [recipe.batch_size.is_some(), recipe.micro_batch_size.is_some(), recipe.gradient_accumulation_steps.is_some()];
+    let written =
+        [recipe.batch_size.is_some(), recipe.micro_batch_size.is_some(), recipe.gradient_accumulation_steps.is_some()];
     let trains = recipe.train != Some(false) && !facts.written("rl");
     if trains && written.iter().filter(|is| **is).count() < 2 && facts.sound(&keys) {
         let missing = if written[1] { "gradient_accumulation_steps" } else { "micro_batch_size" };
-        let message = "two of `micro_batch_size`, `gradient_accumulation_steps` and `batch_size` must be written; what is missing counts as 1";
-        facts.warning("missing-key", missing, message.to_string(), Some(format!("{missing}: 1")));
+        let message = "two of `micro_batch_size`, `gradient_accumulation_steps` and `batch_size` must be written";
+        facts.error("missing-key", missing, message.to_string(), Some(format!("{missing}: 1")));
     }
     if trains && recipe.learning_rate.is_none() && facts.sound(&["learning_rate"]) {
         let message = "there is no `learning_rate`, and no value suits every recipe".to_string();
@@ -102,7 +122,12 @@ fn batches(facts: &mut Facts<'_>) {
         && lr == 0.0
         && facts.sound(&["learning_rate"])
     {
-        facts.error("out-of-range", "learning_rate", "a `learning_rate` of 0 trains nothing".to_string(), Some("2e-4".to_string()));
+        facts.error(
+            "out-of-range",
+            "learning_rate",
+            "a `learning_rate` of 0 trains nothing".to_string(),
+            Some("2e-4".to_string()),
+        );
     }
     for (key, beta) in [("adam_beta1", recipe.adam_beta1), ("adam_beta2", recipe.adam_beta2)] {
         if beta == Some(1.0) && facts.sound(&[key]) {
@@ -113,7 +138,12 @@ fn batches(facts: &mut Facts<'_>) {
         && dropout == 1.0
         && facts.sound(&["lora_dropout"])
     {
-        facts.error("out-of-range", "lora_dropout", "a `lora_dropout` of 1 leaves nothing to learn from".to_string(), Some("0.05".to_string()));
+        facts.error(
+            "out-of-range",
+            "lora_dropout",
+            "a `lora_dropout` of 1 leaves nothing to learn from".to_string(),
+            Some("0.05".to_string()),
+        );
     }
 }
 
@@ -122,18 +152,36 @@ fn targets(facts: &mut Facts<'_>) {
     let sound = facts.sound(&["lora_target_modules", "lora_target_linear", "adapter", "lora_target_parameters"]);
     match &recipe.lora_target_modules {
         Some(Targets::Names(names)) if names.is_empty() && recipe.lora_target_linear != Some(true) && sound => {
-            facts.error("bad-value", "lora_target_modules", "`lora_target_modules` is an empty list".to_string(), Some("lora_target_linear: true".to_string()));
+            facts.error(
+                "bad-value",
+                "lora_target_modules",
+                "`lora_target_modules` is an empty list".to_string(),
+                Some("lora_target_linear: true".to_string()),
+            );
         }
         Some(Targets::Regex(text)) if text != "all-linear" && sound => {
-            if text.contains(',') && text.split(',').all(|name| name.trim().chars().all(|c| c.is_alphanumeric() || "_. ".contains(c))) {
+            if text.contains(',')
+                && text.split(',').all(|name| name.trim().chars().all(|c| c.is_alphanumeric() || "_. ".contains(c)))
+            {
                 let list = text.split(',').map(str::trim).collect::<Vec<_>>().join(", ");
-                let message = format!("`lora_target_modules` as text is one regular expression, and `{text}` looks like a list");
+                let message =
+                    format!("`lora_target_modules` as text is one regular expression, and `{text}` looks like a list");
                 facts.error("bad-value", "lora_target_modules", message, Some(format!("[{list}]")));
             } else if let Err(why) = balanced(text) {
-                facts.error("bad-value", "lora_target_modules", format!("`lora_target_modules` is not a regular expression: {why}"), Some("[q_proj, v_proj]".to_string()));
+                facts.error(
+                    "bad-value",
+                    "lora_target_modules",
+                    format!("`lora_target_modules` is not a regular expression: {why}"),
+                    Some("[q_proj, v_proj]".to_string()),
+                );
             }
         }
-        None if recipe.adapter.is_some() && recipe.lora_target_linear != Some(true) && recipe.lora_model_dir.is_none() && sound && !facts.written("lora_target_parameters") => {
+        None if recipe.adapter.is_some()
+            && recipe.lora_target_linear != Some(true)
+            && recipe.lora_model_dir.is_none()
+            && sound
+            && !facts.written("lora_target_parameters") =>
+        {
             let message = "neither `lora_target_linear` nor `lora_target_modules` says what to adapt; PEFT's choice for the architecture is used".to_string();
             facts.warning("missing-key", "lora_target_modules", message, Some("lora_target_linear: true".to_string()));
         }
@@ -145,7 +193,12 @@ fn schedule(facts: &mut Facts<'_>) {
     let recipe = facts.recipe;
     let cosine = recipe.lr_scheduler.unwrap_or(SchedulerName::Cosine) == SchedulerName::Cosine;
     if recipe.cosine_min_lr_ratio.is_some() && !cosine && facts.sound(&["cosine_min_lr_ratio", "lr_scheduler"]) {
-        facts.warning("no-effect", "cosine_min_lr_ratio", "`cosine_min_lr_ratio` has no effect on this `lr_scheduler`".to_string(), Some("lr_scheduler: cosine".to_string()));
+        facts.warning(
+            "no-effect",
+            "cosine_min_lr_ratio",
+            "`cosine_min_lr_ratio` has no effect on this `lr_scheduler`".to_string(),
+            Some("lr_scheduler: cosine".to_string()),
+        );
     }
     let warms = recipe.warmup_steps.unwrap_or(0) > 0 || recipe.warmup_ratio.unwrap_or(0.0) > 0.0;
     if recipe.lr_scheduler == Some(SchedulerName::Constant) && warms && facts.sound(&["lr_scheduler"]) {
@@ -156,8 +209,21 @@ fn schedule(facts: &mut Facts<'_>) {
 
 /// Axolotl's checks on keys that are inert here, so that a recipe that is wrong there is not praised here.
 fn backends(facts: &mut Facts<'_>) {
-    let on = |facts: &Facts<'_>, key: &str| facts.tree.at(key).and_then(|node| node.scalar()).is_some_and(|scalar| matches!(&*scalar.text, "true" | "True" | "yes" | "on"));
-    let attention = ["flash_attention", "xformers_attention", "sdp_attention", "flex_attention", "sage_attention", "eager_attention"];
+    let on = |facts: &Facts<'_>, key: &str| {
+        facts
+            .tree
+            .at(key)
+            .and_then(|node| node.scalar())
+            .is_some_and(|scalar| matches!(&*scalar.text, "true" | "True" | "yes" | "on"))
+    };
+    let attention = [
+        "flash_attention",
+        "xformers_attention",
+        "sdp_attention",
+        "flex_attention",
+        "sage_attention",
+        "eager_attention",
+    ];
     let chosen: Vec<&str> = attention.into_iter().filter(|key| on(facts, key)).collect();
     if facts.written("attn_implementation") && !chosen.is_empty() {
         facts.conflict(["attn_implementation", chosen[0]], "both choose the attention", "keep `attn_implementation`");
@@ -172,15 +238,19 @@ fn backends(facts: &mut Facts<'_>) {
 }
 
 fn plugins(facts: &mut Facts<'_>) {
-    let known = ["cut_cross_entropy", "liger", "kernels", "llm_compressor", "spectrum", "swanlab", "lm_eval", "densemixer"];
+    let known =
+        ["cut_cross_entropy", "liger", "kernels", "llm_compressor", "spectrum", "swanlab", "lm_eval", "densemixer"];
     let inert = &known[..3];
     let Some(items) = facts.tree.at("plugins").and_then(|node| node.items()) else { return };
-    let names: Vec<String> = items.iter().filter_map(|item| item.scalar()).map(|scalar| scalar.text.to_string()).collect();
+    let names: Vec<String> =
+        items.iter().filter_map(|item| item.scalar()).map(|scalar| scalar.text.to_string()).collect();
     for (i, name) in names.iter().enumerate() {
         let lower = name.to_ascii_lowercase();
         let carried = inert.iter().any(|part| lower.contains(&format!(".{part}."))) || lower.contains("swanlab");
         if !carried {
-            let message = format!("the plugin `{name}` is known from Axolotl and not supported here: only kernels that are built in are");
+            let message = format!(
+                "the plugin `{name}` is known from Axolotl and not supported here: only kernels that are built in are"
+            );
             facts.error("unsupported-value", &format!("plugins[{i}]"), message, Some("remove this plugin".to_string()));
         }
     }

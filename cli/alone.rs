@@ -1,0 +1,84 @@
+//! Stages as stand-alone verbs: a small recipe is written for them, compiled like any other, and its one node is run on
+//! existing folders. Same code, same options, same messages.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use indexmap::IndexMap;
+use pipe_engine::event::Sink;
+use pipe_engine::plan::Plan;
+use pipe_engine::task::{Cancel, Context, Summary};
+use serde_json::Value;
+
+use crate::args::{RecipeArgs, StoreArgs};
+use crate::failure::Failure;
+use crate::open::{self, Opened};
+use crate::report::{self, plain::Plain, progress::Live};
+
+/// A recipe that lives as long as the verb.
+pub struct Made {
+    pub folder: tempfile::TempDir,
+    pub opened: Opened,
+}
+
+/// Compiles the recipe `keys` with `set` on top. Paths in it must be absolute.
+pub fn recipe(keys: &Value, set: &[(String, String)]) -> Result<Made, Failure> {
+    let failed = |e: std::io::Error| Failure::stage(format!("cannot make a temporary folder: {e}"));
+    let folder = tempfile::tempdir().map_err(failed)?;
+    let path = folder.path().join("verb.yml");
+    std::fs::write(&path, keys.to_string()).map_err(failed)?;
+    let store = StoreArgs { cache_dir: Some(folder.path().join("store")) };
+    let opened = open::open(&RecipeArgs { recipe: path, set: set.to_vec(), store })?;
+    Ok(Made { folder, opened })
+}
+
+/// Runs one node's task on `inputs`, writing to the new folder `out`.
+pub fn run(plan: &Plan, stage: &str, inputs: &[(&str, &Path)], out: &Path, scratch: &Path) -> Result<Summary, Failure> {
+    let node = plan.nodes().iter().find(|node| node.name.stage() == stage);
+    let node = node.ok_or_else(|| Failure::stage(format!("there is no {stage} to run")))?;
+    std::fs::create_dir_all(out).map_err(|e| Failure::invalid(format!("cannot write {}: {e}", out.display())))?;
+    let (sink, live) = display();
+    let cancel = Cancel::default();
+    let stop = cancel.clone();
+    ctrlc::set_handler(move || stop.cancel()).map_err(|e| Failure::stage(format!("cannot listen for Ctrl-C: {e}")))?;
+    let context = Context {
+        node: node.name.clone(),
+        inputs: inputs.iter().map(|(role, path)| (role.to_string(), path.to_path_buf())).collect::<IndexMap<_, _>>(),
+        files: node.task.files().into_iter().map(|file| (file.role, file.path)).collect(),
+        out: out.to_path_buf(),
+        work: scratch.to_path_buf(),
+        threads: std::thread::available_parallelism().map_or(1, usize::from),
+        cancel,
+        sink,
+        read: Mutex::new(BTreeMap::new()),
+    };
+    let result = node.task.run(&context);
+    if let Some(live) = live {
+        live.clear();
+    }
+    Ok(result?)
+}
+
+/// A path as the temporary recipe needs it; it must exist.
+pub fn existing(path: &Path) -> Result<PathBuf, Failure> {
+    let absolute = path.canonicalize();
+    absolute.map_err(|e| Failure::invalid(format!("cannot read {}: {e}", path.display())))
+}
+
+/// A folder to write to, which must be new or empty.
+pub fn vacant(path: &Path) -> Result<&Path, Failure> {
+    let taken = std::fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some()) || path.is_file();
+    if taken {
+        return Err(Failure::invalid(format!("{} exists already", path.display())).hint("name a new or empty folder"));
+    }
+    Ok(path)
+}
+
+fn display() -> (Arc<dyn Sink>, Option<Arc<Live>>) {
+    if report::is_live() {
+        let live = Arc::new(Live::new());
+        return (live.clone(), Some(live));
+    }
+    (Arc::new(Plain::new(1)), None)
+}

@@ -1,0 +1,160 @@
+//! `pipe eval`: how good a model is on rows.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use clap::Args;
+use pipe_engine::digest::Digest;
+use pipe_engine::event::Silent;
+use pipe_engine::plan::{self, Input, Node, NodeName};
+use pipe_engine::schedule::{self, Options};
+use pipe_engine::state::Selection;
+use pipe_engine::task::{Cancel, Context, SourceFile, Summary, Task, TaskError, View};
+use pipe_stages::compile::{Machine, TRAINED, compile};
+use serde_json::{Value, json};
+
+use crate::args::key_value;
+use crate::failure::{Failure, Kind, Outcome};
+use crate::report::format::{count, measure, percent};
+use crate::{alone, job, report};
+
+/// Measure a model on rows: perplexity and exact match.
+#[derive(Args, Debug)]
+pub struct EvalArgs {
+    /// A Hugging Face folder or a GGUF file.
+    #[arg(value_name = "MODEL")]
+    model: PathBuf,
+    /// Rows to measure on.
+    #[arg(long, value_name = "FILE")]
+    data: PathBuf,
+    /// PEFT adapter folder.
+    #[arg(long, value_name = "DIR")]
+    adapter: Option<PathBuf>,
+    /// Format of the rows, as datasets[].type.
+    #[arg(long = "type", value_name = "T", default_value = "chat_template")]
+    kind: String,
+    /// Longest row in tokens.
+    #[arg(long, value_name = "N", default_value_t = 2048)]
+    sequence_len: u64,
+    /// Set a recipe key. Repeatable.
+    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = key_value)]
+    set: Vec<(String, String)>,
+    /// One JSON object instead of text.
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn eval(args: &EvalArgs) -> Outcome {
+    let keys = json!({
+        "base_model": alone::existing(&args.model)?,
+        "train": false,
+        "sequence_len": args.sequence_len,
+        "test_datasets": [{ "path": alone::existing(&args.data)?, "type": args.kind }],
+        "eval": { "metrics": ["perplexity", "exact_match"], "baseline": false },
+    });
+    let made = alone::recipe(&keys, &args.set)?;
+    let machine = Machine::here(pipe_stages::worker::Worker { program: job::worker()? });
+    let mut nodes = compile(&made.opened.recipe, &made.opened.project, &machine).map_err(Failure::problems)?;
+    if let Some(adapter) = &args.adapter {
+        wire(&mut nodes, &alone::existing(adapter)?);
+    }
+    let plan = plan::plan(nodes).map_err(|e| Failure::stage(e.to_string()))?;
+    let store = made.opened.store()?;
+    let cancel = Cancel::default();
+    let stop = cancel.clone();
+    ctrlc::set_handler(move || stop.cancel()).map_err(|e| Failure::stage(format!("cannot listen for Ctrl-C: {e}")))?;
+    let selection = Selection { until: vec!["eval".to_string()], ..Selection::default() };
+    let options = Options { selection, ..Options::default() };
+    let ended = schedule::run(&plan, &store, &options, Arc::new(Silent), &cancel);
+    let ended = ended.map_err(|e| Failure::stage(e.to_string()))?;
+    if ended.interrupted {
+        return Err(Failure::interrupted());
+    }
+    if let Some(failure) = ended.failures.first() {
+        let input = failure.kind == schedule::FailureKind::Input;
+        let told = format!("{}: {}", failure.node, failure.error);
+        return Err(if input { Failure::invalid(told) } else { Failure::stage(told) });
+    }
+    let folder = ended.finished.outputs.get(&NodeName::new("eval"));
+    let measures = folder.and_then(|folder| measures(folder)).ok_or_else(|| Failure::told(Kind::Stage))?;
+    if args.json {
+        report::json(&measures)
+    } else {
+        report::print(&text(&measures))
+    }
+    Ok(())
+}
+
+/// What the contract wants of `eval.json`'s one model and split.
+fn measures(folder: &Path) -> Option<Value> {
+    let text = std::fs::read_to_string(folder.join("eval.json")).ok()?;
+    let table: Value = serde_json::from_str(&text).ok()?;
+    let (_, splits) = table.get("models")?.as_object()?.iter().next()?;
+    let row = splits.get("test")?.as_object()?;
+    let mut metrics = row.clone();
+    let mut take = |name: &str| metrics.shift_remove(name).unwrap_or(Value::Null);
+    let [loss, perplexity, tokens, trained] = ["loss", "perplexity", "tokens", "trained_tokens"].map(&mut take);
+    Some(json!({
+        "eval_loss": loss,
+        "perplexity": perplexity,
+        "tokens": tokens,
+        "trained_tokens": trained,
+        "metrics": metrics,
+    }))
+}
+
+fn text(measures: &Value) -> String {
+    let number = |name: &str| measures.get(name).and_then(Value::as_f64);
+    let mut lines = Vec::new();
+    lines.extend(number("eval_loss").map(|loss| format!("loss            {}", measure(loss))));
+    lines.extend(number("perplexity").map(|perplexity| format!("perplexity      {}", measure(perplexity))));
+    lines.extend(number("trained_tokens").map(|tokens| format!("trained tokens  {}", count(tokens as u64))));
+    let exact = measures.get("metrics").and_then(|metrics| metrics.get("exact_match")?.as_f64());
+    lines.extend(exact.map(|share| format!("exact match     {}", percent(share))));
+    lines.join("\n")
+}
+
+/// Gives the eval node an adapter that lies outside the store.
+fn wire(nodes: &mut Vec<Node>, adapter: &Path) {
+    let name = NodeName::new("adapter");
+    let task = Arc::new(AdapterFolder { folder: adapter.to_path_buf() });
+    nodes.push(Node { name: name.clone(), kind: TRAINED, inputs: Vec::new(), task });
+    for node in nodes.iter_mut().filter(|node| node.name.stage() == "eval") {
+        node.inputs.push(Input { role: "adapter".to_string(), from: name.clone(), file: None, kind: TRAINED });
+    }
+}
+
+/// Brings a folder's files into the plan.
+struct AdapterFolder {
+    folder: PathBuf,
+}
+
+impl Task for AdapterFolder {
+    fn stage(&self) -> &'static str {
+        "adapter"
+    }
+
+    fn version(&self) -> String {
+        "1".to_string()
+    }
+
+    fn params(&self) -> Value {
+        Value::Null
+    }
+
+    fn files(&self) -> Vec<SourceFile> {
+        let entries = std::fs::read_dir(&self.folder).into_iter().flatten().flatten();
+        let files = entries.map(|entry| entry.path()).filter(|path| path.is_file());
+        let role = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        files.map(|path| SourceFile { role: role(&path), path, view: View::Whole }).collect()
+    }
+
+    fn run(&self, ctx: &Context) -> Result<Summary, TaskError> {
+        for (role, path) in &ctx.files {
+            let bytes = std::fs::read(path).map_err(TaskError::io(format!("reading {}", path.display())))?;
+            ctx.report_read(role, Digest::of(&bytes));
+            std::fs::write(ctx.out().join(role), bytes).map_err(TaskError::io("copying the adapter"))?;
+        }
+        Ok(Summary::default())
+    }
+}

@@ -1,0 +1,9 @@
+//! What a user sees: the real binary in a sealed environment.
+
+mod bad_input;
+mod crash;
+mod gallery;
+mod harness;
+mod incremental;
+mod looking;
+mod whole_path;

@@ -1,0 +1,92 @@
+//! The whole path with a tiny model: tokenize, train, eval, convert, merge, quantize. Needs the worker beside the binary.
+
+use super::harness::{Project, copy_folder, fixture, rows, set};
+
+const RECIPE: &str = "\
+base_model: model
+datasets:
+  - path: rows.jsonl
+    type: alpaca
+    label: docker
+val_set_size: 0.2
+sequence_len: 64
+sample_packing: true
+adapter: qlora
+load_in_4bit: true
+lora_r: 4
+lora_alpha: 8
+lora_target_linear: true
+micro_batch_size: 1
+gradient_accumulation_steps: 2
+num_epochs: 2
+learning_rate: 0.01
+eval:
+  max_new_tokens: 8
+  samples: ['Please list the 3 running container']
+merge: true
+quantize:
+  types: [q8_0]
+output_dir: out
+";
+
+fn worker_is_there() -> bool {
+    std::path::Path::new(env!("CARGO_BIN_EXE_pipe")).with_file_name("pipe-torch").is_file()
+}
+
+fn project() -> Project {
+    let project = Project::new();
+    copy_folder(&fixture("tiny-llama"), &project.path("work/model"));
+    project.write("rows.jsonl", &rows(0..40));
+    project.write("recipe.yml", RECIPE);
+    project
+}
+
+#[test]
+fn a_recipe_from_rows_to_a_quantised_model() {
+    if !worker_is_there() {
+        return;
+    }
+    let project = project();
+    let said = project.pipe(&["run", "recipe.yml"]);
+    assert_eq!(said.code, 0, "{}\n{}", said.stdout, said.stderr);
+    for word in ["perplexity (val)", "base", "tuned", "samples", "out/merged", "pipe chat out/merged"] {
+        assert!(said.stdout.contains(word), "no `{word}` in\n{}", said.stdout);
+    }
+    for file in [
+        "adapter/adapter_model.safetensors",
+        "adapter/adapter_config.json",
+        "merged/config.json",
+        "gguf/model-q8_0.gguf",
+    ] {
+        assert!(project.path("work/out").join(file).is_file(), "{file}");
+    }
+    assert_eq!(project.run(&[]).executed, set(&[]));
+    let below = set(&["train", "eval", "convert", "merge", "quantize"]);
+    let ran = project.run(&["--set", "learning_rate=0.02"]);
+    assert_eq!(ran.executed, below);
+    let metrics: Vec<_> = ran.events.iter().filter(|event| event["event"] == "metric").collect();
+    assert!(!metrics.is_empty() && metrics.iter().all(|metric| metric["loss"].as_f64().unwrap() > 0.0));
+    assert_eq!(project.run(&["--set", "quantize.types=[f16]"]).executed, set(&["quantize"]));
+    assert_eq!(project.run(&["--set", "output_dir=elsewhere"]).executed, set(&[]));
+}
+
+#[test]
+fn the_verbs_work_on_existing_folders() {
+    if !worker_is_there() {
+        return;
+    }
+    let project = project();
+    assert_eq!(project.run(&["--until", "convert"]).code, 0);
+    let merge =
+        project.pipe(&["merge", "model", "--adapter", "out/adapter", "--output", "whole", "--dtype", "float32"]);
+    assert_eq!(merge.code, 0, "{}", merge.stderr);
+    let quantize = project.pipe(&["quantize", "whole", "--type", "q8_0", "--output", "whole.gguf"]);
+    assert_eq!(quantize.code, 0, "{}", quantize.stderr);
+    let eval = ["eval", "whole.gguf", "--data", "rows.jsonl", "--type", "alpaca", "--json"];
+    let said = project.pipe(&eval);
+    assert_eq!(said.code, 0, "{}", said.stderr);
+    assert!(said.json()["eval_loss"].as_f64().unwrap() > 0.0);
+    let answer = ["chat", "whole", "--prompt", "Please list", "--temperature", "0", "--max-new-tokens", "4"];
+    let said = project.pipe(&answer);
+    assert_eq!(said.code, 0, "{}", said.stderr);
+}
