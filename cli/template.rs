@@ -70,7 +70,10 @@ fn refused(error: &TemplateError) -> Failure {
     Failure::invalid(error.to_string())
 }
 
-fn conversation(path: &Path) -> Result<(Vec<Map<String, Value>>, Option<Value>), Failure> {
+/// Messages, and tools where the file brings them.
+type Conversation = (Vec<Map<String, Value>>, Option<Value>);
+
+fn conversation(path: &Path) -> Result<Conversation, Failure> {
     let wrong = |what: &str| {
         Failure::invalid(format!("{}: {what}", path.display()))
             .hint(r#"write a JSON list such as [{"role": "user", "content": "Hello"}]"#)

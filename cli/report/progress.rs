@@ -13,10 +13,13 @@ use pipe_engine::plan::NodeName;
 use super::format::{clip, count, measure, rate, seconds};
 use super::lines;
 
+/// A node's bar and what it shows.
+type Bar = (ProgressBar, Arc<Mutex<Running>>);
+
 /// Draws to standard error, which must be a terminal.
 pub struct Live {
     area: MultiProgress,
-    bars: Mutex<HashMap<NodeName, (ProgressBar, Arc<Mutex<Running>>)>>,
+    bars: Mutex<HashMap<NodeName, Bar>>,
     overall: Arc<Mutex<Overall>>,
     bottom: ProgressBar,
 }

@@ -37,10 +37,6 @@ impl Fixture {
         }
     }
 
-    pub fn i64(&self, name: &str) -> Vec<i64> {
-        self.bytes(name).chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap())).collect()
-    }
-
     fn read(&self, name: &str) -> (Dtype, Vec<usize>, Vec<u8>) {
         let all = SafeTensors::deserialize(&self.bytes).unwrap();
         let view = all.tensor(name).unwrap();

@@ -22,6 +22,7 @@ use crate::{ModelError, Result, adapter, device, load, loss, random};
 pub const CHUNK_TOKENS: usize = 512;
 
 /// Runs the job. `Cancelled` leaves a checkpoint to resume from.
+#[allow(clippy::too_many_lines)] // The training loop, read top to bottom.
 pub fn run(job: &TrainJob, events: &Events) -> Result<()> {
     let packs = Packs::open(&job.train)?;
     let val = job.val.as_deref().map(Packs::open).transpose()?;
@@ -177,11 +178,11 @@ impl Steps {
         match *points {
             _ if done == 0 => false,
             EvalPoints::Never => false,
-            EvalPoints::EverySteps(every) => every > 0 && done % every == 0,
+            EvalPoints::EverySteps(every) => every > 0 && done.is_multiple_of(every),
             EvalPoints::PerEpoch(times) => {
                 let every = (self.per_epoch / times.max(1)).max(1);
                 let within = done % self.per_epoch;
-                within == 0 || within % every == 0
+                within == 0 || within.is_multiple_of(every)
             }
         }
     }

@@ -71,7 +71,7 @@ impl Conversation {
         let rendered = rendered.map_err(|e| TaskError::Input(e.to_string()))?;
         self.send(&json!(pipe_job::Command::Say { text: rendered }))?;
         let mut answer = String::new();
-        while let Some(line) = self.events.next() {
+        for line in self.events.by_ref() {
             let line = line.map_err(TaskError::io("reading the worker's answer"))?;
             match serde_json::from_str(&line) {
                 Ok(Event::Text { text }) => {

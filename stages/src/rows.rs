@@ -98,6 +98,9 @@ pub mod shapes {
     }
 }
 
+/// Where chunks and their sizes go, and the thread that turns them into bytes.
+type Encoder = (SyncSender<(RecordBatch, usize)>, JoinHandle<Result<(), TaskError>>);
+
 /// Writes a table on a thread of its own, so that encoding overlaps the caller's work.
 pub struct TableWriter {
     path: PathBuf,
@@ -106,7 +109,7 @@ pub struct TableWriter {
     pending_rows: usize,
     pending_bytes: usize,
     rows: u64,
-    encoder: Option<(SyncSender<(RecordBatch, usize)>, JoinHandle<Result<(), TaskError>>)>,
+    encoder: Option<Encoder>,
 }
 
 impl TableWriter {

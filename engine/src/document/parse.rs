@@ -286,7 +286,7 @@ fn scalar_style(style: ScalarStyle, tag: Option<&Tag>, span: &Span) -> Result<bo
 
 fn check_tag(tag: Option<&Tag>, span: &Span) -> Result<(), Box<Problem>> {
     match tag {
-        Some(tag) if !tag.is_yaml_core_schema() && !(tag.handle == "!" && tag.suffix.is_empty()) => {
+        Some(tag) if !(tag.is_yaml_core_schema() || tag.handle == "!" && tag.suffix.is_empty()) => {
             let name = format!("{}{}", tag.handle, tag.suffix);
             Err(error(
                 span,

@@ -177,10 +177,13 @@ impl Fake {
     }
 }
 
+/// What a node reads: upstream names, and the one file of each if not all.
+type Wires = Vec<(String, Option<String>)>;
+
 /// A small world: a folder with source files, a store, and nodes to change.
 pub struct World {
     pub folder: tempfile::TempDir,
-    pub nodes: BTreeMap<usize, (String, Fake, Vec<(String, Option<String>)>)>,
+    pub nodes: BTreeMap<usize, (String, Fake, Wires)>,
     pub busy: Arc<Busy>,
 }
 

@@ -27,7 +27,7 @@ pub enum Targets {
 }
 
 /// One string or several.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct OneOrMany(pub Vec<String>);
 
 /// A section that may also be switched with a plain boolean: `merge: true`, or `merge: {dtype: bf16}`.
@@ -230,12 +230,6 @@ pub enum SpecialTokensInContent {
     Escape,
     /// The row is an error.
     Error,
-}
-
-impl Default for OneOrMany {
-    fn default() -> Self {
-        OneOrMany(Vec::new())
-    }
 }
 
 impl Format {

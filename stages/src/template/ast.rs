@@ -49,8 +49,6 @@ pub struct Macro {
     /// Defaults of the last parameters.
     pub defaults: Vec<Expr>,
     pub body: Vec<Stmt>,
-    pub reads_varargs: bool,
-    pub reads_kwargs: bool,
 }
 
 #[derive(Debug)]
@@ -64,7 +62,6 @@ pub enum Target {
 pub struct Filter {
     pub name: Arc<str>,
     pub args: Args,
-    pub line: u32,
 }
 
 #[derive(Debug, Default)]

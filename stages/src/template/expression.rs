@@ -319,7 +319,7 @@ impl Parser {
                 let filter = self.filter_name_and_args()?;
                 value = Expr::Filter(Some(Box::new(value)), Box::new(filter));
             } else if self.skip_name("is") {
-                value = self.test(value, line)?;
+                value = self.test(value)?;
             } else if self.skip_op("(") {
                 value = Expr::Call(Box::new(value), Box::new(self.arguments()?), line);
             } else {
@@ -329,10 +329,9 @@ impl Parser {
     }
 
     pub fn filter_name_and_args(&mut self) -> Parsed<Filter> {
-        let line = self.line();
         let name = self.dotted_name()?;
         let args = if self.skip_op("(") { self.arguments()? } else { Args::default() };
-        Ok(Filter { name, args, line })
+        Ok(Filter { name, args })
     }
 
     fn dotted_name(&mut self) -> Parsed<Arc<str>> {
@@ -344,7 +343,7 @@ impl Parser {
         Ok(name.into())
     }
 
-    fn test(&mut self, value: Expr, line: u32) -> Parsed<Expr> {
+    fn test(&mut self, value: Expr) -> Parsed<Expr> {
         let negated = self.skip_name("not");
         let name = self.dotted_name()?;
         let takes_operand = match self.peek() {
@@ -360,6 +359,6 @@ impl Parser {
         } else {
             Args::default()
         };
-        Ok(Expr::Test(Box::new(value), Box::new(Filter { name, args, line }), negated))
+        Ok(Expr::Test(Box::new(value), Box::new(Filter { name, args }), negated))
     }
 }

@@ -19,9 +19,12 @@ const MAX_RANGE: i128 = 100_000;
 const BINARY: [BinOp; 7] = [BinOp::Add, BinOp::Sub, BinOp::Mul, BinOp::Div, BinOp::FloorDiv, BinOp::Mod, BinOp::Pow];
 const COMPARE: [CmpOp; 8] = [CmpOp::Eq, CmpOp::Ne, CmpOp::Lt, CmpOp::Le, CmpOp::Gt, CmpOp::Ge, CmpOp::In, CmpOp::NotIn];
 
+/// A function as minijinja calls it.
+type Call = fn(&mut State<'_, '_>, &[Native]) -> Answer;
+
 /// Adds them all.
 pub fn install(env: &mut Environment<'_>) {
-    let functions: [(&'static str, fn(&mut State<'_, '_>, &[Native]) -> Answer); 27] = [
+    let functions: [(&'static str, Call); 27] = [
         ("__value", |_, args| Ok(to_native(&from_native(&first(args))))),
         ("__list", |_, args| answer(Ok(Value::list(values(args))))),
         ("__tuple", |_, args| answer(Ok(Value::tuple(values(args))))),

@@ -21,10 +21,6 @@ pub fn parse(source: &str) -> Result<Template, TemplateError> {
 
 /// Names with fixed numbers, in this order.
 pub const PRESET_NAMES: [&str; 4] = ["loop", "caller", "varargs", "kwargs"];
-pub const LOOP: Name = Name(0);
-pub const CALLER: Name = Name(1);
-pub const VARARGS: Name = Name(2);
-pub const KWARGS: Name = Name(3);
 
 pub struct Parser {
     tokens: Lexed,
@@ -288,19 +284,14 @@ impl Parser {
             return self.fail("{% call %} needs a call");
         }
         let body = self.block_body("endcall")?;
-        let made = Macro { name: None, params, defaults, body, reads_varargs: false, reads_kwargs: false };
+        let made = Macro { name: None, params, defaults, body };
         Ok(Stmt::Call(Arc::new(made), call))
     }
 
     fn macro_rest(&mut self, name: Option<Name>, end: &str) -> Parsed<Arc<Macro>> {
         let (params, defaults) = self.parameters()?;
-        let from = self.at;
         let body = self.block_body(end)?;
-        let mentions = |word: &str| {
-            self.tokens[from..self.at].iter().any(|(token, _)| matches!(token, Token::Name(name) if &**name == word))
-        };
-        let (reads_varargs, reads_kwargs) = (mentions("varargs"), mentions("kwargs"));
-        Ok(Arc::new(Macro { name, params, defaults, body, reads_varargs, reads_kwargs }))
+        Ok(Arc::new(Macro { name, params, defaults, body }))
     }
 
     /// Parameters up to and including `)`.

@@ -56,6 +56,7 @@ impl Writer<'_> {
         self.line = now.max(line);
     }
 
+    #[allow(clippy::too_many_lines)] // One arm per kind of statement.
     fn statement(&mut self, statement: &Stmt) {
         match statement {
             Stmt::Data(text) if !text.contains('{') => self.out.push_str(text),
@@ -256,6 +257,7 @@ impl Writer<'_> {
         self.out.push(')');
     }
 
+    #[allow(clippy::too_many_lines)] // One arm per kind of expression.
     fn expr(&mut self, expr: &Expr) {
         match expr {
             Expr::None => self.out.push_str("none"),
