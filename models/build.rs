@@ -28,6 +28,7 @@ fn main() {
         .flag_if_supported("-Wno-unused-parameter")
         .include(&include)
         .include(include.join("torch/csrc/api/include"))
+        .file("csrc/allocator.cpp")
         .file("csrc/functions.cpp")
         .compile("pipe_functions");
     println!("cargo:rustc-link-search=native={}", lib.display());

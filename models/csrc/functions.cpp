@@ -6,6 +6,7 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/mm.h>
+#include <ATen/ops/zeros.h>
 
 #include <cstring>
 #include <string>
@@ -22,6 +23,14 @@ namespace {
 
 // Elements a thread should have before a second one is worth waking.
 constexpr int64_t kGrain = 16384;
+
+// Products are made in sizes rounded up to this, because oneDNN compiles and keeps a kernel for every new size: documents
+// of all lengths would otherwise cost more compiling than computing, and memory without end.
+constexpr int64_t kRound = 32;
+
+int64_t rounded(int64_t n) {
+  return (n + kRound - 1) / kRound * kRound;
+}
 
 // Calls f with typed pointers' element type: float or bf16.
 template <class F>
@@ -289,29 +298,45 @@ Tensor keys_view(const Tensor& x, const Heads& heads, int64_t start, int64_t end
   return x.narrow(0, start, end - start).view({end - start, heads.kv, heads.dim}).transpose(0, 1);
 }
 
-// Rows of flat [tokens, kv * group * dim] copied to [kv, group * rows, dim].
-Tensor queries(const Tensor& x, const Heads& heads, int64_t start, int64_t end) {
-  const int64_t rows = end - start;
-  return x.narrow(0, start, rows).view({rows, heads.kv, heads.group, heads.dim}).permute({1, 2, 0, 3}).contiguous().view({heads.kv, heads.group * rows, heads.dim});
+// The same rows copied to [kv, rounded rows, dim], zeros after the last.
+Tensor keys_of(const Tensor& x, const Heads& heads, const Block& b) {
+  const int64_t rows = b.end - b.key_start;
+  Tensor out = at::zeros({heads.kv, rounded(rows), heads.dim}, x.options());
+  out.narrow(1, 0, rows).copy_(keys_view(x, heads, b.key_start, b.end));
+  return out;
 }
 
-// The inverse of queries(): writes [kv, group * rows, dim] into rows of `out`.
-void put_queries(const Tensor& from, Tensor out, const Heads& heads, const Block& b) {
-  const int64_t rows = b.end - b.start;
-  out.narrow(0, b.start, rows).view({rows, heads.kv, heads.group, heads.dim}).copy_(from.view({heads.kv, heads.group, rows, heads.dim}).permute({2, 0, 1, 3}));
+// Rows of flat [tokens, kv * group * dim] copied to [kv, group * rounded rows, dim], zeros after the last of each head.
+Tensor queries(const Tensor& x, const Heads& heads, const Block& b) {
+  const int64_t rows = b.end - b.start, room = rounded(rows);
+  Tensor out = at::zeros({heads.kv, heads.group, room, heads.dim}, x.options());
+  out.narrow(2, 0, rows).copy_(x.narrow(0, b.start, rows).view({rows, heads.kv, heads.group, heads.dim}).permute({1, 2, 0, 3}));
+  return out.view({heads.kv, heads.group * room, heads.dim});
 }
 
-// Attention weights of one block, [kv, group * rows, keys].
+// The inverse of queries(): writes [kv, group * rounded rows, dim] into rows of `out`.
+void put_queries(const Tensor& from, const Tensor& out, const Heads& heads, const Block& b) {
+  const int64_t rows = b.end - b.start, room = rounded(rows);
+  const Tensor own = from.view({heads.kv, heads.group, room, heads.dim}).narrow(2, 0, rows);
+  out.narrow(0, b.start, rows).view({rows, heads.kv, heads.group, heads.dim}).copy_(own.permute({2, 0, 1, 3}));
+}
+
+// Attention weights of one block, [kv, group * rounded rows, rounded keys]; zeros outside the block.
 Tensor weights_of(const Tensor& q, const Tensor& k, const Heads& heads, const Block& b) {
-  Tensor scores = at::bmm(q, keys_view(k, heads, b.key_start, b.end).transpose(1, 2)).contiguous();
-  const int64_t rows = b.end - b.start, keys = b.end - b.key_start;
+  Tensor scores = at::bmm(q, k.transpose(1, 2)).contiguous();
+  const int64_t rows = b.end - b.start, room = rounded(rows), keys = k.size(1);
   by_kind(scores, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    at::parallel_for(0, heads.kv * heads.group * rows, grain(keys), [&](int64_t first, int64_t last) {
+    at::parallel_for(0, heads.kv * heads.group * room, grain(keys), [&](int64_t first, int64_t last) {
       for (int64_t r = first; r < last; r++) {
-        const int64_t limit = b.start + r % rows - b.key_start + 1;
+        T* row = data<T>(scores) + r * keys;
+        if (r % room >= rows) {
+          std::memset(static_cast<void*>(row), 0, keys * sizeof(T));
+          continue;
+        }
+        const int64_t limit = b.start + r % room - b.key_start + 1;
         const int64_t begin = heads.window > 0 ? std::max<int64_t>(0, limit - heads.window) : 0;
-        pipe_kernels::softmax_row(data<T>(scores) + r * keys, begin, limit, keys, static_cast<float>(heads.scale));
+        pipe_kernels::softmax_row(row, begin, limit, keys, static_cast<float>(heads.scale));
       }
     });
   });
@@ -345,8 +370,8 @@ struct AttentionFunction : Function<AttentionFunction> {
     const Heads heads = heads_of(q, k, dim, window);
     Tensor out = at::empty_like(q);
     for_documents(blocks_of(lengths, window), [&](const Block& b) {
-      const Tensor weights = weights_of(queries(q, heads, b.start, b.end), k, heads, b);
-      put_queries(at::bmm(weights, keys_view(v, heads, b.key_start, b.end)), out, heads, b);
+      const Tensor weights = weights_of(queries(q, heads, b), keys_of(k, heads, b), heads, b);
+      put_queries(at::bmm(weights, keys_of(v, heads, b)), out, heads, b);
     });
     ctx->save_for_backward({q, k, v});
     ctx->saved_data["lengths"] = lengths;
@@ -367,11 +392,11 @@ struct AttentionFunction : Function<AttentionFunction> {
     for (size_t i = 1; i < blocks.size(); i++) several = several || blocks[i].document == blocks[i - 1].document;
     Tensor dq = at::empty_like(q), dk = several ? at::zeros_like(k) : at::empty_like(k), dv = several ? at::zeros_like(v) : at::empty_like(v);
     for_documents(blocks, [&](const Block& b) {
-      const Tensor own = queries(q, heads, b.start, b.end), own_grad = queries(grad, heads, b.start, b.end);
-      const Tensor weights = weights_of(own, k, heads, b);
-      const Tensor values_grad = at::bmm(weights.transpose(1, 2), own_grad);
-      Tensor scores_grad = at::bmm(own_grad, keys_view(v, heads, b.key_start, b.end).transpose(1, 2)).contiguous();
-      const int64_t keys = b.end - b.key_start, rows = weights.numel() / keys;
+      const Tensor own = queries(q, heads, b), own_grad = queries(grad, heads, b), keys_own = keys_of(k, heads, b);
+      const Tensor weights = weights_of(own, keys_own, heads, b);
+      const Tensor values_grad = at::bmm(weights.transpose(1, 2), own_grad).narrow(1, 0, b.end - b.key_start);
+      Tensor scores_grad = at::bmm(own_grad, keys_of(v, heads, b).transpose(1, 2)).contiguous();
+      const int64_t keys = weights.size(2), rows = weights.numel() / keys;
       by_kind(scores_grad, [&](auto* type) {
         using T = std::remove_pointer_t<decltype(type)>;
         at::parallel_for(0, rows, grain(keys), [&](int64_t first, int64_t last) {
@@ -379,8 +404,9 @@ struct AttentionFunction : Function<AttentionFunction> {
             pipe_kernels::softmax_back_row(data<T>(weights) + r * keys, data<T>(scores_grad) + r * keys, keys, static_cast<float>(heads.scale));
         });
       });
-      put_queries(at::bmm(scores_grad, keys_view(k, heads, b.key_start, b.end)), dq, heads, b);
-      const Tensor keys_grad = at::bmm(scores_grad.transpose(1, 2), own);
+      put_queries(at::bmm(scores_grad, keys_own), dq, heads, b);
+      const int64_t real = b.end - b.key_start;
+      const Tensor keys_grad = at::bmm(scores_grad.transpose(1, 2), own).narrow(1, 0, real);
       Tensor dk_view = keys_view(dk, heads, b.key_start, b.end), dv_view = keys_view(dv, heads, b.key_start, b.end);
       if (several) {
         dk_view.add_(keys_grad);
@@ -408,7 +434,12 @@ struct HeadLossFunction : Function<HeadLossFunction> {
     Tensor hidden_grad = differentiate ? at::empty_like(hidden) : Tensor();
     for (int64_t start = 0; start < rows; start += kHeadRows) {
       const int64_t count = std::min(kHeadRows, rows - start);
-      Tensor logits = at::mm(hidden.narrow(0, start, count), weight.t());
+      Tensor part = hidden.narrow(0, start, count);
+      if (count % kRound != 0) {
+        part = at::zeros({rounded(count), hidden.size(1)}, hidden.options());
+        part.narrow(0, 0, count).copy_(hidden.narrow(0, start, count));
+      }
+      Tensor logits = at::mm(part, weight.t());
       by_kind(logits, [&](auto* type) {
         using T = std::remove_pointer_t<decltype(type)>;
         at::parallel_for(0, count, 1, [&](int64_t first, int64_t last) {
@@ -416,10 +447,8 @@ struct HeadLossFunction : Function<HeadLossFunction> {
             data<float>(losses)[start + r] = pipe_kernels::cross_entropy_row(data<T>(logits) + r * vocabulary, vocabulary, data<int64_t>(targets)[start + r], differentiate);
         });
       });
-      if (differentiate) {
-        Tensor place = hidden_grad.narrow(0, start, count);
-        at::mm_out(place, logits, weight);
-      }
+      // Rows past the last hold the logits of zeros; their products are left out.
+      if (differentiate) hidden_grad.narrow(0, start, count).copy_(at::mm(logits, weight).narrow(0, 0, count));
     }
     ctx->save_for_backward({hidden_grad});
     return losses;

@@ -22,6 +22,27 @@ pub fn prepare_process() {
     }
 }
 
+unsafe extern "C" {
+    fn pipe_reuse_memory();
+    fn pipe_release_memory();
+}
+
+/// Lets tensors reuse each other's memory; call before the first tensor. See csrc/allocator.cpp for why.
+pub fn reuse_memory() {
+    // SAFETY: registers an allocator that is never destroyed.
+    unsafe { pipe_reuse_memory() }
+}
+
+/// Gives memory that no tensor holds back to the kernel: after loading, after an evaluation.
+pub fn release_memory() {
+    // SAFETY: touches free blocks only, under the allocator's lock; malloc_trim is safe at any time.
+    unsafe {
+        pipe_release_memory();
+        #[cfg(all(target_os = "linux", target_env = "gnu"))]
+        libc::malloc_trim(0);
+    }
+}
+
 /// Loads libtorch's CUDA half when it lies beside the CPU half, so one binary serves both kinds of machine.
 pub fn load_cuda() {
     // SAFETY: a constant, terminated name; failure just leaves the CPU.

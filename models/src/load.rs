@@ -42,6 +42,7 @@ pub fn load(path: &Path, base: BaseWeights, compute: Compute, events: &Events) -
     }
     let norm = reader.dense("model.norm.weight")?;
     let untied_head = if config.tied_embeddings { None } else { Some(reader.dense("lm_head.weight")?) };
+    crate::device::release_memory();
     let rotary = rotary(&config);
     Ok(Decoder { compute: reader.kind, embedding, layers, norm, untied_head, rotary, neftune_alpha: 0.0, config })
 }

@@ -14,6 +14,7 @@ use pipe_models::{ModelError, Result, chat, device, eval, merge, quantize, train
 
 fn main() -> ExitCode {
     device::prepare_process();
+    device::reuse_memory();
     device::load_cuda();
     // A panic becomes a `failed` event; its text is for that event, not for the terminal.
     std::panic::set_hook(Box::new(|_| {}));
