@@ -45,10 +45,11 @@ pub fn merge(args: &MergeArgs) -> Outcome {
         "base_model": base,
         "train": false,
         "load_in_4bit": args.bits.map(|_| true),
+        "lora_model_dir": adapter,
         "merge": { "dtype": args.dtype, "max_shard_size": args.max_shard_size, "base": onto },
     });
     let made = alone::recipe(&keys, &[])?;
-    alone::run(&made.opened.plan, "merge", &[("adapter", &adapter)], out, made.folder.path())?;
+    alone::run(&made.opened.plan, "merge", &[], out, made.folder.path())?;
     report::note(&format!("wrote {}", out.display()));
     Ok(())
 }

@@ -243,7 +243,11 @@ mod tests {
             (0..1000).for_each(|i| counts[sample(&scores, s, f64::from(i) / 1000.0) as usize] += 1);
             counts
         };
-        assert_eq!(counts(&settings()), [100, 300, 0, 600]);
+        let [a, b, c, d] = counts(&settings());
+        assert!(
+            (a - 100i32).abs() <= 1 && (b - 300i32).abs() <= 1 && c == 0 && (d - 600i32).abs() <= 1,
+            "{a} {b} {c} {d}"
+        );
         assert_eq!(counts(&Generation { top_k: 1, ..settings() }), [0, 0, 0, 1000]);
         let [a, b, c, d] = counts(&Generation { top_p: 0.7, ..settings() });
         assert!(a == 0 && c == 0 && (b - 333i32).abs() <= 1 && (d - 667i32).abs() <= 1, "{a} {b} {c} {d}");

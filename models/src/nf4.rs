@@ -159,7 +159,11 @@ fn nearest(value: f32) -> u8 {
 fn evenly_spaced(start: f32, end: f32, steps: usize) -> Vec<f32> {
     let step = (end - start) / (steps - 1) as f32;
     (0..steps)
-        .map(|i| if i < steps / 2 { start + step * i as f32 } else { end - step * (steps - 1 - i) as f32 })
+        // Fused, as libtorch's vectorised linspace rounds once.
+        .map(|i| match i < steps / 2 {
+            true => step.mul_add(i as f32, start),
+            false => (-step).mul_add((steps - 1 - i) as f32, end),
+        })
         .collect()
 }
 

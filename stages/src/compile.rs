@@ -133,7 +133,8 @@ pub fn base_model(recipe: &Recipe, project: &Project) -> Option<BaseModel> {
         Place::Local(path) | Place::Missing(path) => path,
         Place::Remote(id) => project.resolve(&id),
     };
-    Some(BaseModel { written, path })
+    let adapter = recipe.lora_model_dir.as_ref().map(|folder| project.resolve(folder));
+    Some(BaseModel { written, path, adapter })
 }
 
 fn node(name: &str, kind: Kind, inputs: Vec<Input>, task: impl Task + 'static) -> Node {

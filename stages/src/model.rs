@@ -12,18 +12,30 @@ pub struct BaseModel {
     pub written: String,
     /// Where it is looked for.
     pub path: PathBuf,
+    /// `lora_model_dir`: the PEFT adapter to start from, used wherever no adapter was trained before.
+    pub adapter: Option<PathBuf>,
 }
 
 impl BaseModel {
     /// Every file whose bytes decide the weights and the architecture; empty when the model is not on this machine.
     pub fn weight_sources(&self) -> Vec<SourceFile> {
         let paths = pipe_files::weight_files(&self.path).unwrap_or_default();
-        paths.into_iter().map(|path| whole("model", &self.path, path)).collect()
+        let mut files: Vec<SourceFile> = paths.into_iter().map(|path| whole("model", &self.path, path)).collect();
+        if let Some(adapter) = &self.adapter {
+            let parts = ["adapter_config.json", "adapter_model.safetensors"];
+            files.extend(parts.map(|part| whole("adapter", adapter, adapter.join(part))));
+        }
+        files
     }
 
     /// The model as the worker is told to load it.
     pub fn source(&self, adapter: Option<&Path>, base: BaseWeights, compute: Compute) -> ModelSource {
-        ModelSource { path: self.path.clone(), adapter: adapter.map(Path::to_path_buf), base, compute }
+        ModelSource {
+            path: self.path.clone(),
+            adapter: adapter.map(Path::to_path_buf).or(self.adapter.clone()),
+            base,
+            compute,
+        }
     }
 
     /// An error that says what to do when the model is not on this machine.

@@ -9,7 +9,7 @@ datasets:
     type: alpaca
     label: docker
 val_set_size: 0.2
-sequence_len: 64
+sequence_len: 256
 sample_packing: true
 adapter: qlora
 load_in_4bit: true

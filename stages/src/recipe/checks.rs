@@ -6,6 +6,7 @@
 mod data;
 mod points;
 mod training;
+mod unserved;
 
 use pipe_engine::document::Node;
 use pipe_engine::problem::{Problem, Severity};
@@ -31,6 +32,7 @@ pub(super) fn run(recipe: &Recipe, tree: &Node, tainted: &Tainted, project: &Pro
     training::check(&mut facts);
     points::check(&mut facts);
     files::check(&mut facts);
+    unserved::check(&mut facts);
 }
 
 impl Facts<'_> {

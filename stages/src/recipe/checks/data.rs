@@ -22,7 +22,9 @@ fn presence(facts: &mut Facts<'_>) {
     let recipe = facts.recipe;
     let train = recipe.datasets.as_ref().is_some_and(|list| !list.is_empty());
     let test = recipe.test_datasets.as_ref().is_some_and(|list| !list.is_empty());
-    let enough = train || (test && recipe.train == Some(false));
+    let after = recipe.merge.as_ref().is_some_and(|toggle| toggle.on().is_some())
+        || recipe.quantize.as_ref().is_some_and(|toggle| toggle.on().is_some());
+    let enough = train || ((test || after) && recipe.train == Some(false));
     if !enough && facts.sound(&other) {
         let message = if recipe.datasets.is_some() {
             "`datasets` is an empty list, and there is nothing to train on"

@@ -1,0 +1,104 @@
+//! Keys that have a meaning, and that no stage serves yet: said here, so that none is dropped in silence.
+
+use super::Facts;
+use crate::recipe::QuantType;
+
+pub(super) fn check(facts: &mut Facts<'_>) {
+    let recipe = facts.recipe;
+    let on = |flag: Option<bool>| flag == Some(true);
+    let switches = [
+        ("load_in_8bit", on(recipe.load_in_8bit), "an 8-bit base is not supported yet", "load_in_4bit: true"),
+        ("group_by_length", on(recipe.group_by_length), "rows are not grouped by length yet", "sample_packing: true"),
+        (
+            "sample_packing_sequentially",
+            on(recipe.sample_packing_sequentially),
+            "packing always takes the best fit",
+            "sample_packing_sequentially: false",
+        ),
+        ("peft_use_dora", on(recipe.peft_use_dora), "DoRA is not supported yet", "peft_use_dora: false"),
+        (
+            "mix",
+            recipe.mix.is_some(),
+            "datasets are put one after the other; mixing is not supported yet",
+            "no mix section",
+        ),
+        ("report", recipe.report.is_some(), "there is no report page yet", "no report section"),
+        (
+            "resources",
+            recipe.resources.is_some(),
+            "limits on the machine's use are not supported yet",
+            "pipe run --jobs N",
+        ),
+    ];
+    let all_weights = recipe.adapter.is_none() && recipe.train != Some(false) && recipe.base_model.is_some();
+    if all_weights && recipe.datasets.is_some() {
+        say(facts, "adapter", "training all weights is not supported yet", "adapter: lora");
+    }
+    for (key, used, why, instead) in switches {
+        if used {
+            say(facts, key, why, instead);
+        }
+    }
+    evaluation(facts);
+    let types =
+        recipe.quantize.iter().filter_map(|toggle| toggle.on()).flat_map(|section| section.types.iter().flatten());
+    if types.clone().any(|kind| matches!(kind, QuantType::Nf4 | QuantType::Int8)) {
+        say(facts, "quantize.types", "bitsandbytes' formats are not written yet", "a GGUF type such as q4_k_m");
+    }
+    datasets(facts);
+}
+
+fn evaluation(facts: &mut Facts<'_>) {
+    let Some(section) = facts.recipe.eval.as_ref().and_then(|toggle| toggle.on()) else { return };
+    let (every, rows) = (section.sample_every.is_some(), section.max_rows.is_some());
+    if every {
+        say(facts, "eval.sample_every", "samples are answered after training only", "samples without sample_every");
+    }
+    if rows {
+        say(facts, "eval.max_rows", "all rows of a split are answered", "a smaller split.test");
+    }
+}
+
+fn datasets(facts: &mut Facts<'_>) {
+    let recipe = facts.recipe;
+    for (list, entries) in [("datasets", &recipe.datasets), ("test_datasets", &recipe.test_datasets)] {
+        for (i, dataset) in entries.iter().flatten().enumerate() {
+            let slice = dataset.split.as_deref().is_some_and(|split| split.contains(['[', '+']));
+            let used = [
+                ("split", slice, "slices of a split are not supported yet", "split: train"),
+                ("shards", dataset.shards.is_some(), "shards are not supported yet", "a file with the rows you want"),
+                ("weight", dataset.weight.is_some_and(|w| w != 1.0), "weights are not supported yet", "augment.repeat"),
+                (
+                    "max_rows",
+                    dataset.max_rows.is_some(),
+                    "taking some of the rows is not supported yet",
+                    "a smaller file",
+                ),
+                (
+                    "split_thinking",
+                    dataset.split_thinking == Some(true),
+                    "think tags are not cut out yet",
+                    "split_thinking: false",
+                ),
+                (
+                    "field_thinking",
+                    dataset.field_thinking.is_some(),
+                    "use message_property_mappings",
+                    "message_property_mappings",
+                ),
+            ];
+            for (key, used, why, instead) in used {
+                if used {
+                    say(facts, &format!("{list}[{i}].{key}"), why, instead);
+                }
+            }
+        }
+    }
+}
+
+fn say(facts: &mut Facts<'_>, key: &str, why: &str, instead: &str) {
+    let said = facts.problems.iter().any(|problem| problem.key.as_deref() == Some(key));
+    if facts.sound(&[key]) && !said {
+        facts.error("unsupported-key", key, format!("`{key}`: {why}"), Some(instead.to_string()));
+    }
+}
