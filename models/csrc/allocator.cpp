@@ -25,7 +25,7 @@ constexpr int kClasses = 2 * 40;
 constexpr int kMalloced = -1;
 // Free memory that may wait for its next use. Without it, blocks that a layer frees and the next one takes would be
 // unmapped in between.
-constexpr size_t kSlack = size_t{96} << 20;
+constexpr size_t kSlack = size_t{32} << 20;
 
 struct Header {
   int size_class;
