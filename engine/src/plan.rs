@@ -5,6 +5,9 @@ use std::collections::{BinaryHeap, HashMap};
 use std::fmt;
 use std::sync::Arc;
 
+use petgraph::Direction;
+use petgraph::algo::toposort;
+use petgraph::graph::{DiGraph, NodeIndex};
 use serde::{Deserialize, Serialize};
 
 use crate::task::Task;
@@ -86,8 +89,8 @@ pub fn plan(nodes: Vec<Node>) -> Result<Plan, PlanError> {
             return Err(PlanError::Duplicate(node.name.clone()));
         }
     }
-    let mut readers: Vec<Vec<usize>> = vec![Vec::new(); nodes.len()];
-    let mut unmet = vec![0usize; nodes.len()];
+    let mut graph: DiGraph<(), ()> = DiGraph::with_capacity(nodes.len(), nodes.len() * 2);
+    let places: Vec<NodeIndex> = nodes.iter().map(|_| graph.add_node(())).collect();
     for (i, node) in nodes.iter().enumerate() {
         for input in &node.inputs {
             let Some(&(from, made)) = at.get(&input.from) else {
@@ -102,25 +105,26 @@ pub fn plan(nodes: Vec<Node>) -> Result<Plan, PlanError> {
                     made: made.0,
                 });
             }
-            readers[from].push(i);
-            unmet[i] += 1;
+            graph.add_edge(places[from], places[i], ());
         }
     }
+    if let Err(cycle) = toposort(&graph, None) {
+        return Err(PlanError::Cycle(nodes[cycle.node_id().index()].name.clone()));
+    }
     // Of the nodes that could come next, the one the compiler emitted first: it emits them in pipeline order.
+    let mut unmet: Vec<usize> =
+        places.iter().map(|&i| graph.neighbors_directed(i, Direction::Incoming).count()).collect();
     let mut next: BinaryHeap<Reverse<usize>> = (0..nodes.len()).filter(|&i| unmet[i] == 0).map(Reverse).collect();
     let mut slots: Vec<Option<Node>> = nodes.into_iter().map(Some).collect();
     let mut sorted: Vec<Node> = Vec::with_capacity(slots.len());
     while let Some(Reverse(i)) = next.pop() {
         sorted.extend(slots[i].take());
-        for &reader in &readers[i] {
+        for reader in graph.neighbors(places[i]).map(NodeIndex::index) {
             unmet[reader] -= 1;
             if unmet[reader] == 0 {
                 next.push(Reverse(reader));
             }
         }
-    }
-    if let Some(stuck) = on_a_cycle(&slots, &at) {
-        return Err(PlanError::Cycle(stuck));
     }
     let index = sorted.iter().enumerate().map(|(i, node)| (node.name.clone(), i)).collect();
     Ok(Plan { nodes: sorted, index })
@@ -145,19 +149,4 @@ impl Plan {
         let names = self.nodes.iter().map(|node| &node.name);
         names.filter(|name| name.as_str() == selector || name.stage() == selector).cloned().collect()
     }
-}
-
-/// Among nodes left unsorted, one that reaches itself: follow unsorted inputs until a node comes round again.
-fn on_a_cycle(unsorted: &[Option<Node>], at: &HashMap<NodeName, (usize, Kind)>) -> Option<NodeName> {
-    let mut i = unsorted.iter().position(Option::is_some)?;
-    let mut visited = vec![false; unsorted.len()];
-    while let Some(node) = &unsorted[i] {
-        if std::mem::replace(&mut visited[i], true) {
-            return Some(node.name.clone());
-        }
-        let unsorted_input =
-            |from: &NodeName| at.get(from).map(|&(from, _)| from).filter(|&from| unsorted[from].is_some());
-        i = node.inputs.iter().find_map(|input| unsorted_input(&input.from))?;
-    }
-    None
 }
