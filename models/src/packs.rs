@@ -81,6 +81,32 @@ impl Packs {
         &self.row_ids[self.packs[pack].row_ids.clone()]
     }
 
+    /// Errors if a token id lies outside a vocabulary of `size`, naming it and the rows of its pack.
+    pub fn check_vocabulary(&self, size: usize) -> Result<()> {
+        let stranger = |id: &i32| usize::try_from(*id).map_or(true, |id| id >= size);
+        for (index, extent) in self.packs.iter().enumerate() {
+            let found = self.ids[extent.tokens.clone()].iter().find(|id| stranger(id));
+            if let Some(id) = found {
+                return Err(ModelError::input(format!(
+                    "token id {id} lies outside the model's vocabulary of {size}, in {}; the rows were tokenised for \
+                     another model",
+                    self.name_rows(&[index])
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// "rows a, b, c and 12 more" of some packs, for messages.
+    pub fn name_rows(&self, packs: &[usize]) -> String {
+        let ids: Vec<&str> = packs.iter().flat_map(|&pack| self.row_ids(pack)).map(String::as_str).collect();
+        match ids.len() {
+            0 => format!("packs {packs:?}"),
+            1..=8 => format!("rows {}", ids.join(", ")),
+            more => format!("rows {} and {} more", ids[..8].join(", "), more - 8),
+        }
+    }
+
     /// A digest of everything trained on, in order.
     pub fn fingerprint(&self) -> u64 {
         let numbers = self.ids.iter().chain(&self.labels).map(|&n| n as u32).chain(self.lengths.iter().copied());

@@ -28,6 +28,7 @@ pub fn run(job: &TrainJob, events: &Events) -> Result<()> {
     let val = job.val.as_deref().map(Packs::open).transpose()?;
     let plan = Steps::new(&job.batching, packs.len(), job.seed)?;
     let (mut decoder, settings) = prepare(job, events)?;
+    packs.check_vocabulary(decoder.config.vocab)?;
     let mut optimizer = Optimizer::new(job.optimizer, adapter::parameters(&decoder))?;
     let rate = LearningRate::new(&job.schedule, job.optimizer.lr, plan.total);
     let checkpoints = Checkpoints::new(job, packs.fingerprint());
@@ -63,7 +64,7 @@ pub fn run(job: &TrainJob, events: &Events) -> Result<()> {
             return Err(ModelError::input(format!(
                 "step {} has no trained token in {}",
                 step + 1,
-                rows(&packs, &window)
+                packs.name_rows(&window)
             )));
         }
         let mut loss = 0.0;
@@ -90,7 +91,7 @@ pub fn run(job: &TrainJob, events: &Events) -> Result<()> {
             return Err(ModelError::work(format!(
                 "step {}: loss {loss}, gradient norm {grad_norm}; nothing was updated. Look at {}, or lower learning_rate",
                 step + 1,
-                rows(&packs, &window)
+                packs.name_rows(&window)
             )));
         }
         let lr = rate.at(step);
@@ -240,14 +241,4 @@ fn record_eval(metrics: &mut Vec<u8>, events: &Events, step: u64, sum: f64, toke
 
 fn write_metrics(path: &Path, metrics: &[u8]) -> Result<()> {
     std::fs::write(path, metrics).map_err(|e| ModelError::io(path, e))
-}
-
-/// "rows a, b, c and 12 more", for messages.
-fn rows(packs: &Packs, window: &[usize]) -> String {
-    let ids: Vec<&str> = window.iter().flat_map(|&pack| packs.row_ids(pack)).map(String::as_str).collect();
-    match ids.len() {
-        0 => format!("packs {window:?}"),
-        1..=8 => format!("rows {}", ids.join(", ")),
-        more => format!("rows {} and {} more", ids[..8].join(", "), more - 8),
-    }
 }
