@@ -182,17 +182,9 @@ fn batching(recipe: &Recipe) -> Batching {
 fn optimizer(recipe: &Recipe) -> Optimizer {
     use OptimizerName as Name;
     let kind = match recipe.optimizer.unwrap_or(Name::AdamwTorchFused) {
-        Name::AdamwTorch | Name::AdamwTorchFused | Name::AdamwHf | Name::PagedAdamw | Name::PagedAdamw32bit => {
-            OptimizerKind::AdamW
-        }
-        Name::AdamwBnb8bit
-        | Name::Adamw8bit
-        | Name::AdamwTorch8bit
-        | Name::AdamwTorch4bit
-        | Name::AoAdamw8bit
-        | Name::AoAdamw4bit
-        | Name::PagedAdamw8bit => OptimizerKind::AdamW8bit,
         Name::Sgd => OptimizerKind::Sgd,
+        // The 8-bit and 4-bit variants save memory on large models; an adapter's state is small, and 32 bits are exact.
+        _ => OptimizerKind::AdamW,
     };
     Optimizer {
         kind,

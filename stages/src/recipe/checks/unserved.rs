@@ -1,7 +1,9 @@
 //! Keys that have a meaning, and that no stage serves yet: said here, so that none is dropped in silence.
 
 use super::Facts;
-use crate::recipe::QuantType;
+use pipe_engine::problem::Severity;
+
+use crate::recipe::{OptimizerName, QuantType, Targets};
 
 pub(super) fn check(facts: &mut Facts<'_>) {
     let recipe = facts.recipe;
@@ -39,6 +41,10 @@ pub(super) fn check(facts: &mut Facts<'_>) {
             say(facts, key, why, instead);
         }
     }
+    optimizer(facts);
+    if matches!(recipe.lora_target_modules, Some(Targets::Regex(_))) && !on(recipe.lora_target_linear) {
+        say(facts, "lora_target_modules", "a regular expression is not supported yet", "[q_proj, v_proj]");
+    }
     evaluation(facts);
     let types =
         recipe.quantize.iter().filter_map(|toggle| toggle.on()).flat_map(|section| section.types.iter().flatten());
@@ -46,6 +52,18 @@ pub(super) fn check(facts: &mut Facts<'_>) {
         say(facts, "quantize.types", "bitsandbytes' formats are not written yet", "a GGUF type such as q4_k_m");
     }
     datasets(facts);
+}
+
+/// Optimizers with small state are accepted; what they save is memory, and an adapter's state is small.
+fn optimizer(facts: &mut Facts<'_>) {
+    use OptimizerName as Name;
+    let full =
+        [Name::AdamwTorch, Name::AdamwTorchFused, Name::AdamwHf, Name::PagedAdamw, Name::PagedAdamw32bit, Name::Sgd];
+    let small = facts.recipe.optimizer.is_some_and(|name| !full.contains(&name));
+    if small && facts.sound(&["optimizer"]) {
+        let message = "`optimizer` keeps its state in 32 bits here, which is exact; only memory differs".to_string();
+        facts.say(Severity::Notice, "optimizer-state", "optimizer", message, None);
+    }
 }
 
 fn evaluation(facts: &mut Facts<'_>) {
