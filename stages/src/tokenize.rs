@@ -4,6 +4,8 @@
 //! trained answer ends its turn and is trained with it. Nothing is guessed: what cannot be decided is counted and said.
 
 mod labels;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
