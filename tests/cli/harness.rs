@@ -78,6 +78,16 @@ impl Project {
         }
     }
 
+    /// The same with one variable of the environment set.
+    pub fn pipe_with(&self, args: &[&str], name: &str, value: &str) -> Said {
+        let output = self.command("work", args).env(name, value).output().unwrap();
+        Said {
+            code: output.status.code().unwrap_or(-1),
+            stdout: self.plain(&output.stdout),
+            stderr: self.plain(&output.stderr),
+        }
+    }
+
     /// Starts a command without waiting for it.
     pub fn start(&self, args: &[&str]) -> Child {
         self.command("work", args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()

@@ -4,6 +4,8 @@ mod bad_input;
 mod crash;
 mod gallery;
 mod harness;
+mod importing;
 mod incremental;
 mod looking;
+mod planning;
 mod whole_path;
