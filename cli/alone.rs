@@ -46,6 +46,7 @@ pub fn run(plan: &Plan, stage: &str, inputs: &[(&str, &Path)], out: &Path, scrat
         node: node.name.clone(),
         inputs: inputs.iter().map(|(role, path)| (role.to_string(), path.to_path_buf())).collect::<IndexMap<_, _>>(),
         files: node.task.files().into_iter().map(|file| (file.role, file.path)).collect(),
+        earlier: None,
         out: out.to_path_buf(),
         work: scratch.to_path_buf(),
         threads: std::thread::available_parallelism().map_or(1, usize::from),

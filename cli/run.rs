@@ -6,10 +6,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use clap::Args;
 use pipe_engine::event::{Event, NodeFinished, RunFinished, Sink};
-use pipe_engine::schedule::{self, About, FailureKind, Options, RunError};
+use pipe_engine::schedule::{self, About, Budget, FailureKind, Options, RunError};
 use pipe_engine::state::Selection;
 use pipe_engine::store::Store;
 use pipe_engine::task::Cancel;
+use pipe_stages::recipe::{Recipe, parse_size};
 
 use crate::args::RecipeArgs;
 use crate::failure::{self, Failure, Kind, Outcome};
@@ -111,7 +112,18 @@ fn options(args: &RunArgs, opened: &Opened) -> Options {
         selection: args.selection.selection(),
         jobs: args.jobs.map(|jobs| jobs as usize),
         fail_fast: args.fail_fast,
-        ..Options::default()
+        budget: budget(&opened.recipe),
+    }
+}
+
+/// What the recipe's `resources` leave of the machine.
+fn budget(recipe: &Recipe) -> Budget {
+    let all = Budget::default();
+    let asked = recipe.resources.clone().unwrap_or_default();
+    Budget {
+        cores: asked.cores.map_or(all.cores, |cores| cores as usize),
+        memory_bytes: asked.memory.as_deref().and_then(parse_size).unwrap_or(all.memory_bytes),
+        gpus: asked.gpus.map_or(all.gpus, |gpus| gpus as usize),
     }
 }
 

@@ -125,6 +125,8 @@ fn nodes(finished: &[pipe_engine::event::NodeFinished]) -> Vec<String> {
         Column { head: "rows", align: Align::Right, drop: 2 },
         Column { head: "time", align: Align::Right, drop: 0 },
         Column { head: "memory", align: Align::Right, drop: 1 },
+        Column { head: "read", align: Align::Right, drop: 3 },
+        Column { head: "written", align: Align::Right, drop: 3 },
     ]);
     for node in finished {
         let executed = node.outcome == NodeOutcome::Executed;
@@ -134,6 +136,8 @@ fn nodes(finished: &[pipe_engine::event::NodeFinished]) -> Vec<String> {
             node.rows.map(count).unwrap_or_default(),
             if executed { seconds(node.seconds) } else { String::new() },
             if executed && node.peak_rss_bytes > 0 { bytes(node.peak_rss_bytes) } else { String::new() },
+            if executed { bytes(node.bytes_read) } else { String::new() },
+            if executed { bytes(node.bytes_written) } else { String::new() },
         ]);
     }
     table.lines(report::width())

@@ -9,7 +9,7 @@ use super::style::{BAD, BOLD, DIM, GOOD, WARN, paint};
 pub fn of(event: &Event) -> Vec<String> {
     match event {
         Event::NodeStarted { node, reason } => vec![format!("{node}  {}", paint(DIM, format!("started: {reason}")))],
-        Event::NodeFinished(done) => vec![finished(done)],
+        Event::NodeFinished(done) => with_warnings(done),
         Event::NodeFailed { node, error, hint } => failed(node.as_str(), error, hint.as_deref()),
         Event::NodeSkipped { node, reason } => vec![format!("{} {node}  {}", paint(DIM, "-"), paint(DIM, reason))],
         Event::Warning { node, message } => vec![format!("{} {node}: {message}", paint(WARN, "warning:"))],
@@ -30,6 +30,12 @@ pub fn of(event: &Event) -> Vec<String> {
         Event::NodeProgress { node, done, unit, .. } => vec![format!("{node}  {} {unit}", count(*done))],
         Event::RunStarted { .. } | Event::Fact { .. } | Event::RunFinished(_) => Vec::new(),
     }
+}
+
+/// The finished node, and what it warns of.
+pub fn with_warnings(done: &NodeFinished) -> Vec<String> {
+    let warning = |what: &String| format!("{} {}: {what}", paint(WARN, "warning:"), done.node);
+    std::iter::once(finished(done)).chain(done.warnings.iter().map(warning)).collect()
 }
 
 /// `✓ pack.train  412 rows  0.31 s  84 MB`.

@@ -59,8 +59,12 @@ pub struct OnlyTrouble;
 
 impl Sink for OnlyTrouble {
     fn emit(&self, event: Event) {
-        if matches!(event, Event::NodeFailed { .. } | Event::Warning { .. }) {
-            super::error_lines(&lines::of(&event));
+        match &event {
+            Event::NodeFailed { .. } | Event::Warning { .. } => super::error_lines(&lines::of(&event)),
+            Event::NodeFinished(done) if done.outcome == NodeOutcome::Executed => {
+                super::error_lines(&lines::with_warnings(done)[1..]);
+            }
+            _ => {}
         }
     }
 }

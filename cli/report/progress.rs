@@ -106,7 +106,7 @@ impl Live {
         overall.cached += usize::from(finished.outcome == NodeOutcome::Cached);
         drop(overall);
         if finished.outcome == NodeOutcome::Executed {
-            self.say(&lines::finished(finished));
+            lines::with_warnings(finished).iter().for_each(|line| self.say(line));
         }
     }
 

@@ -57,6 +57,7 @@ impl Summary {
             parts.push(self.nothing_to_do());
         } else {
             parts.push(self.stages(width));
+            parts.extend(self.dropped(width));
             parts.push(self.outcome());
         }
         parts.extend(self.score_table(width));
@@ -109,6 +110,26 @@ impl Summary {
             table.row(vec![node.to_string(), word.to_string()]);
         }
         headed(&table.lines(width))
+    }
+
+    /// Rows that went, by node and reason: nothing is dropped without being said.
+    fn dropped(&self, width: usize) -> Option<String> {
+        let mut table = Table::new(&[
+            Column { head: "rows dropped", align: Align::Left, drop: 0 },
+            Column { head: "", align: Align::Left, drop: 0 },
+            Column { head: "rows", align: Align::Right, drop: 0 },
+        ]);
+        let mut is_any = false;
+        for node in &self.nodes {
+            for (name, value) in &node.stats {
+                let why = name.strip_prefix("dropped_").map(|why| why.trim_end_matches("_rows").replace('_', " "));
+                if let (Some(why), Some(rows)) = (why, value.as_u64().filter(|&rows| rows > 0)) {
+                    table.row(vec![node.node.to_string(), why, count(rows)]);
+                    is_any = true;
+                }
+            }
+        }
+        is_any.then(|| headed(&table.lines(width)))
     }
 
     fn score_table(&self, width: usize) -> Option<String> {
@@ -188,6 +209,8 @@ mod tests {
             output: Digest::of(b"o"),
             seconds: 12.5,
             peak_rss_bytes: 41_000_000,
+            bytes_read: 1000,
+            bytes_written: 2000,
             rows: Some(2400),
             rows_computed: None,
             rows_reused: None,
@@ -235,6 +258,8 @@ mod tests {
             base: None,
             tuned: Some("docker ps -a".into()),
         });
+        summary.nodes[0].stats.insert("dropped_duplicate".into(), 12.into());
+        summary.nodes[0].stats.insert("dropped_untrained_rows".into(), 0.into());
         summary.outputs.push(("adapter".into(), "outputs/docker/adapter".into()));
         summary.next.push("pipe chat outputs/docker/merged".into());
         let expected = "\
@@ -242,6 +267,9 @@ node                    rows    time  memory
 ingest.docker  cached  2,400
 train          run     2,400  12.5 s   41 MB
 eval           run     2,400  12.5 s   41 MB
+
+rows dropped              rows
+ingest.docker  duplicate    12
 
 done: 2 run, 1 cached in 13.0 s
 

@@ -173,6 +173,9 @@ pub fn gc(store: &Store, policy: &Policy) -> Result<Collected, StoreError> {
         collected.outputs.push(one);
     }
     clear_leftovers(store, policy, &mut collected)?;
+    if !policy.dry_run {
+        store.clear_latest();
+    }
     drop(gate);
     Ok(collected)
 }

@@ -59,8 +59,10 @@ pub enum Event {
         step: u64,
         total_steps: u64,
         epoch: f64,
+        #[serde(deserialize_with = "number")]
         loss: f64,
         lr: f64,
+        #[serde(deserialize_with = "number")]
         grad_norm: f64,
         tokens: u64,
         trained_tokens: u64,
@@ -72,7 +74,9 @@ pub enum Event {
         node: NodeName,
         step: u64,
         split: String,
+        #[serde(deserialize_with = "number")]
         loss: f64,
+        #[serde(deserialize_with = "number")]
         perplexity: f64,
         trained_tokens: u64,
     },
@@ -80,6 +84,7 @@ pub enum Event {
     Fact {
         node: NodeName,
         name: String,
+        #[serde(deserialize_with = "number")]
         value: f64,
     },
     RunFinished(Box<RunFinished>),
@@ -102,11 +107,15 @@ pub struct NodeFinished {
     pub output: Digest,
     pub seconds: f64,
     pub peak_rss_bytes: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
+    pub bytes_read: u64,
+    #[serde(default)]
+    pub bytes_written: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rows: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rows_computed: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rows_reused: Option<u64>,
     /// The stage's own counts and measures, such as rows dropped per rule.
     pub stats: IndexMap<String, Value>,
@@ -125,6 +134,11 @@ pub struct RunFinished {
     pub seconds: f64,
     /// Store folder of every node that has an output, cached ones too.
     pub outputs: IndexMap<NodeName, PathBuf>,
+}
+
+/// JSON has no word for what is not a finite number, and writes null.
+fn number<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    Ok(Option::<f64>::deserialize(deserializer)?.unwrap_or(f64::NAN))
 }
 
 /// Receives events; called from several threads.

@@ -16,6 +16,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
+use crate::earlier::family;
 use crate::event::{Event, NodeOutcome, Sink};
 use crate::key::{Ingredients, Origin};
 use crate::lock::Lock;
@@ -58,6 +59,8 @@ pub(crate) struct Job {
     pub ingredients: Ingredients,
     pub origin: Origin,
     pub inputs: Vec<JobInput>,
+    /// An output whose rows may be taken over, pinned by the scheduler.
+    pub earlier: Option<Record>,
     pub threads: usize,
     /// Run even if the output is stored.
     pub forced: bool,
@@ -146,6 +149,9 @@ fn attempt(job: &Job) -> Result<Report, TaskError> {
     let record = job.record(ingredients, manifest, summary, began.elapsed().as_secs_f64(), before);
     warn_if_unrepeatable(job, &record);
     job.store.publish(draft, &record).map_err(store_failed)?;
+    if job.task.reuses_rows() {
+        job.store.note_latest(family(&job.node, &record.ingredients), record.key);
+    }
     let _ = std::fs::remove_dir_all(job.store.work(job.key));
     Ok(Report::Finished {
         record: Box::new(record),
@@ -172,6 +178,7 @@ impl Job {
             node: self.node.clone(),
             inputs,
             files: files.iter().map(|file| (file.role.clone(), file.path.clone())).collect(),
+            earlier: self.earlier.as_ref().and_then(|record| self.store.earlier(record)),
             out,
             work,
             threads: self.threads,

@@ -46,6 +46,9 @@ impl Ingredients {
 pub struct Origin {
     pub files: BTreeMap<String, FileFact>,
     pub upstream: BTreeMap<String, NodeName>,
+    /// The outputs that were read, by role.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub objects: BTreeMap<String, Digest>,
 }
 
 /// A source file as it was when read.

@@ -6,6 +6,7 @@
 pub mod cache;
 pub mod digest;
 pub mod document;
+mod earlier;
 pub mod event;
 mod execute;
 mod export;
@@ -20,6 +21,7 @@ pub mod problem;
 pub mod record;
 pub mod runs;
 pub mod schedule;
+mod secret;
 pub mod seen;
 pub mod state;
 pub mod store;

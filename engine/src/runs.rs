@@ -16,6 +16,7 @@ use crate::execute::Failure;
 use crate::lock::Lock;
 use crate::memory;
 use crate::plan::{NodeName, Plan};
+use crate::secret::{hidden, hidden_text};
 use crate::store::{Store, StoreError, unique, write_whole};
 
 /// What a run is about, given by the caller.
@@ -134,7 +135,7 @@ impl RunLog {
         let run = Run {
             id: id.clone(),
             started: started.to_string(),
-            about: about.clone(),
+            about: About { document: hidden(&about.document), ..about.clone() },
             plan: plan.nodes().iter().map(planned).collect(),
             machine: Machine::here(),
             finished: None,
@@ -153,7 +154,8 @@ impl RunLog {
 
     pub fn finish(&self, result: &RunFinished, failures: &[Failure], interrupted: bool) -> Result<(), StoreError> {
         let nodes = self.state.lock().map(|mut state| std::mem::take(&mut state.nodes)).unwrap_or_default();
-        let failures = failures.to_vec();
+        let hide = |failure: &Failure| Failure { error: hidden_text(&failure.error), ..failure.clone() };
+        let failures = failures.iter().map(hide).collect();
         save(
             &self.folder.join("finished.json"),
             &Finished { ended: now(), interrupted, failures, nodes, result: result.clone() },
@@ -163,6 +165,7 @@ impl RunLog {
 
 impl Sink for RunLog {
     fn emit(&self, event: Event) {
+        let event = without_secrets(event);
         if let Ok(mut state) = self.state.lock() {
             if let Event::NodeFinished(finished) = &event {
                 state.nodes.push((**finished).clone());
@@ -174,6 +177,16 @@ impl Sink for RunLog {
             }
         }
         self.inner.emit(event);
+    }
+}
+
+/// A message may quote an address or a setting.
+fn without_secrets(event: Event) -> Event {
+    match event {
+        Event::NodeFailed { node, error, hint } => Event::NodeFailed { node, error: hidden_text(&error), hint },
+        Event::Warning { node, message } => Event::Warning { node, message: hidden_text(&message) },
+        Event::NodeStarted { node, reason } => Event::NodeStarted { node, reason: hidden_text(&reason) },
+        other => other,
     }
 }
 

@@ -12,11 +12,13 @@ use std::time::{Duration, Instant};
 
 use indexmap::IndexMap;
 
+use crate::earlier::family;
 use crate::event::{Event, NodeFinished, NodeOutcome, RunFinished, Sink};
 pub use crate::execute::{Failure, FailureKind};
 use crate::execute::{Job, JobInput, Report, execute};
+use crate::key::Ingredients;
 use crate::memory::{self, Resident};
-use crate::plan::{NodeName, Plan};
+use crate::plan::{Node, NodeName, Plan};
 use crate::record::Record;
 pub use crate::runs::About;
 use crate::runs::RunLog;
@@ -54,10 +56,10 @@ pub struct Budget {
 }
 
 impl Default for Budget {
-    /// All cores and nine tenths of the memory of this machine.
+    /// All cores, nine tenths of the memory and all graphics processors of this machine.
     fn default() -> Budget {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        Budget { cores, memory_bytes: memory::installed() / 10 * 9, gpus: 0 }
+        Budget { cores, memory_bytes: memory::installed() / 10 * 9, gpus: gpus() }
     }
 }
 
@@ -308,6 +310,7 @@ impl<'a> Driver<'a> {
             let record = self.known[from].clone()?;
             Some(JobInput { role: input.role.clone(), file: input.file.clone(), from, record })
         };
+        let earlier = self.earlier(node, &evaluated.ingredients).filter(|_| !slot.forced);
         let job = Job {
             store: self.store.clone(),
             node: node.name.clone(),
@@ -316,6 +319,7 @@ impl<'a> Driver<'a> {
             ingredients: evaluated.ingredients,
             origin: evaluated.origin,
             inputs: node.inputs.iter().filter_map(input).collect(),
+            earlier,
             threads: held.cores,
             forced: slot.forced,
             suspect: slot.suspect || matches!(evaluated.lookup, Lookup::Damaged(..)),
@@ -337,6 +341,18 @@ impl<'a> Driver<'a> {
             let error = TaskError::Failed(format!("cannot start a thread: {error}"));
             let _ = self.sender.send((i, Report::Failed(Failure::new(self.plan.nodes()[i].name.clone(), error))));
         }
+    }
+
+    /// An output that the node may take rows from; kept from the garbage collector until the run is over.
+    fn earlier(&self, node: &Node, ingredients: &Ingredients) -> Option<Record> {
+        if !node.task.reuses_rows() {
+            return None;
+        }
+        let _gate = self.store.gate().ok()?;
+        let record = self.store.latest(family(&node.name, ingredients))?;
+        self.log.pin(record.output);
+        record.origin.objects.values().for_each(|&object| self.log.pin(object));
+        Some(record)
     }
 
     fn take_report(&mut self, i: usize, report: Report) {
@@ -399,6 +415,8 @@ impl<'a> Driver<'a> {
             output: record.output,
             seconds,
             peak_rss_bytes: if cached { 0 } else { record.peak_rss_bytes },
+            bytes_read: if cached { 0 } else { record.bytes_read },
+            bytes_written: if cached { 0 } else { record.bytes_written },
             rows: summary.rows,
             rows_computed: if cached { by_rows.then_some(0) } else { summary.rows_computed },
             rows_reused: if cached && by_rows { summary.rows } else { summary.rows_reused },
@@ -533,6 +551,13 @@ impl Budget {
         self.memory_bytes += part.memory_bytes;
         self.gpus += part.gpus;
     }
+}
+
+/// NVIDIA's driver makes one numbered file per processor.
+fn gpus() -> usize {
+    let numbered = |name: &str| name.strip_prefix("nvidia").is_some_and(|rest| rest.parse::<u32>().is_ok());
+    let files = std::fs::read_dir("/dev").into_iter().flatten().flatten();
+    files.filter(|file| file.file_name().to_str().is_some_and(numbered)).count()
 }
 
 fn inputs_of(plan: &Plan, i: usize) -> impl Iterator<Item = usize> + '_ {

@@ -209,6 +209,7 @@ pub(crate) fn evaluate(
         })?;
         inputs.insert(input.role.clone(), InputContent { file: input.file.clone(), digest });
         origin.upstream.insert(input.role.clone(), input.from.clone());
+        origin.objects.insert(input.role.clone(), record.output);
     }
     let mut files = BTreeMap::new();
     for file in node.task.files() {

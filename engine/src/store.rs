@@ -23,7 +23,7 @@ use crate::task::View;
 
 /// Changes when the layout does; an older program refuses a newer store.
 const FORMAT: &str = "1";
-const FOLDERS: [&str; 7] = ["objects", "keys", "drafts", "locks", "work", "quarantine", "runs"];
+const FOLDERS: [&str; 8] = ["objects", "keys", "latest", "drafts", "locks", "work", "quarantine", "runs"];
 
 pub(crate) const FULL_HINT: &str = "free space (`pipe cache gc` lets old outputs go) or choose another disk with --cache-dir; what was finished is kept";
 
@@ -290,6 +290,16 @@ impl Store {
                 None => Ok(folder),
             },
         }
+    }
+
+    /// One file of an object, if its content is `digest`.
+    pub(crate) fn verified_file(&self, object: Digest, file: &str, digest: Digest) -> Option<PathBuf> {
+        let path = self.object(object).join(file);
+        let size = fs::symlink_metadata(&path).ok()?.len();
+        let depth = if self.is_checked(&path) { Depth::Stat } else { Depth::Bytes };
+        self.inspect_file(&path, size, digest, depth).ok()?;
+        self.note_checked(path.clone());
+        Some(path)
     }
 
     /// Moves a damaged object out of the way, where it can be looked at.

@@ -35,6 +35,11 @@ pub trait Task: Send + Sync {
         Resources::default()
     }
 
+    /// Whether it can take over the results of single rows from an earlier output of its own, and wants to be offered one.
+    fn reuses_rows(&self) -> bool {
+        false
+    }
+
     /// Does the work: reads `ctx.input(..)` and `ctx.file(..)`, writes files under `ctx.out()`. Nothing written there is
     /// visible to anyone until this returns `Ok`.
     fn run(&self, ctx: &Context) -> Result<Summary, TaskError>;
@@ -76,6 +81,7 @@ pub struct Resources {
     pub cores: usize,
     /// Expected peak, 0 when small.
     pub memory_bytes: u64,
+    /// At most; a machine with fewer runs it all the same.
     pub gpus: usize,
     /// Relative cost, for longest path first.
     pub weight: u32,
@@ -148,6 +154,13 @@ impl Cancel {
     }
 }
 
+/// An earlier output of the same node: same code, parameters and files, other inputs. Its bytes have been verified.
+pub struct Earlier {
+    pub output: PathBuf,
+    /// What it was made of, by role.
+    pub inputs: IndexMap<String, PathBuf>,
+}
+
 /// What a running task is given.
 pub struct Context {
     pub node: NodeName,
@@ -155,6 +168,8 @@ pub struct Context {
     pub inputs: IndexMap<String, PathBuf>,
     /// Source files by role.
     pub files: IndexMap<String, PathBuf>,
+    /// Only for a task that [`Task::reuses_rows`], when there is one.
+    pub earlier: Option<Earlier>,
     /// Draft folder to write the output to.
     pub out: PathBuf,
     /// Folder that belongs to this node's key and outlives a killed run (training checkpoints); removed once published.

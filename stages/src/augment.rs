@@ -17,9 +17,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::conversation::{Content, Example};
+use crate::reuse::{Forward, Reuse, Weave};
 use crate::rows::{LINEAGE_FILE, TableWriter, batches, row_count, shapes, text_column};
 
 const ROWS_PER_BATCH: usize = 4096;
+/// What a row's copies depend on, and what they are.
+const COLUMNS: [&str; 3] = ["row_id", "data", "meta"];
 const DEFAULT_SEED: u64 = 42;
 /// Stands for the row's own request in a paraphrase template.
 const REQUEST: &str = "{request}";
@@ -94,6 +97,10 @@ impl Task for Augment {
         serde_json::to_value(self).unwrap_or_default()
     }
 
+    fn reuses_rows(&self) -> bool {
+        !self.changes_nothing()
+    }
+
     fn run(&self, ctx: &Context) -> Result<Summary, TaskError> {
         self.check().map_err(TaskError::Input)?;
         let input = ctx.input("train")?;
@@ -105,24 +112,60 @@ impl Task for Augment {
             std::fs::copy(input, &output).map_err(TaskError::io(format!("cannot write {}", output.display())))?;
             return Ok(Summary { rows: Some(total), ..Summary::default() });
         }
+        let mut reuse = Reuse::of(ctx, "train", &COLUMNS)?;
+        let mut earlier = EarlierRows::open(ctx)?;
         let mut writer = TableWriter::create(&output, shapes::example())?;
         let mut lineage = TableWriter::create(&ctx.out().join(LINEAGE_FILE), shapes::lineage())?;
         let mut read = 0;
-        for batch in batches(input, &["row_id", "data", "meta"], ROWS_PER_BATCH)? {
+        for batch in batches(input, &COLUMNS, ROWS_PER_BATCH)? {
             ctx.cancel.check()?;
             let batch = batch?;
-            let grown = self.grow(&batch)?;
-            writer.write(&grown.rows()?)?;
-            lineage.write(&grown.lineage()?)?;
+            let origins = reuse.next(batch.num_rows());
+            let (rows, from) = self.grown(&batch, &origins, earlier.as_mut())?;
+            writer.write(&rows)?;
+            lineage.write(&from)?;
             read += batch.num_rows() as u64;
             ctx.progress(read, total, "rows");
         }
         lineage.finish()?;
         let rows = writer.finish()?;
-        let mut summary = Summary { rows: Some(rows), ..Summary::default() };
+        let reused = Some(reuse.rows());
+        let mut summary = Summary { rows: Some(rows), rows_reused: reused, ..Summary::default() };
+        summary.rows_computed = Some(total - reuse.rows());
         summary.stats.insert("read".into(), total.into());
         summary.stats.insert("added".into(), (rows - total).into());
         Ok(summary)
+    }
+}
+
+/// The copies that an earlier output has of each row.
+struct EarlierRows {
+    rows: Forward,
+    lineage: Forward,
+    /// Where the copies of each row of the earlier input begin, and where the last ones end.
+    starts: Vec<u64>,
+}
+
+impl EarlierRows {
+    fn open(ctx: &Context) -> Result<Option<EarlierRows>, TaskError> {
+        let Some(earlier) = &ctx.earlier else { return Ok(None) };
+        let mut starts = Vec::new();
+        let (mut last, mut rows) = (String::new(), 0);
+        for batch in batches(&earlier.output.join(LINEAGE_FILE), &["from"], ROWS_PER_BATCH)? {
+            let batch = batch?;
+            for from in text_column(&batch, "from")?.iter().flatten() {
+                // Copies of a row lie together, and no two rows of a dataset share an id.
+                if last != from {
+                    starts.push(rows);
+                    last = from.to_string();
+                }
+                rows += 1;
+            }
+        }
+        starts.push(rows);
+        let table = |file, columns| Forward::open(ctx, file, columns);
+        let (rows, lineage) = (table(TRAIN_FILE, &COLUMNS)?, table(LINEAGE_FILE, &["row_id", "from"])?);
+        Ok(rows.zip(lineage).map(|(rows, lineage)| EarlierRows { rows, lineage, starts }))
     }
 }
 
@@ -136,26 +179,55 @@ struct Grown {
 }
 
 impl Augment {
-    fn grow(&self, batch: &RecordBatch) -> Result<Grown, TaskError> {
-        let (ids, data, meta) =
-            (text_column(batch, "row_id")?, text_column(batch, "data")?, text_column(batch, "meta")?);
+    /// The batch's rows with their copies, and where each came from; copies of rows with an origin are the earlier ones.
+    fn grown(
+        &self,
+        batch: &RecordBatch,
+        origins: &[Option<u64>],
+        mut earlier: Option<&mut EarlierRows>,
+    ) -> Result<(RecordBatch, RecordBatch), TaskError> {
+        let (mut rows, mut lineage) = (Weave::default(), Weave::default());
         let mut grown = Grown::default();
-        for i in 0..batch.num_rows() {
-            let (id, text) = (ids.value(i), data.value(i));
-            let meta = (!meta.is_null(i)).then(|| meta.value(i).to_string());
-            let mut variants = vec![text.to_string()];
-            variants.extend(self.reworded(id, text)?);
-            for round in 0..self.repeat {
-                for (k, variant) in variants.iter().enumerate() {
-                    let own = round == 0 && k == 0;
-                    grown.ids.push(if own { id.to_string() } else { derived(id, round, k) });
-                    grown.data.push(variant.clone());
-                    grown.meta.push(meta.clone());
-                    grown.from.push(id.to_string());
+        for (i, origin) in origins.iter().enumerate() {
+            match (origin, &mut earlier) {
+                (Some(row), Some(earlier)) => {
+                    let row = *row as usize;
+                    for copy in earlier.starts[row]..earlier.starts[row + 1] {
+                        rows.earlier(&mut earlier.rows, copy)?;
+                        lineage.earlier(&mut earlier.lineage, copy)?;
+                    }
+                }
+                _ => {
+                    let before = grown.ids.len();
+                    self.grow(batch, i, &mut grown)?;
+                    for _ in before..grown.ids.len() {
+                        rows.fresh();
+                        lineage.fresh();
+                    }
                 }
             }
         }
-        Ok(grown)
+        Ok((rows.finish(grown.rows()?)?, lineage.finish(grown.lineage()?)?))
+    }
+
+    /// Adds row `i` of the batch with its copies.
+    fn grow(&self, batch: &RecordBatch, i: usize, grown: &mut Grown) -> Result<(), TaskError> {
+        let (ids, data, meta) =
+            (text_column(batch, "row_id")?, text_column(batch, "data")?, text_column(batch, "meta")?);
+        let (id, text) = (ids.value(i), data.value(i));
+        let meta = (!meta.is_null(i)).then(|| meta.value(i).to_string());
+        let mut variants = vec![text.to_string()];
+        variants.extend(self.reworded(id, text)?);
+        for round in 0..self.repeat {
+            for (k, variant) in variants.iter().enumerate() {
+                let own = round == 0 && k == 0;
+                grown.ids.push(if own { id.to_string() } else { derived(id, round, k) });
+                grown.data.push(variant.clone());
+                grown.meta.push(meta.clone());
+                grown.from.push(id.to_string());
+            }
+        }
+        Ok(())
     }
 
     /// Copies of a row with its last request reworded; none where a row has no request.

@@ -21,6 +21,7 @@ pub mod pack;
 pub mod project;
 pub mod quantize;
 pub mod recipe;
+pub mod reuse;
 pub mod rows;
 pub mod show;
 pub mod size;

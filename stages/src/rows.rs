@@ -26,6 +26,8 @@ use pipe_engine::task::TaskError;
 pub const ROWS_FILE: &str = "rows.parquet";
 /// Where a stage that renames or multiplies rows says what each came from.
 pub const LINEAGE_FILE: &str = "lineage.parquet";
+/// What a stage has to say of single rows; there only when it has.
+pub const REMARKS_FILE: &str = "remarks.parquet";
 /// The file that pack writes.
 pub const PACKS_FILE: &str = "packs.parquet";
 
@@ -78,6 +80,12 @@ pub mod shapes {
     /// Where a stage's rows came from, when it renames, drops or multiplies them; never read by a later stage.
     pub fn lineage() -> SchemaRef {
         schema(vec![text("row_id"), text("from")])
+    }
+
+    /// What template and tokenize have to say of single rows, in the order of splits and rows.
+    pub fn remarks() -> SchemaRef {
+        let number = |name: &str| Field::new(name, DataType::UInt64, false);
+        schema(vec![text("split"), number("row"), text("row_id"), text("what"), number("count")])
     }
 
     fn schema(fields: Vec<Field>) -> SchemaRef {

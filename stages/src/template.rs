@@ -7,7 +7,7 @@ mod ast;
 mod bridge;
 pub mod builtin;
 mod chat;
-mod clock;
+pub mod clock;
 mod expression;
 mod filter;
 mod format;
@@ -29,14 +29,17 @@ mod value;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, BooleanBuilder, Int8Builder, Int32Builder, ListBuilder, RecordBatch, StringBuilder};
+use arrow::array::{
+    ArrayRef, BooleanBuilder, Int8Builder, Int32Builder, ListBuilder, RecordBatch, StringArray, StringBuilder,
+};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
-use pipe_engine::task::{Context, SourceFile, Summary, Task, TaskError, View};
+use pipe_engine::task::{Context, Resources, SourceFile, Summary, Task, TaskError, View};
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 
 use crate::conversation::Example;
-use crate::rows::{TableWriter, batches, text_column};
+use crate::reuse::{Forward, Remark, RemarkReader, RemarkWriter, Reuse, Weave, with_ids};
+use crate::rows::{TableWriter, batches, text_column, workers};
 use prompts::PromptStyle;
 use render::{ChatTemplate, SpecialTexts};
 
@@ -69,6 +72,8 @@ pub struct Template {
     pub style: PromptStyle,
     /// Special tokens the recipe replaces.
     pub special: SpecialTexts,
+    /// The day that a template which names the clock sees.
+    pub day: Option<String>,
 }
 
 impl Task for Template {
@@ -88,13 +93,17 @@ impl Task for Template {
             TemplateSource::Unused => json!(null),
         };
         let special = [&self.special.bos, &self.special.eos, &self.special.pad, &self.special.unk];
-        json!({
+        let mut params = json!({
             "template": source,
             "kwargs": self.kwargs,
             "default_system": self.default_system,
             "style": self.style,
             "special": special,
-        })
+        });
+        if let (Some(day), Some(params)) = (&self.day, params.as_object_mut()) {
+            params.insert("day".to_string(), json!(day));
+        }
+        params
     }
 
     fn files(&self) -> Vec<SourceFile> {
@@ -116,15 +125,28 @@ impl Task for Template {
         files
     }
 
+    fn resources(&self) -> Resources {
+        Resources { cores: usize::MAX, weight: 5, ..Resources::default() }
+    }
+
+    fn reuses_rows(&self) -> bool {
+        true
+    }
+
     fn run(&self, ctx: &Context) -> Result<Summary, TaskError> {
+        workers(ctx.threads)?.install(|| self.render(ctx))
+    }
+}
+
+impl Template {
+    fn render(&self, ctx: &Context) -> Result<Summary, TaskError> {
         let template = self.load()?;
         let mut counts = Counts::default();
-        for split in SPLITS {
-            if let Some(input) = ctx.input_opt(split) {
-                let out = ctx.out().join(format!("{split}.parquet"));
-                self.render_file(template.as_ref(), input, &out, ctx, &mut counts)?;
-            }
+        let mut remarks = RemarkWriter::new(ctx);
+        for split in SPLITS.into_iter().filter(|split| ctx.input_opt(split).is_some()) {
+            self.render_split(template.as_ref(), split, ctx, &mut counts, &mut remarks)?;
         }
+        remarks.finish()?;
         Ok(counts.summary())
     }
 }
@@ -132,13 +154,38 @@ impl Task for Template {
 #[derive(Default)]
 struct Counts {
     rows: u64,
+    reused: u64,
     lost: u64,
     first_lost: Option<String>,
 }
 
 impl Counts {
+    /// Counts a row, and remarks on it where messages were not located.
+    fn note(
+        &mut self,
+        split: &str,
+        row: u64,
+        row_id: &str,
+        lost: u64,
+        remarks: &mut RemarkWriter,
+    ) -> Result<(), TaskError> {
+        self.rows += 1;
+        if lost == 0 {
+            return Ok(());
+        }
+        self.lost += lost;
+        self.first_lost.get_or_insert_with(|| row_id.to_string());
+        let (split, row_id, what) = (split.to_string(), row_id.to_string(), "not_located".to_string());
+        remarks.push(Remark { split, row, row_id, what, count: lost })
+    }
+
     fn summary(self) -> Summary {
-        let mut summary = Summary { rows: Some(self.rows), rows_computed: Some(self.rows), ..Summary::default() };
+        let mut summary = Summary {
+            rows: Some(self.rows),
+            rows_computed: Some(self.rows - self.reused),
+            rows_reused: Some(self.reused),
+            ..Summary::default()
+        };
         if let Some(row) = self.first_lost {
             summary.stats.insert("messages_not_located".into(), self.lost.into());
             summary.warnings.push(format!(
@@ -213,34 +260,58 @@ impl Template {
         let own = [&self.special.bos, &self.special.eos, &self.special.pad, &self.special.unk];
         let all = [&mut special.bos, &mut special.eos, &mut special.pad, &mut special.unk];
         all.into_iter().zip(own).filter(|(_, own)| !own.is_empty()).for_each(|(slot, own)| slot.clone_from(own));
-        ChatTemplate::parse(&text, &special).map(Some).map_err(wrong)
+        let mut template = ChatTemplate::parse(&text, &special).map_err(wrong)?;
+        if let Some(day) = &self.day {
+            template.set_day(day);
+        }
+        Ok(Some(template))
     }
 
-    fn render_file(
+    fn render_split(
         &self,
         template: Option<&ChatTemplate>,
-        input: &Path,
-        out: &Path,
+        split: &str,
         ctx: &Context,
         counts: &mut Counts,
+        remarks: &mut RemarkWriter,
     ) -> Result<(), TaskError> {
-        let mut writer = TableWriter::create(out, rendered())?;
-        for batch in batches(input, &["row_id", "data"], BATCH_ROWS)? {
+        let file = format!("{split}.parquet");
+        let schema = rendered();
+        let columns: Vec<&str> = schema.fields().iter().map(|field| field.name().as_str()).collect();
+        let mut reuse = Reuse::of(ctx, split, &["data"])?;
+        let mut earlier = Forward::open(ctx, &file, &columns)?;
+        let mut said = RemarkReader::open(ctx, split)?;
+        let mut writer = TableWriter::create(&ctx.out().join(&file), schema.clone())?;
+        let mut at = 0;
+        for batch in batches(ctx.input(split)?, &["row_id", "data"], BATCH_ROWS)? {
             ctx.cancel.check()?;
             let batch = batch?;
             let (ids, data) = (text_column(&batch, "row_id")?, text_column(&batch, "data")?);
-            let rows: Vec<Row> = (0..batch.num_rows())
-                .into_par_iter()
-                .map(|i| self.row(template, data.value(i)).map_err(|why| located(ids.value(i), why)))
+            let origins = reuse.next(batch.num_rows());
+            let fresh: Vec<usize> = (0..batch.num_rows()).filter(|&i| origins[i].is_none()).collect();
+            let rows: Vec<Row> = fresh
+                .par_iter()
+                .map(|&i| self.row(template, data.value(i)).map_err(|why| located(ids.value(i), why)))
                 .collect::<Result<_, _>>()?;
-            for (i, row) in rows.iter().enumerate() {
-                counts.rows += 1;
-                counts.lost += row.lost;
-                if row.lost > 0 && counts.first_lost.is_none() {
-                    counts.first_lost = Some(ids.value(i).to_string());
-                }
+            let mut weave = Weave::default();
+            let mut computed = rows.iter();
+            for (i, origin) in origins.iter().enumerate() {
+                let lost = match (origin, &mut earlier) {
+                    (Some(row), Some(table)) => {
+                        weave.earlier(table, *row)?;
+                        counts.reused += 1;
+                        said.of(*row, |_| ())?.iter().map(|remark| remark.count).sum()
+                    }
+                    _ => {
+                        weave.fresh();
+                        computed.next().map_or(0, |row| row.lost)
+                    }
+                };
+                counts.note(split, at + i as u64, ids.value(i), lost, remarks)?;
             }
-            writer.write(&record(batch.column(0).clone(), &rows)?)?;
+            at += batch.num_rows() as u64;
+            let computed = record(fresh_ids(ids, &fresh), &rows)?;
+            writer.write(&with_ids(&weave.finish(computed)?, batch.column(0).clone())?)?;
             ctx.progress(counts.rows, 0, "rows");
         }
         writer.finish().map(|_| ())
@@ -327,6 +398,10 @@ fn joined(pieces: &[(String, &str, i8)]) -> Row {
 
 fn located(row_id: &str, why: String) -> TaskError {
     TaskError::Input(format!("row {row_id}: {why}"))
+}
+
+fn fresh_ids(ids: &StringArray, fresh: &[usize]) -> ArrayRef {
+    Arc::new(StringArray::from_iter_values(fresh.iter().map(|&i| ids.value(i))))
 }
 
 fn record(ids: ArrayRef, rows: &[Row]) -> Result<RecordBatch, TaskError> {

@@ -4,6 +4,7 @@
 //! trained answer ends its turn and is trained with it. Nothing is guessed: what cannot be decided is counted and said.
 
 mod labels;
+mod reused;
 #[cfg(test)]
 mod tests;
 
@@ -22,9 +23,11 @@ use serde_json::{Value, json};
 use tokenizers::Tokenizer;
 
 use crate::recipe::{SpecialTokensInContent, TrainOn};
-use crate::rows::{TableWriter, batches, int_list, list_column, shapes, text_column, typed};
+use crate::reuse::{RemarkWriter, Reuse};
+use crate::rows::{TableWriter, batches, int_list, list_column, shapes, text_column, typed, workers};
 use crate::template::SPLITS;
 use labels::Labeller;
+use reused::Merge;
 
 const BATCH_ROWS: usize = 4096;
 
@@ -53,6 +56,8 @@ pub struct Tokenize {
 #[derive(Clone, Debug, Default)]
 pub struct Counts {
     pub rows: u64,
+    /// Of them taken over from an earlier output.
+    pub reused: u64,
     pub tokens: u64,
     pub trained: u64,
     pub untrained_rows: u64,
@@ -92,15 +97,24 @@ impl Task for Tokenize {
         Resources { cores: usize::MAX, weight: 10, ..Resources::default() }
     }
 
+    fn reuses_rows(&self) -> bool {
+        true
+    }
+
     fn run(&self, ctx: &Context) -> Result<Summary, TaskError> {
+        workers(ctx.threads)?.install(|| self.tokenize(ctx))
+    }
+}
+
+impl Tokenize {
+    fn tokenize(&self, ctx: &Context) -> Result<Summary, TaskError> {
         let labeller = Labeller::new(self)?;
         let mut counts = Counts::default();
-        for split in SPLITS {
-            if let Some(input) = ctx.input_opt(split) {
-                let out = ctx.out().join(format!("{split}.parquet"));
-                tokenize_file(&labeller, input, &out, ctx, &mut counts)?;
-            }
+        let mut remarks = RemarkWriter::new(ctx);
+        for split in SPLITS.into_iter().filter(|split| ctx.input_opt(split).is_some()) {
+            tokenize_split(&labeller, split, ctx, &mut counts, &mut remarks)?;
         }
+        remarks.finish()?;
         Ok(summary(counts))
     }
 }
@@ -122,42 +136,48 @@ pub fn load_tokenizer(path: &Path, added: &[String]) -> Result<Tokenizer, TaskEr
     Ok(tokenizer)
 }
 
-fn tokenize_file(
+/// What is read of a rendered row; all but the id decide its tokens.
+const COLUMNS: [&str; 12] = [
+    "row_id",
+    "text",
+    "piece_ends",
+    "span_starts",
+    "span_ends",
+    "span_limits",
+    "span_roles",
+    "span_train",
+    "bos",
+    "eos",
+    "tokens",
+    "labels",
+];
+
+fn tokenize_split(
     labeller: &Labeller<'_>,
-    input: &Path,
-    out: &Path,
+    split: &str,
     ctx: &Context,
     counts: &mut Counts,
+    remarks: &mut RemarkWriter,
 ) -> Result<(), TaskError> {
-    let mut writer = TableWriter::create(out, shapes::tokens())?;
-    let columns = [
-        "row_id",
-        "text",
-        "piece_ends",
-        "span_starts",
-        "span_ends",
-        "span_limits",
-        "span_roles",
-        "span_train",
-        "bos",
-        "eos",
-        "tokens",
-        "labels",
-    ];
-    for batch in batches(input, &columns, BATCH_ROWS)? {
+    let mut reuse = Reuse::of(ctx, split, &COLUMNS[1..])?;
+    let mut merge = Merge::open(ctx, split)?;
+    let mut writer = TableWriter::create(&ctx.out().join(format!("{split}.parquet")), shapes::tokens())?;
+    for batch in batches(ctx.input(split)?, &COLUMNS, BATCH_ROWS)? {
         ctx.cancel.check()?;
         let batch = batch?;
         let rows = Rendered::of(&batch)?;
-        let results: Vec<(Tokenized, Counts)> = (0..batch.num_rows())
-            .into_par_iter()
-            .map(|i| {
+        let origins = reuse.next(batch.num_rows());
+        let fresh: Vec<usize> = (0..batch.num_rows()).filter(|&i| origins[i].is_none()).collect();
+        let results: Vec<(Tokenized, Counts)> = fresh
+            .par_iter()
+            .map(|&i| {
                 labeller
                     .row(&rows.view(i)?)
                     .map_err(|why| TaskError::Input(format!("row {}: {why}", rows.ids.value(i))))
             })
             .collect::<Result<_, _>>()?;
-        writer.write(&record(rows.ids, &results)?)?;
-        results.iter().for_each(|(_, seen)| counts.add(seen));
+        let computed = record(rows.ids, &fresh, &results)?;
+        writer.write(&merge.batch(&rows, &origins, computed, &results, counts, remarks)?)?;
         ctx.progress(counts.rows, 0, "rows");
     }
     writer.finish().map(|_| ())
@@ -208,6 +228,13 @@ impl<'a> Rendered<'a> {
         })
     }
 
+    /// The role of the row's last span: in most rows the only one that is trained.
+    fn last_role(&self, i: usize) -> Option<&'a str> {
+        let roles = self.roles.values().as_any().downcast_ref::<StringArray>()?;
+        let (start, end) = (self.roles.value_offsets()[i], self.roles.value_offsets()[i + 1]);
+        (end > start).then(|| roles.value(end as usize - 1))
+    }
+
     fn view(&self, i: usize) -> Result<RowView<'a>, TaskError> {
         let broken = || TaskError::Failed("a rendered row has columns of unexpected types".into());
         let (starts, ends) = (int_list(self.starts, i)?, int_list(self.ends, i)?);
@@ -237,6 +264,7 @@ impl<'a> Rendered<'a> {
 impl Counts {
     fn add(&mut self, other: &Counts) {
         self.rows += other.rows;
+        self.reused += other.reused;
         self.tokens += other.tokens;
         self.trained += other.trained;
         self.untrained_rows += other.untrained_rows;
@@ -249,12 +277,12 @@ impl Counts {
     }
 }
 
-/// Rows without a trained token are dropped here.
-fn record(ids: &StringArray, rows: &[(Tokenized, Counts)]) -> Result<RecordBatch, TaskError> {
+/// The rows `at` these places. Rows without a trained token are dropped here.
+fn record(ids: &StringArray, at: &[usize], rows: &[(Tokenized, Counts)]) -> Result<RecordBatch, TaskError> {
     let mut names = StringBuilder::new();
     let (mut inputs, mut labels) = (ListBuilder::new(Int32Builder::new()), ListBuilder::new(Int32Builder::new()));
     let mut lengths = Int32Builder::new();
-    for (i, (row, counts)) in rows.iter().enumerate() {
+    for (&i, (row, counts)) in at.iter().zip(rows) {
         if counts.untrained_rows > 0 {
             continue;
         }
@@ -282,7 +310,12 @@ fn record(ids: &StringArray, rows: &[(Tokenized, Counts)]) -> Result<RecordBatch
 
 fn summary(counts: Counts) -> Summary {
     let kept = counts.rows - counts.untrained_rows;
-    let mut summary = Summary { rows: Some(kept), rows_computed: Some(counts.rows), ..Summary::default() };
+    let mut summary = Summary {
+        rows: Some(kept),
+        rows_computed: Some(counts.rows - counts.reused),
+        rows_reused: Some(counts.reused),
+        ..Summary::default()
+    };
     summary.stats.insert("tokens".into(), counts.tokens.into());
     summary.stats.insert("trained_tokens".into(), counts.trained.into());
     summary.stats.insert("trained_tokens_by_role".into(), json!(counts.by_role));

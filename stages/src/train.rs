@@ -57,7 +57,7 @@ impl Task for Train {
     }
 
     fn resources(&self) -> Resources {
-        Resources { cores: usize::MAX, memory_bytes: self.memory_bytes, gpus: 0, weight: 1000 }
+        Resources { cores: usize::MAX, memory_bytes: self.memory_bytes, gpus: 1, weight: 1000 }
     }
 
     fn run(&self, ctx: &Context) -> Result<Summary, TaskError> {

@@ -103,6 +103,13 @@ impl Project {
         Ran { executed: names("executed"), cached: names("cached"), code: said.code, events }
     }
 
+    /// The store folder of a node's output.
+    pub fn output(&self, ran: &Ran, node: &str) -> PathBuf {
+        let root = self.root.path().canonicalize().unwrap();
+        let folder = ran.events.last().unwrap()["outputs"][node].as_str().unwrap();
+        PathBuf::from(folder.replace("$ROOT", root.to_str().unwrap()))
+    }
+
     fn command(&self, folder: &str, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_pipe"));
         command.current_dir(self.path(folder)).args(args).env_clear().stdin(Stdio::null());

@@ -21,7 +21,7 @@ use crate::rows::ROWS_FILE;
 use crate::split::{Part, Split};
 use crate::template::prompts::PromptStyle;
 use crate::template::render::{ChatTemplate, SpecialTexts, find, special_texts};
-use crate::template::{Template, TemplateSource, builtin};
+use crate::template::{Template, TemplateSource, builtin, clock};
 use crate::tokenize::Tokenize;
 
 /// A dataset that has been tokenised, and the splits its rows are in.
@@ -96,7 +96,9 @@ pub fn samples(recipe: &Recipe, model: &BaseModel) -> Result<Vec<(String, String
                 Ok(text) => text,
                 Err(why) => return Err(wrong(why)),
             };
-            Some(ChatTemplate::parse(&text, &special).map_err(|error| wrong(error.to_string()))?)
+            let mut template = ChatTemplate::parse(&text, &special).map_err(|error| wrong(error.to_string()))?;
+            template.set_day(&clock::today());
+            Some(template)
         }
         false => None,
     };
@@ -265,6 +267,7 @@ fn template(
     kwargs.extend(dataset.chat_template_kwargs.clone().unwrap_or_default());
     let special = recipe.special_tokens.clone().unwrap_or_default();
     Ok(Template {
+        day: clock::day_of(&source),
         source,
         tokenizer,
         kwargs: kwargs.into_iter().collect(),

@@ -186,6 +186,8 @@ pub struct ResourcesSection {
     /// Memory that the run's stages may plan with, such as `8GB`.
     #[schemars(regex(pattern = "^[0-9]+(\\.[0-9]+)?\\s*([KMGT]i?)?B?$"))]
     pub memory: Option<String>,
+    /// Graphics processors to use; all when unset.
+    pub gpus: Option<u64>,
 }
 
 impl Dtype {

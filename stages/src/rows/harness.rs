@@ -25,6 +25,7 @@ pub fn run(task: &dyn Task, node: &str, inputs: &[(&str, &Path)]) -> Result<Done
         node: NodeName::new(node),
         inputs: inputs.iter().map(|(role, path)| (role.to_string(), path.to_path_buf())).collect(),
         files: task.files().into_iter().map(|file| (file.role, file.path)).collect(),
+        earlier: None,
         out: dir.path().to_path_buf(),
         work: dir.path().join("work"),
         threads: 2,

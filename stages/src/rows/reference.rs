@@ -22,6 +22,12 @@ const COLUMNS: &[(&str, &str)] = &[
     ("meta", "the columns that `split.group_by` and `split.stratify_by` name, as a JSON object; else null"),
     ("source", "which of the dataset's files, from 0"),
     ("from", "the `row_id` in the stage before"),
+    ("split", "which table of the input the row is in"),
+    (
+        "what",
+        "`not_located`, `untrained` (the row was dropped), `missing_terminators`, `double_bos`, `special_in_content`; `trained` and `trained:ROLE` where tokens other than those of the last turn's role are trained",
+    ),
+    ("count", "how often"),
     ("input_ids", "token ids"),
     ("labels", "the same ids where trained, -100 where masked; not shifted"),
     ("length", "number of tokens"),
@@ -66,6 +72,11 @@ fn all() -> Vec<Shape> {
             shapes::lineage(),
         ),
         shape("tokenize: `train.parquet`, `val.parquet`, `test.parquet`", "An example as tokens.", shapes::tokens()),
+        shape(
+            "template and tokenize: `remarks.parquet`",
+            "Something to say of a row of the input; the file is there only when there is. `row` counts from 0 here.",
+            shapes::remarks(),
+        ),
         shape("pack: `packs.parquet`", "A sequence that the model sees, without padding.", shapes::packs()),
     ]
 }

@@ -58,6 +58,11 @@ impl ChatTemplate {
         Ok(ChatTemplate { environment, special: special.clone(), marks_generation })
     }
 
+    /// From here on `strftime_now` shows the midnight that this day began with.
+    pub fn set_day(&mut self, day: &str) {
+        self.environment.add_global(function::DAY, Native::from(day));
+    }
+
     /// Whether the template says itself what is trained, by `{% generation %}`.
     pub fn marks_generation(&self) -> bool {
         self.marks_generation

@@ -19,6 +19,9 @@ const MAX_RANGE: i128 = 100_000;
 const BINARY: [BinOp; 7] = [BinOp::Add, BinOp::Sub, BinOp::Mul, BinOp::Div, BinOp::FloorDiv, BinOp::Mod, BinOp::Pow];
 const COMPARE: [CmpOp; 8] = [CmpOp::Eq, CmpOp::Ne, CmpOp::Lt, CmpOp::Le, CmpOp::Gt, CmpOp::Ge, CmpOp::In, CmpOp::NotIn];
 
+/// The global that holds the day to render as of, if there is one.
+pub const DAY: &str = "__day";
+
 /// A function as minijinja calls it.
 type Call = fn(&mut State<'_, '_>, &[Native]) -> Answer;
 
@@ -50,7 +53,7 @@ pub fn install(env: &mut Environment<'_>) {
         ("range", |_, args| answer(range(&arguments(args)))),
         ("dict", |_, args| answer(python_dict(arguments(args)))),
         ("raise_exception", |_, args| answer(raise(args))),
-        ("strftime_now", |_, args| answer(strftime(args))),
+        ("strftime_now", |state, args| answer(strftime(state, args))),
         ("namespace", namespace),
     ];
     for (name, function) in functions {
@@ -244,9 +247,10 @@ fn raise(args: &[Native]) -> Evaluated<Value> {
     Err(TemplateError::Raised(from_native(&first(args)).to_text().text.to_string()))
 }
 
-fn strftime(args: &[Native]) -> Evaluated<Value> {
+fn strftime(state: &State<'_, '_>, args: &[Native]) -> Evaluated<Value> {
     let format = from_native(&first(args)).to_text();
-    match super::clock::strftime(&format.text) {
+    let day = state.lookup(DAY);
+    match super::clock::strftime(&format.text, day.as_ref().and_then(Native::as_str)) {
         Ok(text) => Ok(Value::str(text)),
         Err(message) => Run.fail(message),
     }

@@ -37,6 +37,7 @@ fn rendering() -> Template {
         default_system: None,
         style: PromptStyle::Alpaca,
         special: SpecialTexts::default(),
+        day: None,
     }
 }
 

@@ -25,12 +25,6 @@ pub(super) fn check(facts: &mut Facts<'_>) {
             "no mix section",
         ),
         ("report", recipe.report.is_some(), "there is no report page yet", "no report section"),
-        (
-            "resources",
-            recipe.resources.is_some(),
-            "limits on the machine's use are not supported yet",
-            "pipe run --jobs N",
-        ),
     ];
     let all_weights = recipe.adapter.is_none() && recipe.train != Some(false) && recipe.base_model.is_some();
     if all_weights && recipe.datasets.is_some() {
