@@ -156,86 +156,75 @@ fn build(layout: Layout, sizes: [u64; 7], tied: bool) -> Shape {
 type Part = (String, u64, u64);
 
 fn parts(layout: Layout, h: u64, i: u64, q: u64, kv: u64) -> (&'static str, Vec<Part>) {
-    let own =
-        |parts: &[(&str, u64, u64)]| parts.iter().map(|&(name, o, n)| (name.to_string(), o, n)).collect::<Vec<_>>();
     let attention = [
         ("self_attn.q_proj", q, h),
         ("self_attn.k_proj", kv, h),
         ("self_attn.v_proj", kv, h),
         ("self_attn.o_proj", h, q),
     ];
-    let gated = [("mlp.gate_proj", i, h), ("mlp.up_proj", i, h), ("mlp.down_proj", h, i)];
     let with = |more: &[(&str, u64, u64)]| [own(&attention), own(more)].concat();
+    let routed = |router: &str, count: u64, expert: &dyn Fn(u64) -> [Part; 3]| {
+        let mut all = own(&attention);
+        all.push((router.to_string(), count, h));
+        all.extend((0..count).flat_map(expert));
+        ("model.layers", all)
+    };
     match layout {
-        Llama => ("model.layers", with(&gated)),
-        Phi3 => (
-            "model.layers",
-            own(&[
-                ("self_attn.qkv_proj", q + 2 * kv, h),
-                ("self_attn.o_proj", h, q),
-                ("mlp.gate_up_proj", 2 * i, h),
-                ("mlp.down_proj", h, i),
-            ]),
-        ),
-        InternLm2 => (
-            "model.layers",
-            own(&[
-                ("attention.wqkv", q + 2 * kv, h),
-                ("attention.wo", h, q),
-                ("feed_forward.w1", i, h),
-                ("feed_forward.w3", i, h),
-                ("feed_forward.w2", h, i),
-            ]),
-        ),
-        NeoX => (
-            "gpt_neox.layers",
-            own(&[
-                ("attention.query_key_value", q + 2 * kv, h),
-                ("attention.dense", h, q),
-                ("mlp.dense_h_to_4h", i, h),
-                ("mlp.dense_4h_to_h", h, i),
-            ]),
-        ),
-        Falcon => (
-            "transformer.h",
-            own(&[
-                ("self_attention.query_key_value", q + 2 * kv, h),
-                ("self_attention.dense", h, q),
-                ("mlp.dense_h_to_4h", i, h),
-                ("mlp.dense_4h_to_h", h, i),
-            ]),
-        ),
-        Gpt2 => (
-            "transformer.h",
-            own(&[("attn.c_attn", 3 * q, h), ("attn.c_proj", h, q), ("mlp.c_fc", i, h), ("mlp.c_proj", h, i)]),
-        ),
+        Llama => ("model.layers", with(&[("mlp.gate_proj", i, h), ("mlp.up_proj", i, h), ("mlp.down_proj", h, i)])),
         Phi2 => {
             let [query, key, value, _] = attention;
             let rest = [("self_attn.dense", h, q), ("mlp.fc1", i, h), ("mlp.fc2", h, i)];
             ("model.layers", [own(&[query, key, value]), own(&rest)].concat())
         }
         Starcoder2 => ("model.layers", with(&[("mlp.c_fc", i, h), ("mlp.c_proj", h, i)])),
-        Mixtral(count, _) => {
-            let expert = |e: u64| {
-                let name = |w: &str| format!("block_sparse_moe.experts.{e}.{w}");
-                [(name("w1"), i, h), (name("w3"), i, h), (name("w2"), h, i)]
-            };
-            let mut all = own(&attention);
-            all.push(("block_sparse_moe.gate".to_string(), count, h));
-            all.extend((0..count).flat_map(expert));
-            ("model.layers", all)
-        }
-        QwenMoe(count, _) => {
-            let expert = |e: u64| {
-                let name = |part: &str| format!("mlp.experts.{e}.{part}");
-                [(name("gate_proj"), i, h), (name("up_proj"), i, h), (name("down_proj"), h, i)]
-            };
-            let mut all = own(&attention);
-            all.push(("mlp.gate".to_string(), count, h));
-            all.extend((0..count).flat_map(expert));
-            ("model.layers", all)
-        }
+        Mixtral(count, _) => routed("block_sparse_moe.gate", count, &|e| {
+            let name = |w: &str| format!("block_sparse_moe.experts.{e}.{w}");
+            [(name("w1"), i, h), (name("w3"), i, h), (name("w2"), h, i)]
+        }),
+        QwenMoe(count, _) => routed("mlp.gate", count, &|e| {
+            let name = |part: &str| format!("mlp.experts.{e}.{part}");
+            [(name("gate_proj"), i, h), (name("up_proj"), i, h), (name("down_proj"), h, i)]
+        }),
+        Phi3 | InternLm2 | NeoX | Falcon | Gpt2 => fused(layout, h, i, q, kv),
     }
+}
+
+/// Layouts that keep queries, keys and values in one module.
+fn fused(layout: Layout, h: u64, i: u64, q: u64, kv: u64) -> (&'static str, Vec<Part>) {
+    let all = q + 2 * kv;
+    let (layers, attention, more): (_, _, &[(&str, u64, u64)]) = match layout {
+        Phi3 => (
+            "model.layers",
+            [("self_attn.qkv_proj", all, h), ("self_attn.o_proj", h, q)],
+            &[("mlp.gate_up_proj", 2 * i, h), ("mlp.down_proj", h, i)],
+        ),
+        InternLm2 => (
+            "model.layers",
+            [("attention.wqkv", all, h), ("attention.wo", h, q)],
+            &[("feed_forward.w1", i, h), ("feed_forward.w3", i, h), ("feed_forward.w2", h, i)],
+        ),
+        NeoX => (
+            "gpt_neox.layers",
+            [("attention.query_key_value", all, h), ("attention.dense", h, q)],
+            &[("mlp.dense_h_to_4h", i, h), ("mlp.dense_4h_to_h", h, i)],
+        ),
+        Falcon => (
+            "transformer.h",
+            [("self_attention.query_key_value", all, h), ("self_attention.dense", h, q)],
+            &[("mlp.dense_h_to_4h", i, h), ("mlp.dense_4h_to_h", h, i)],
+        ),
+        // GPT-2 has as many keys as queries.
+        _ => (
+            "transformer.h",
+            [("attn.c_attn", 3 * q, h), ("attn.c_proj", h, q)],
+            &[("mlp.c_fc", i, h), ("mlp.c_proj", h, i)],
+        ),
+    };
+    (layers, [own(&attention), own(more)].concat())
+}
+
+fn own(parts: &[(&str, u64, u64)]) -> Vec<Part> {
+    parts.iter().map(|&(name, outputs, inputs)| (name.to_string(), outputs, inputs)).collect()
 }
 
 #[cfg(test)]

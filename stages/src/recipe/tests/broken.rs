@@ -54,7 +54,7 @@ quantize:
 type Case = (&'static str, &'static str, &'static str);
 
 fn assert_cases(cases: &[Case]) {
-    let failures: Vec<String> = cases.iter().filter_map(|case| failure(case)).collect();
+    let failures: Vec<String> = cases.iter().filter_map(failure).collect();
     assert!(failures.is_empty(), "{} of {} cases:\n{}", failures.len(), cases.len(), failures.join("\n"));
 }
 
