@@ -27,9 +27,18 @@ pub struct Decoder {
     pub norm: Tensor,
     /// `[vocabulary, hidden]`; `None` when the embedding is used.
     pub untied_head: Option<Tensor>,
+    /// What an adapter's own embedding and head took the place of, for passes without adapters.
+    pub replaced: Replaced,
     pub rotary: Rotary,
     /// NEFTune's noise scale; 0 for none. Active in training passes only.
     pub neftune_alpha: f64,
+}
+
+/// The base's embedding and head where an adapter brings its own.
+#[derive(Debug, Default)]
+pub struct Replaced {
+    embedding: Option<Tensor>,
+    head: Option<Tensor>,
 }
 
 /// One decoder block.
@@ -80,27 +89,67 @@ impl Decoder {
         let angles = Rc::new(self.rotary.at(&segments.positions()));
         let lengths: Rc<[i64]> = segments.lengths.as_slice().into();
         let mut x = self.embed(segments, pass);
-        for layer in &self.layers {
+        for group in self.layers.chunks(pass.recompute.max(1)) {
             let (angles, lengths) = (angles.clone(), lengths.clone());
             let run = move |x: &Tensor| {
-                layer.forward(&self.config, x, pass, |q, k, v| {
-                    let (q, k) = (attention::rotate(q, &angles, pass), attention::rotate(k, &angles, pass));
-                    attention::packed(&q, &k, v, &self.config, &lengths, pass)
+                group.iter().fold(x.shallow_clone(), |x, layer| {
+                    layer.forward(&self.config, &x, pass, |q, k, v| {
+                        let (q, k) = (attention::rotate(q, &angles, pass), attention::rotate(k, &angles, pass));
+                        attention::packed(&q, &k, v, &self.config, &lengths, pass)
+                    })
                 })
             };
-            x = if pass.checkpointing && pass.training.is_some() { self.recomputed(&x, run) } else { run(&x) };
+            x = if pass.recompute > 0 && pass.training.is_some() { self.recomputed(&x, run) } else { run(&x) };
         }
         Ok(self.rms_norm(&x, &self.norm, pass))
     }
 
     /// The output head's weight, `[vocabulary, hidden]`.
-    pub fn head(&self) -> &Tensor {
-        self.untied_head.as_ref().unwrap_or(&self.embedding)
+    pub fn head(&self, pass: Pass) -> &Tensor {
+        let own = self.replaced.head.as_ref().filter(|_| pass.base_only).or(self.untied_head.as_ref());
+        own.unwrap_or(&self.embedding)
+    }
+
+    /// Gives the tuned model an embedding of its own; a head that was tied to the old one keeps it.
+    pub fn replace_embedding(&mut self, weight: Tensor) {
+        self.untied_head.get_or_insert_with(|| self.embedding.shallow_clone());
+        let old = std::mem::replace(&mut self.embedding, weight);
+        self.replaced.embedding.get_or_insert(old);
+    }
+
+    /// Gives the tuned model a head of its own.
+    pub fn replace_head(&mut self, weight: Tensor) {
+        let old = self.head(Pass::INFERENCE).shallow_clone();
+        self.replaced.head.get_or_insert(old);
+        self.untied_head = Some(weight);
+    }
+
+    /// Every weight of the base that is held as a plain tensor, by its Hugging Face name.
+    pub fn weights_mut(&mut self) -> Vec<(String, &mut Tensor)> {
+        let mut all = vec![("model.embed_tokens.weight".to_owned(), &mut self.embedding)];
+        for (index, layer) in self.layers.iter_mut().enumerate() {
+            let name = |part: &str| format!("model.layers.{index}.{part}.weight");
+            all.push((name("input_layernorm"), &mut layer.attention_norm));
+            all.push((name("post_attention_layernorm"), &mut layer.mlp_norm));
+            let linears = [
+                &mut layer.q,
+                &mut layer.k,
+                &mut layer.v,
+                &mut layer.o,
+                &mut layer.gate,
+                &mut layer.up,
+                &mut layer.down,
+            ];
+            all.extend(linears.into_iter().flat_map(Linear::weights_mut));
+        }
+        all.push(("model.norm.weight".to_owned(), &mut self.norm));
+        all.extend(self.untied_head.as_mut().map(|head| ("lm_head.weight".to_owned(), head)));
+        all
     }
 
     /// `hidden` `[rows, hidden]` to logits `[rows, vocabulary]` in f32.
-    pub fn logits(&self, hidden: &Tensor) -> Tensor {
-        hidden.matmul(&self.head().to_kind(hidden.kind()).tr()).to_kind(Kind::Float)
+    pub fn logits(&self, hidden: &Tensor, pass: Pass) -> Tensor {
+        hidden.matmul(&self.head(pass).to_kind(hidden.kind()).tr()).to_kind(Kind::Float)
     }
 
     /// An empty cache for generation over as many rows as there are prompts.
@@ -138,7 +187,7 @@ impl Decoder {
                 })
                 .collect();
             let last = x.index_select(0, &Tensor::from_slice(&ends));
-            Ok(self.logits(&self.rms_norm(&last, &self.norm, pass)))
+            Ok(self.logits(&self.rms_norm(&last, &self.norm, pass), pass))
         })
     }
 
@@ -150,7 +199,7 @@ impl Decoder {
         }
         tch::no_grad(|| {
             let angles = self.rotary.at(&Tensor::from_slice(&cache.lengths));
-            let mut x = self.embedding.index_select(0, &Tensor::from_slice(tokens)).to_kind(self.compute);
+            let mut x = self.rows_of(tokens, pass);
             cache.grow(&self.config);
             for (index, layer) in self.layers.iter().enumerate() {
                 x = layer.forward(&self.config, &x, pass, |q, k, v| {
@@ -159,7 +208,7 @@ impl Decoder {
                 });
             }
             cache.advance();
-            Ok(self.logits(&self.rms_norm(&x, &self.norm, pass)))
+            Ok(self.logits(&self.rms_norm(&x, &self.norm, pass), pass))
         })
     }
 
@@ -174,11 +223,17 @@ impl Decoder {
     }
 
     fn embed(&self, segments: &Segments, pass: Pass) -> Tensor {
-        let x = self.embedding.index_select(0, &Tensor::from_slice(&segments.ids)).to_kind(self.compute);
+        let x = self.rows_of(&segments.ids, pass);
         match pass.training {
             Some(seed) if self.neftune_alpha > 0.0 => x + self.noise(segments, seed),
             _ => x,
         }
+    }
+
+    /// The embedding's rows for some tokens.
+    fn rows_of(&self, ids: &[i64], pass: Pass) -> Tensor {
+        let own = self.replaced.embedding.as_ref().filter(|_| pass.base_only).unwrap_or(&self.embedding);
+        own.index_select(0, &Tensor::from_slice(ids)).to_kind(self.compute)
     }
 
     /// NEFTune (arXiv 2310.05914): uniform noise of size `alpha / sqrt(document tokens * hidden)`.

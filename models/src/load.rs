@@ -11,10 +11,11 @@ use pipe_job::{BaseWeights, Compute};
 use tch::{Kind, Tensor};
 
 use crate::attention::Rotary;
-use crate::decoder::{Decoder, Layer};
+use crate::decoder::{Decoder, Layer, Replaced};
 use crate::events::Events;
+use crate::int8::Int8;
 use crate::linear::{Linear, Weight};
-use crate::nf4::Nf4;
+use crate::nf4::{Format, Nf4};
 use crate::{ModelError, Result};
 
 /// The libtorch type of a compute type.
@@ -44,7 +45,17 @@ pub fn load(path: &Path, base: BaseWeights, compute: Compute, events: &Events) -
     let untied_head = if config.tied_embeddings { None } else { Some(reader.dense("lm_head.weight")?) };
     crate::device::release_memory();
     let rotary = rotary(&config);
-    Ok(Decoder { compute: reader.kind, embedding, layers, norm, untied_head, rotary, neftune_alpha: 0.0, config })
+    Ok(Decoder {
+        compute: reader.kind,
+        embedding,
+        layers,
+        norm,
+        untied_head,
+        replaced: Replaced::default(),
+        rotary,
+        neftune_alpha: 0.0,
+        config,
+    })
 }
 
 fn rotary(config: &ModelConfig) -> Rotary {
@@ -79,7 +90,12 @@ impl Reader<'_> {
         let weight_name = format!("{name}.weight");
         let weight = match self.base {
             BaseWeights::Dense => Weight::Dense(self.dense(&weight_name)?),
-            BaseWeights::Nf4 { double_quant } => self.nf4(&weight_name, double_quant)?,
+            BaseWeights::Nf4 { double_quant } => self.four_bit(Format::Nf4, &weight_name, double_quant)?,
+            BaseWeights::Fp4 { double_quant } => self.four_bit(Format::Fp4, &weight_name, double_quant)?,
+            BaseWeights::Int8 => {
+                let (values, rows, columns) = self.to_quantize(&weight_name)?;
+                Weight::Int8(Int8::quantize(&values, rows, columns))
+            }
         };
         let bias_name = format!("{name}.bias");
         let bias = match self.files.shape(&bias_name) {
@@ -89,7 +105,12 @@ impl Reader<'_> {
         Ok(Linear { name, weight, bias, lora: None })
     }
 
-    fn nf4(&self, name: &str, double_quant: bool) -> Result<Weight> {
+    fn four_bit(&self, format: Format, name: &str, double_quant: bool) -> Result<Weight> {
+        let (values, rows, columns) = self.to_quantize(name)?;
+        Ok(Weight::Nf4(Nf4::quantize(format, &values, rows, columns, double_quant)))
+    }
+
+    fn to_quantize(&self, name: &str) -> Result<(Vec<f32>, usize, usize)> {
         let shape = self.shape(name)?;
         let mut values = Vec::new();
         self.files.read_f32(name, &mut values)?;
@@ -98,7 +119,7 @@ impl Reader<'_> {
         if self.kind == Kind::BFloat16 {
             values.iter_mut().for_each(|value| *value = bf16::from_f32(*value).to_f32());
         }
-        Ok(Weight::Nf4(Nf4::quantize(&values, shape[0], shape[1], double_quant)))
+        Ok((values, shape[0], shape[1]))
     }
 
     fn dense(&self, name: &str) -> Result<Tensor> {

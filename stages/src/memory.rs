@@ -53,20 +53,24 @@ pub fn estimate(model: &Path, train: &Value, sequence_len: u64, checkpointing: b
     let width = bytes_of(settings.compute);
     let weights_bytes = match settings.base {
         BaseWeights::Dense => parameters * width,
-        BaseWeights::Nf4 { double_quant } => {
+        BaseWeights::Nf4 { double_quant } | BaseWeights::Fp4 { double_quant } => {
             let bits = if double_quant { 4.127 } else { 4.5 };
             (linear as f64 * bits / 8.0) as u64 + (parameters - linear) * width
         }
+        BaseWeights::Int8 => linear + (parameters - linear) * width,
     };
     let (trainable_parameters, each) = match &settings.adapter {
-        Adapter::Full => (parameters, width),
+        // Trained weights are float32, and so are their gradients; the part that is trained is known once the model is read.
+        Adapter::Full | Adapter::Freeze(_) => (parameters, 8),
         // Adapters are float32, and so are their gradients.
         Adapter::Lora(lora) => (adapted(&config, lora), 8),
     };
     let state = match settings.optimizer.kind {
         OptimizerKind::AdamW => 8,
         OptimizerKind::AdamW8bit => 2,
-        OptimizerKind::Sgd => 0,
+        OptimizerKind::Lion | OptimizerKind::Muon => 4,
+        // Rows and columns instead of a matrix.
+        OptimizerKind::Adafactor | OptimizerKind::Sgd => 0,
     };
     let tokens = settings.batching.micro_batch as u64 * sequence_len;
     let mut out = Estimate {

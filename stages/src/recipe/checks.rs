@@ -4,6 +4,7 @@
 //! the keys it weighs was already complained about.
 
 mod data;
+mod methods;
 mod points;
 mod training;
 mod unserved;
@@ -30,6 +31,7 @@ pub(super) fn run(recipe: &Recipe, tree: &Node, tainted: &Tainted, project: &Pro
     let mut facts = Facts { recipe, tree, project, tainted, problems };
     data::check(&mut facts);
     training::check(&mut facts);
+    methods::check(&mut facts);
     points::check(&mut facts);
     files::check(&mut facts);
     unserved::check(&mut facts);

@@ -202,6 +202,7 @@ fn has_form(text: &str, pattern: &str) -> bool {
             text.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_')
                 && text.chars().all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c))
         }
+        "^pissa_niter_[0-9]+$" => text.strip_prefix("pissa_niter_").is_some_and(|n| n.parse::<u32>().is_ok()),
         _ => super::sections::parse_size(text).is_some(),
     }
 }
