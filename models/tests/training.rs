@@ -16,6 +16,9 @@ use pipe_models::events::Events;
 use pipe_models::{ModelError, train};
 use serde_json::Value;
 
+#[path = "training/methods.rs"]
+mod methods;
+
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures")
 }

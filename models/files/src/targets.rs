@@ -1,21 +1,24 @@
 //! Choosing modules and weights by name, as PEFT and Axolotl do.
 //!
-//! Python's regular expressions may look around and refer back, so the engine here is one that can.
+//! Python's regular expressions may look around and refer back, so the engine here is one that can: the tokenizers' own.
 
-use fancy_regex::Regex;
+use onig::{Regex, RegexOptions, Syntax};
 
 /// Chooses linear modules by name.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub enum Selector {
     All,
     /// The whole name, or its end after a dot.
     Names(Vec<String>),
     /// Must match the whole name.
-    Pattern(Regex),
+    Pattern {
+        written: String,
+        regex: Regex,
+    },
 }
 
 /// Chooses weights by Axolotl's `unfrozen_parameters`.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct WeightPattern {
     regex: Regex,
     /// Rows that are trained: from, and up to but not including.
@@ -23,20 +26,20 @@ pub struct WeightPattern {
 }
 
 /// Ranks or alphas of single modules: PEFT's `rank_pattern` and `alpha_pattern`.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct Exceptions<T>(Vec<(Regex, T)>);
 
 impl Selector {
     /// A pattern that must match a whole name; the error is one sentence about the pattern.
     pub fn pattern(pattern: &str) -> Result<Self, String> {
-        Ok(Self::Pattern(compile(&format!(r"\A(?:{pattern})\z"), pattern)?))
+        Ok(Self::Pattern { written: pattern.to_owned(), regex: compile(&format!(r"\A(?:{pattern})\z"), pattern)? })
     }
 
     pub fn matches(&self, name: &str) -> bool {
         match self {
             Self::All => true,
             Self::Names(names) => names.iter().any(|target| is_named(name, target)),
-            Self::Pattern(regex) => regex.is_match(name).unwrap_or(false),
+            Self::Pattern { regex, .. } => regex.find(name).is_some(),
         }
     }
 
@@ -48,7 +51,7 @@ impl Selector {
             Self::Names(targets) => {
                 targets.iter().find(|target| !all.iter().any(|name| is_named(name, target))).cloned()
             }
-            Self::Pattern(regex) if chosen.is_empty() => Some(inner(regex.as_str()).to_owned()),
+            Self::Pattern { written, .. } if chosen.is_empty() => Some(written.clone()),
             _ => None,
         };
         match stranger {
@@ -96,7 +99,7 @@ impl WeightPattern {
     }
 
     pub fn matches(&self, name: &str) -> bool {
-        self.regex.is_match(name).unwrap_or(false)
+        self.regex.find(name).is_some()
     }
 }
 
@@ -109,7 +112,7 @@ impl<T: Copy> Exceptions<T> {
 
     /// The value of the first pattern that matches the end of a module's name.
     pub fn of(&self, module: &str) -> Option<T> {
-        self.0.iter().find(|(regex, _)| regex.is_match(module).unwrap_or(false)).map(|(_, value)| *value)
+        self.0.iter().find(|(regex, _)| regex.find(module).is_some()).map(|(_, value)| *value)
     }
 }
 
@@ -119,11 +122,8 @@ pub fn is_named(name: &str, target: &str) -> bool {
 }
 
 fn compile(whole: &str, written: &str) -> Result<Regex, String> {
-    Regex::new(whole).map_err(|e| format!("`{written}` is not a regular expression: {e}"))
-}
-
-fn inner(whole: &str) -> &str {
-    whole.strip_prefix(r"\A(?:").and_then(|rest| rest.strip_suffix(r")\z")).unwrap_or(whole)
+    Regex::with_options(whole, RegexOptions::REGEX_OPTION_NONE, Syntax::perl_ng())
+        .map_err(|e| format!("`{written}` is not a regular expression: {}", e.description()))
 }
 
 /// `^model.embed_tokens.weight$[:100]` is a name and rows; `[0-9]` at an end is part of a name.
