@@ -25,6 +25,8 @@ pub fn publish(
     let mut published = Vec::new();
     for (stage, name) in NAMES {
         let Some((_, object)) = outputs.iter().find(|(node, _)| node.as_str() == stage) else { continue };
+        // What `convert` publishes is a model where the base's own weights were trained.
+        let name = if name == "adapter" && !object.join("adapter_config.json").is_file() { "model" } else { name };
         let target = output_dir.join(name);
         store.export(object, &target).map_err(|error| {
             Failure::stage(format!("cannot put {name} in output_dir: {error}")).hint(format!(

@@ -167,6 +167,7 @@ fn next_steps(opened: &Opened, run: &RunFinished, outputs: &[(String, PathBuf)])
     let mut next = Vec::new();
     match (at("merged"), at("adapter"), &opened.recipe.base_model) {
         (Some(merged), _, _) => next.push(format!("pipe chat {merged}")),
+        _ if at("model").is_some() => next.extend(at("model").map(|model| format!("pipe chat {model}"))),
         (None, Some(adapter), Some(base)) => next.push(format!("pipe chat {base} --adapter {adapter}")),
         _ => {}
     }

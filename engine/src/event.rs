@@ -67,7 +67,21 @@ pub enum Event {
         tokens: u64,
         trained_tokens: u64,
         tokens_per_second: f64,
+        #[serde(default)]
+        trained_tokens_per_second: f64,
+        #[serde(default)]
+        perplexity: f64,
+        /// Loss by dataset, where there are several.
+        #[serde(default, skip_serializing_if = "IndexMap::is_empty")]
+        losses: IndexMap<String, f64>,
+        /// Arithmetic per second over what a large product of matrices reaches on this machine.
+        #[serde(default)]
+        mfu: f64,
         rss_bytes: u64,
+        #[serde(default)]
+        peak_rss_bytes: u64,
+        #[serde(default)]
+        eta_seconds: f64,
     },
     /// One evaluation during training.
     Eval {

@@ -48,13 +48,15 @@ int64_t grain(int64_t row) {
   return std::max<int64_t>(1, kGrain / std::max<int64_t>(1, row));
 }
 
+constexpr int64_t kEightBits = 2;
+
 // ---- Linear -------------------------------------------------------------------------------------------------------
 
 // Owns tensor handles, so a graph stays valid even if the Rust side drops the layer first.
 struct Weight {
   Tensor dense, packed, scale_codes, absmax;
   double offset = 0;
-  int64_t rows = 0, columns = 0;
+  int64_t rows = 0, columns = 0, format = 0;
 
   static Weight from(const PipeWeight& w) {
     Weight out;
@@ -65,12 +67,14 @@ struct Weight {
     out.offset = w.offset;
     out.rows = w.rows;
     out.columns = w.columns;
+    out.format = w.format;
     return out;
   }
 
   // [rows, columns] in `kind`; dequantised afresh when packed.
   Tensor tensor(at::ScalarType kind) const {
     if (dense.defined()) return dense.to(kind);
+    if (format == kEightBits) return integers(kind);
     Tensor out = at::empty({rows, columns}, at::TensorOptions().dtype(kind));
     const int64_t count = rows * columns, blocks = (count + 63) / 64;
     const auto* codes = scale_codes.defined() ? data<uint8_t>(scale_codes) : nullptr;
@@ -78,7 +82,23 @@ struct Weight {
     const auto* scales = data<float>(absmax);
     void* place = out.data_ptr();
     at::parallel_for(0, blocks, 1024, [&](int64_t first, int64_t last) {
-      pipe_nf4_decode(bytes, codes, scales, static_cast<float>(offset), first, last, count, kind == at::kFloat, place);
+      pipe_nf4_decode(bytes, codes, scales, static_cast<float>(offset), first, last, count, kind == at::kFloat,
+                      static_cast<int32_t>(format), place);
+    });
+    return out;
+  }
+
+  Tensor integers(at::ScalarType kind) const {
+    Tensor out = at::empty({rows, columns}, at::TensorOptions().dtype(kind));
+    const auto* codes = data<int8_t>(packed);
+    const auto* factors = data<float>(absmax);
+    by_kind(out, [&](auto* type) {
+      using T = std::remove_pointer_t<decltype(type)>;
+      at::parallel_for(0, rows, grain(columns), [&](int64_t first, int64_t last) {
+        for (int64_t r = first; r < last; r++) {
+          pipe_kernels::widen_row(codes + r * columns, factors[r], data<T>(out) + r * columns, columns);
+        }
+      });
     });
     return out;
   }
@@ -91,6 +111,7 @@ struct Weight {
     ctx->saved_data["offset"] = offset;
     ctx->saved_data["rows"] = rows;
     ctx->saved_data["columns"] = columns;
+    ctx->saved_data["format"] = format;
   }
 
   static Weight load(AutogradContext* ctx) {
@@ -102,6 +123,7 @@ struct Weight {
     out.offset = ctx->saved_data["offset"].toDouble();
     out.rows = ctx->saved_data["rows"].toInt();
     out.columns = ctx->saved_data["columns"].toInt();
+    out.format = ctx->saved_data["format"].toInt();
     return out;
   }
 };

@@ -8,8 +8,9 @@
 
 extern "C" {
 
-// A frozen linear weight [rows, columns]: `dense`, or NF4 as `packed` (two codes a byte, high first) with a scale per
-// 64 weights: `absmax` itself, or `scale_codes` into the dynamic map times `absmax` per 256 blocks, plus `offset`.
+// A frozen linear weight [rows, columns]: `dense`; or 4-bit codes as `packed` (two a byte, high first) with a scale per
+// 64 weights: `absmax` itself, or `scale_codes` into the dynamic map times `absmax` per 256 blocks, plus `offset`; or
+// 8-bit integers as `packed` with a factor per row as `absmax`.
 struct PipeWeight {
   int64_t rows;
   int64_t columns;
@@ -18,6 +19,8 @@ struct PipeWeight {
   const at::Tensor* scale_codes;
   const at::Tensor* absmax;
   float offset;
+  // 0 is NF4, 1 FP4, 2 eight bits.
+  int32_t format;
 };
 
 // A low-rank adapter: a [r, columns], b [rows, r], both f32.
@@ -39,9 +42,10 @@ struct PipeAttention {
   uint64_t seed;
 };
 
+// `fp4` chooses the second set of sixteen values.
 // Writes weights of blocks [first, last) as f32 or bf16 to the start of `out` + 64 * first; implemented in Rust (kernels/).
 void pipe_nf4_decode(const uint8_t* packed, const uint8_t* scale_codes, const float* absmax, float offset, int64_t first,
-                     int64_t last, int64_t count, int32_t wide, void* out);
+                     int64_t last, int64_t count, int32_t wide, int32_t fp4, void* out);
 
 // The recomputed part of activation checkpointing; implemented in Rust. Returns a new tensor or null.
 at::Tensor* pipe_checkpoint_run(void* closure, const at::Tensor* x);

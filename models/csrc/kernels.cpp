@@ -168,6 +168,11 @@ PIPE_INLINE void dropout(const T* x, T* __restrict out, int64_t begin, int64_t e
   }
 }
 
+template <class T>
+PIPE_INLINE void widen(const int8_t* codes, float factor, T* __restrict out, int64_t n) {
+  for (int64_t i = 0; i < n; i++) store(out[i], static_cast<float>(codes[i]) * factor);
+}
+
 }  // namespace
 
 #define PIPE_KERNELS(T)                                                                                               \
@@ -195,7 +200,8 @@ PIPE_INLINE void dropout(const T* x, T* __restrict out, int64_t begin, int64_t e
   }                                                                                                                   \
   PIPE_CLONES void dropout_span(const T* x, T* out, int64_t begin, int64_t end, uint64_t seed, double p) {            \
     dropout(x, out, begin, end, seed, p);                                                                             \
-  }
+  }                                                                                                                   \
+  PIPE_CLONES void widen_row(const int8_t* codes, float factor, T* out, int64_t n) { widen(codes, factor, out, n); }
 
 PIPE_KERNELS(float)
 PIPE_KERNELS(bf16)

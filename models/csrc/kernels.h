@@ -44,4 +44,8 @@ float cross_entropy_row(bf16* logits, int64_t n, int64_t target, bool gradient);
 void dropout_span(const float* x, float* out, int64_t begin, int64_t end, uint64_t seed, double p);
 void dropout_span(const bf16* x, bf16* out, int64_t begin, int64_t end, uint64_t seed, double p);
 
+// out = codes * factor
+void widen_row(const int8_t* codes, float factor, float* out, int64_t n);
+void widen_row(const int8_t* codes, float factor, bf16* out, int64_t n);
+
 }  // namespace pipe_kernels

@@ -6,7 +6,7 @@
 
 use std::rc::Rc;
 
-use pipe_files::ModelConfig;
+use pipe_files::{ModelConfig, Part};
 use tch::{Device, Kind, Tensor};
 
 use crate::attention::{self, Angles, Cache, Rotary, Span};
@@ -34,10 +34,19 @@ pub struct Decoder {
     pub untied_head: Option<Tensor>,
     /// `[vocabulary]`
     pub head_bias: Option<Tensor>,
+    /// What an adapter's own embedding and head took the place of, for passes without adapters.
+    pub replaced: Replaced,
     /// The model's rotary positions; layers say which of them is theirs.
     pub rotary: Vec<Rotary>,
     /// NEFTune's noise scale; 0 for none. Active in training passes only.
     pub neftune_alpha: f64,
+}
+
+/// The base's embedding and head where an adapter brings its own.
+#[derive(Debug, Default)]
+pub struct Replaced {
+    embedding: Option<Tensor>,
+    head: Option<Tensor>,
 }
 
 /// What a pass over documents gives.
@@ -86,21 +95,27 @@ impl Decoder {
         let lengths: Rc<[i64]> = segments.lengths.as_slice().into();
         let mut x = self.embed(segments, &spans, pass)?;
         let mut tallies = Vec::new();
-        for layer in &self.layers {
+        for group in self.layers.chunks(pass.recompute.max(1)) {
             let (angles, lengths) = (angles.clone(), lengths.clone());
-            let how = attention::of_layer(&self.config, layer.index, pass);
             let run = move |x: &Tensor| {
-                layer.forward(&self.config, x, pass, |q, k, v| {
-                    let (q, k) = self.rotate(q, k, layer.index, &angles, pass);
-                    attention::packed(&q, &k, v, &lengths, &how, pass)
-                })
+                let mut tallies = Vec::new();
+                let out = group.iter().fold(x.shallow_clone(), |x, layer| {
+                    let how = attention::of_layer(&self.config, layer.index, pass);
+                    let (x, tally) = layer.forward(&self.config, &x, pass, |q, k, v| {
+                        let (q, k) = self.rotate(q, k, layer.index, &angles, pass);
+                        attention::packed(&q, &k, v, &lengths, &how, pass)
+                    });
+                    tallies.extend(tally);
+                    x
+                });
+                (out, tallies)
             };
-            let (out, tally) = match pass.checkpointing && pass.training.is_some() {
-                true => self.recomputed(&x, run),
+            let (out, found) = match pass.recompute > 0 && pass.training.is_some() {
+                true => self.recomputed(&x, group.iter().filter(|layer| layer.is_mixture()).count(), run),
                 false => run(&x),
             };
             x = out;
-            tallies.extend(tally);
+            tallies.extend(found);
         }
         let weight = self.config.experts.as_ref().map_or(0.0, |experts| experts.balance);
         let balance = balance_loss(&tallies, segments.ids.len() as i64).map(|loss| loss * weight);
@@ -108,13 +123,46 @@ impl Decoder {
     }
 
     /// The output head's weight, `[vocabulary, hidden]`.
-    pub fn head(&self) -> &Tensor {
-        self.untied_head.as_ref().unwrap_or(&self.embedding)
+    pub fn head(&self, pass: Pass) -> &Tensor {
+        let own = self.replaced.head.as_ref().filter(|_| pass.base_only).or(self.untied_head.as_ref());
+        own.unwrap_or(&self.embedding)
+    }
+
+    /// Gives the tuned model an embedding of its own; a head that was tied to the old one keeps it.
+    pub fn replace_embedding(&mut self, weight: Tensor) {
+        self.untied_head.get_or_insert_with(|| self.embedding.shallow_clone());
+        let old = std::mem::replace(&mut self.embedding, weight);
+        self.replaced.embedding.get_or_insert(old);
+    }
+
+    /// Gives the tuned model a head of its own.
+    pub fn replace_head(&mut self, weight: Tensor) {
+        let old = self.head(Pass::INFERENCE).shallow_clone();
+        self.replaced.head.get_or_insert(old);
+        self.untied_head = Some(weight);
+    }
+
+    /// Every weight of the base that is held as a plain tensor, by its Hugging Face name.
+    pub fn weights_mut(&mut self) -> Vec<(String, &mut Tensor)> {
+        let outside = self.config.tensors();
+        let name = |part: Part, bias: bool| {
+            let place = outside.iter().find(|place| place.part == part && place.bias == bias);
+            place.map(|place| place.name.clone()).unwrap_or_default()
+        };
+        let mut all = vec![(name(Part::Embedding, false), &mut self.embedding)];
+        all.extend(self.positions.as_mut().map(|table| (name(Part::Positions, false), table)));
+        for layer in &mut self.layers {
+            all.extend(layer.weights_mut());
+        }
+        all.extend(self.norm.weights_mut());
+        all.extend(self.untied_head.as_mut().map(|head| (name(Part::Head, false), head)));
+        all.extend(self.head_bias.as_mut().map(|bias| (name(Part::Head, true), bias)));
+        all
     }
 
     /// `hidden` `[rows, hidden]` to logits `[rows, vocabulary]` in f32.
-    pub fn logits(&self, hidden: &Tensor) -> Tensor {
-        let logits = hidden.matmul(&self.head().to_kind(hidden.kind()).tr()).to_kind(Kind::Float);
+    pub fn logits(&self, hidden: &Tensor, pass: Pass) -> Tensor {
+        let logits = hidden.matmul(&self.head(pass).to_kind(hidden.kind()).tr()).to_kind(Kind::Float);
         let scale = self.config.scales.logits;
         let logits = if scale == 1.0 { logits } else { logits * scale };
         let logits = match &self.head_bias {
@@ -161,7 +209,7 @@ impl Decoder {
                 })
                 .collect();
             let last = x.index_select(0, &Tensor::from_slice(&ends));
-            Ok(self.logits(&self.norm.forward(&last, pass)))
+            Ok(self.logits(&self.norm.forward(&last, pass), pass))
         })
     }
 
@@ -175,7 +223,7 @@ impl Decoder {
             let one = |&length: &i64| Span { first: length, count: 1, length: length + 1 };
             let spans: Vec<Span> = cache.lengths.iter().map(one).collect();
             let angles = self.angles(&spans);
-            let mut x = self.placed(tokens, &spans)?;
+            let mut x = self.placed(tokens, &spans, pass)?;
             cache.grow(&self.config);
             for layer in &self.layers {
                 (x, _) = layer.forward(&self.config, &x, pass, |q, k, v| {
@@ -184,7 +232,7 @@ impl Decoder {
                 });
             }
             cache.advance();
-            Ok(self.logits(&self.norm.forward(&x, pass)))
+            Ok(self.logits(&self.norm.forward(&x, pass), pass))
         })
     }
 
@@ -221,7 +269,7 @@ impl Decoder {
 
     /// Embeddings of a pass, with the noise and the dropped elements of training.
     fn embed(&self, segments: &Segments, spans: &[Span], pass: Pass) -> Result<Tensor> {
-        let x = self.placed(&segments.ids, spans)?;
+        let x = self.placed(&segments.ids, spans, pass)?;
         let Some(seed) = pass.training else { return Ok(x) };
         let x = if self.neftune_alpha > 0.0 { x + self.noise(segments, seed) } else { x };
         let share = self.config.dropout.embedding;
@@ -230,8 +278,8 @@ impl Decoder {
     }
 
     /// Embeddings of tokens, scaled, with learned positions added.
-    fn placed(&self, ids: &[i64], spans: &[Span]) -> Result<Tensor> {
-        let x = self.embedding.index_select(0, &Tensor::from_slice(ids)).to_kind(self.compute);
+    fn placed(&self, ids: &[i64], spans: &[Span], pass: Pass) -> Result<Tensor> {
+        let x = self.rows_of(ids, pass);
         let scales = &self.config.scales;
         let x = match scales.embedding_rounded {
             _ if scales.embedding == 1.0 => x,
@@ -251,6 +299,12 @@ impl Decoder {
         Ok(x + table.index_select(0, &Tensor::from_slice(&positions)).to_kind(self.compute))
     }
 
+    /// The embedding's rows for some tokens.
+    fn rows_of(&self, ids: &[i64], pass: Pass) -> Tensor {
+        let own = self.replaced.embedding.as_ref().filter(|_| pass.base_only).unwrap_or(&self.embedding);
+        own.index_select(0, &Tensor::from_slice(ids)).to_kind(self.compute)
+    }
+
     /// NEFTune (arXiv 2310.05914): uniform noise of size `alpha / sqrt(document tokens * hidden)`.
     fn noise(&self, segments: &Segments, seed: u64) -> Tensor {
         let key = random::mix(seed, random::name_key("neftune"));
@@ -266,34 +320,36 @@ impl Decoder {
         noise.to_kind(self.compute)
     }
 
-    /// Runs a layer without keeping its activations. The tally of a mixture rides along in rows behind the tokens', because
-    /// what is recomputed gives one tensor.
+    /// Runs layers without keeping their activations. The tallies of their `mixtures` ride along in rows behind the tokens',
+    /// because what is recomputed gives one tensor.
     #[allow(unsafe_code)]
     fn recomputed<'a>(
         &'a self,
         x: &Tensor,
-        part: impl Fn(&Tensor) -> (Tensor, Option<Tally>) + 'a,
-    ) -> (Tensor, Option<Tally>) {
+        mixtures: usize,
+        part: impl Fn(&Tensor) -> (Tensor, Vec<Tally>) + 'a,
+    ) -> (Tensor, Vec<Tally>) {
         let (rows, hidden) = (x.size()[0], x.size()[1]);
-        let one = move |x: &Tensor| match part(x) {
-            (out, None) => out,
-            (out, Some(tally)) => {
-                let flat = tally.reshape([-1]);
-                let gap = (hidden - flat.size()[0] % hidden) % hidden;
-                let padded = flat.constant_pad_nd([0, gap]).reshape([-1, hidden]).to_kind(out.kind());
-                Tensor::cat(&[out, padded], 0)
+        let one = move |x: &Tensor| {
+            let (out, tallies) = part(x);
+            if tallies.is_empty() {
+                return out;
             }
+            let flat = Tensor::stack(&tallies, 0).reshape([-1]);
+            let gap = (hidden - flat.size()[0] % hidden) % hidden;
+            let padded = flat.constant_pad_nd([0, gap]).reshape([-1, hidden]).to_kind(out.kind());
+            Tensor::cat(&[out, padded], 0)
         };
         // SAFETY: `one` borrows this decoder alone. The loop that owns the decoder runs backward on the loss, or drops
         // it, before it touches the decoder again.
         let out = unsafe { shim::checkpoint(x, one) };
-        let behind = out.size()[0] - rows;
-        if behind == 0 {
-            return (out, None);
+        if mixtures == 0 {
+            return (out, Vec::new());
         }
         let experts = self.config.experts.as_ref().map_or(0, |experts| experts.count as i64);
-        let tally = out.narrow(0, rows, behind).reshape([-1]).narrow(0, 0, 2 * experts);
-        (out.narrow(0, 0, rows), Some(tally.reshape([2, experts]).to_kind(Kind::Float)))
+        let behind = out.narrow(0, rows, out.size()[0] - rows).reshape([-1]);
+        let tallies = behind.narrow(0, 0, 2 * experts * mixtures as i64).to_kind(Kind::Float);
+        (out.narrow(0, 0, rows), tallies.reshape([mixtures as i64, 2, experts]).unbind(0))
     }
 
     fn check_ids(&self, ids: &[i64]) -> Result<()> {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use arrow::array::{ArrayRef, Int32Builder, ListBuilder, RecordBatch, StringArray};
 use parquet::arrow::ArrowWriter;
-use pipe_job::EvalJob;
+use pipe_job::{BaseWeights, EvalJob, ModelSource};
 use serde::Serialize;
 use tch::Kind;
 
@@ -39,32 +39,65 @@ pub struct Losses {
 pub fn eval(job: &EvalJob, events: &Events) -> Result<()> {
     let out = &job.output;
     std::fs::create_dir_all(out).map_err(|e| ModelError::io(out, e))?;
-    let mut decoder = tuned::load_tuned(&job.model, events)?;
-    tuned::densify(&mut decoder);
-    let models = models(job);
-    let mut losses: BTreeMap<&str, BTreeMap<String, Losses>> = BTreeMap::new();
-    for (name, pass) in &models {
-        let own = losses.entry(*name).or_default();
-        for (split, path) in &job.packs {
-            let found = split_losses(&decoder, path, *pass, &format!("loss {name} {split}"), events)?;
-            let sum = own.entry(split.clone()).or_default();
-            sum.loss_sum += found.loss_sum;
-            sum.tokens += found.tokens;
-            sum.trained_tokens += found.trained_tokens;
+    let mut found = Found::default();
+    for (source, models) in models(job) {
+        let mut decoder = tuned::load_tuned(&source, events)?;
+        tuned::densify(&mut decoder);
+        for (name, pass) in models {
+            measure(job, &decoder, name, pass, events, &mut found)?;
         }
     }
-    write_json(&out.join("losses.json"), &losses)?;
-    write_answers(job, &decoder, &models, events)?;
-    write_samples(job, &decoder, &models, events)
+    write_json(&out.join("losses.json"), &found.losses)?;
+    write_table(found.answers, &out.join("answers.parquet"))?;
+    write_json(&out.join("samples.json"), &found.samples)
 }
 
-/// The models to measure: `tuned` and, where wanted, `base`; only `base` where there is no adapter.
-fn models(job: &EvalJob) -> Vec<(&'static str, Pass)> {
-    match (&job.model.adapter, job.baseline) {
-        (None, _) => vec![("base", Pass::INFERENCE)],
-        (Some(_), false) => vec![("tuned", Pass::INFERENCE)],
-        (Some(_), true) => vec![("base", Pass::BASE), ("tuned", Pass::INFERENCE)],
+/// The models to load and what to measure of each: `tuned` and, where wanted, `base`; only `base` where nothing was trained.
+fn models(job: &EvalJob) -> Vec<(ModelSource, Vec<(&'static str, Pass)>)> {
+    let (base, tuned) = (("base", Pass::BASE), ("tuned", Pass::INFERENCE));
+    if let Some(folder) = &job.whole {
+        let whole = ModelSource { path: folder.clone(), adapter: None, base: BaseWeights::Dense, ..job.model.clone() };
+        let first = job.baseline.then(|| (job.model.clone(), vec![base]));
+        return first.into_iter().chain([(whole, vec![tuned])]).collect();
     }
+    let passes = match (&job.model.adapter, job.baseline) {
+        (None, _) => vec![("base", Pass::INFERENCE)],
+        (Some(_), false) => vec![tuned],
+        (Some(_), true) => vec![base, tuned],
+    };
+    vec![(job.model.clone(), passes)]
+}
+
+/// What was measured, by model.
+#[derive(Default)]
+struct Found {
+    losses: BTreeMap<&'static str, BTreeMap<String, Losses>>,
+    answers: Answers,
+    samples: BTreeMap<&'static str, BTreeMap<String, Vec<i64>>>,
+}
+
+fn measure(
+    job: &EvalJob,
+    decoder: &Decoder,
+    name: &'static str,
+    pass: Pass,
+    events: &Events,
+    found: &mut Found,
+) -> Result<()> {
+    let losses = found.losses.entry(name).or_default();
+    for (split, path) in &job.packs {
+        let own = split_losses(decoder, path, pass, &format!("loss {name} {split}"), events)?;
+        let sum = losses.entry(split.clone()).or_default();
+        sum.loss_sum += own.loss_sum;
+        sum.tokens += own.tokens;
+        sum.trained_tokens += own.trained_tokens;
+    }
+    answer(job, decoder, name, pass, events, &mut found.answers)?;
+    let prompts: Vec<Vec<i64>> = job.samples.iter().map(|(_, ids)| ids.clone()).collect();
+    let answers = generate::answer(decoder, &prompts, &job.generation, pass, events, &mut |_| {})?;
+    let named = job.samples.iter().map(|(name, _)| name.clone()).zip(answers);
+    found.samples.insert(name, named.collect());
+    Ok(())
 }
 
 /// Loss over all packs of a file.
@@ -96,8 +129,8 @@ fn add(decoder: &Decoder, packs: &PackRow, pass: Pass, sum: &mut Losses) -> Resu
         return Ok(());
     }
     let segments = Segments { ids: packs.ids.clone(), lengths: packs.lengths.clone() };
-    let losses = tch::no_grad(|| loss::token_losses(decoder, &segments, &targets, pass))?;
-    let loss = losses.sum(Kind::Double).double_value(&[]);
+    let losses = tch::no_grad(|| loss::token_losses(decoder, &segments, &targets, pass, 0.0))?;
+    let loss = losses.tokens.sum(Kind::Double).double_value(&[]);
     if !loss.is_finite() {
         return Err(ModelError::work("the loss is not a number; the weights or the adapter hold infinities"));
     }
@@ -106,6 +139,7 @@ fn add(decoder: &Decoder, packs: &PackRow, pass: Pass, sum: &mut Losses) -> Resu
 }
 
 /// Columns of `answers.parquet` as they grow.
+#[derive(Default)]
 struct Answers {
     model: Vec<&'static str>,
     split: Vec<String>,
@@ -113,32 +147,31 @@ struct Answers {
     output_ids: ListBuilder<Int32Builder>,
 }
 
-fn write_answers(job: &EvalJob, decoder: &Decoder, models: &[(&'static str, Pass)], events: &Events) -> Result<()> {
-    let mut answers = Answers {
-        model: Vec::new(),
-        split: Vec::new(),
-        row_id: Vec::new(),
-        output_ids: ListBuilder::new(Int32Builder::new()),
-    };
-    for (model, pass) in models {
-        for (split, path) in &job.answers {
-            let rows = read_tokens(path)?;
-            let rows: Vec<_> = rows.into_iter().filter(|row| !row.prompt().is_empty()).collect();
-            let prompts: Vec<Vec<i64>> = rows.iter().map(|row| row.prompt().to_vec()).collect();
-            let phase = format!("answers {model} {split}");
-            let total = rows.len() as u64;
-            let written = generate::answer(decoder, &prompts, &job.generation, *pass, events, &mut |done| {
-                events.progress(&phase, "rows", done as u64, total);
-            })?;
-            for (row, ids) in rows.into_iter().zip(written) {
-                answers.model.push(model);
-                answers.split.push(split.clone());
-                answers.row_id.push(row.row_id);
-                answers.output_ids.append_value(ids.into_iter().map(|id| i32::try_from(id).ok()));
-            }
+fn answer(
+    job: &EvalJob,
+    decoder: &Decoder,
+    model: &'static str,
+    pass: Pass,
+    events: &Events,
+    answers: &mut Answers,
+) -> Result<()> {
+    for (split, path) in &job.answers {
+        let rows = read_tokens(path)?;
+        let rows: Vec<_> = rows.into_iter().filter(|row| !row.prompt().is_empty()).collect();
+        let prompts: Vec<Vec<i64>> = rows.iter().map(|row| row.prompt().to_vec()).collect();
+        let phase = format!("answers {model} {split}");
+        let total = rows.len() as u64;
+        let written = generate::answer(decoder, &prompts, &job.generation, pass, events, &mut |done| {
+            events.progress(&phase, "rows", done as u64, total);
+        })?;
+        for (row, ids) in rows.into_iter().zip(written) {
+            answers.model.push(model);
+            answers.split.push(split.clone());
+            answers.row_id.push(row.row_id);
+            answers.output_ids.append_value(ids.into_iter().map(|id| i32::try_from(id).ok()));
         }
     }
-    write_table(answers, &job.output.join("answers.parquet"))
+    Ok(())
 }
 
 fn write_table(mut answers: Answers, path: &Path) -> Result<()> {
@@ -154,17 +187,6 @@ fn write_table(mut answers: Answers, path: &Path) -> Result<()> {
     let mut writer = ArrowWriter::try_new(file, batch.schema(), None).map_err(|e| failed(e.to_string()))?;
     writer.write(&batch).map_err(|e| failed(e.to_string()))?;
     writer.close().map(|_| ()).map_err(|e| failed(e.to_string()))
-}
-
-fn write_samples(job: &EvalJob, decoder: &Decoder, models: &[(&'static str, Pass)], events: &Events) -> Result<()> {
-    let prompts: Vec<Vec<i64>> = job.samples.iter().map(|(_, ids)| ids.clone()).collect();
-    let mut samples: BTreeMap<&str, BTreeMap<&str, Vec<i64>>> = BTreeMap::new();
-    for (model, pass) in models {
-        let answers = generate::answer(decoder, &prompts, &job.generation, *pass, events, &mut |_| {})?;
-        let named = job.samples.iter().map(|(name, _)| name.as_str()).zip(answers);
-        samples.insert(model, named.collect());
-    }
-    write_json(&job.output.join("samples.json"), &samples)
 }
 
 fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {

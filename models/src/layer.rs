@@ -68,6 +68,37 @@ impl Layer {
         all.into_iter().flatten()
     }
 
+    /// Every weight that is held as a plain tensor, by its Hugging Face name.
+    pub fn weights_mut(&mut self) -> Vec<(String, &mut Tensor)> {
+        let Self {
+            attention_norm,
+            projections,
+            query_norm,
+            key_norm,
+            output,
+            attention_post_norm,
+            mlp_norm,
+            mlp,
+            mlp_post_norm,
+            ..
+        } = self;
+        let norms = [attention_norm, query_norm, key_norm, attention_post_norm, mlp_norm, mlp_post_norm];
+        let mut linears: Vec<&mut Linear> = match projections {
+            Projections::Separate(three) => three.iter_mut().collect(),
+            Projections::Packed(one) => vec![one],
+        };
+        linears.push(output);
+        linears.extend(mlp.linears_mut());
+        let mut all: Vec<_> = norms.into_iter().flatten().flat_map(Norm::weights_mut).collect();
+        all.extend(linears.into_iter().flat_map(Linear::weights_mut));
+        all
+    }
+
+    /// Whether its feed-forward part is a mixture of experts.
+    pub fn is_mixture(&self) -> bool {
+        matches!(self.mlp, Mlp::Mixture(_))
+    }
+
     /// `x` is `[rows, hidden]`; `attend` mixes queries, keys and values of all rows into `[rows, heads * head_dim]`.
     pub fn forward(
         &self,

@@ -15,6 +15,9 @@ pub mod events;
 #[cfg(test)]
 mod fixture;
 pub mod generate;
+pub mod init;
+pub mod int8;
+pub mod journal;
 pub mod kernels;
 pub mod layer;
 pub mod linear;
@@ -30,8 +33,11 @@ pub mod quantize;
 pub mod random;
 pub mod schedule;
 pub mod shim;
+pub mod steps;
+pub mod tensors;
 pub mod token_rows;
 pub mod train;
 pub mod tuned;
+pub mod whole;
 
 pub use error::{ModelError, Result};

@@ -1,9 +1,10 @@
-//! The one linear layer: dense or NF4 weights, with or without a low-rank adapter.
+//! The one linear layer: dense, 4-bit or 8-bit weights, with or without a low-rank adapter.
 //!
 //! Full fine-tuning, LoRA and QLoRA differ only in the values held here. Nothing in this file knows families or loops.
 
 use tch::{Kind, Tensor};
 
+use crate::int8::Int8;
 use crate::nf4::Nf4;
 use crate::random;
 use crate::shim;
@@ -13,8 +14,10 @@ use crate::shim;
 pub enum Weight {
     /// In the compute type, or f32 when it is trained.
     Dense(Tensor),
-    /// 4-bit NormalFloat, dequantised on the fly.
+    /// 4-bit NormalFloat or float, dequantised on the fly.
     Nf4(Nf4),
+    /// 8-bit integers, dequantised on the fly.
+    Int8(Int8),
 }
 
 /// A low-rank adapter: `y += scale * (dropout(x) A^T) B^T`. Both matrices are f32 leaves.
@@ -27,6 +30,20 @@ pub struct Lora {
     pub scale: f64,
     /// Share of inputs dropped in training.
     pub dropout: f64,
+    pub dora: Option<Dora>,
+    /// What the matrices began as, where the base gave that part of its weight away (PiSSA): the saved adapter holds the
+    /// difference, so that it fits the untouched base.
+    pub start: Option<(Tensor, Tensor)>,
+}
+
+/// Weight-decomposed adaptation (arXiv 2402.09353) as PEFT computes it: each output of `W + scale * B A` is brought to a
+/// trained length.
+#[derive(Debug)]
+pub struct Dora {
+    /// `[outputs]`, f32 leaf.
+    pub magnitude: Tensor,
+    /// Lengths of `W + scale * B A`, kept while nothing is trained.
+    pub lengths: Option<Tensor>,
 }
 
 /// A linear layer by its Hugging Face name without `.weight`, such as `model.layers.0.self_attn.q_proj`.
@@ -46,15 +63,15 @@ pub struct Pass {
     pub training: Option<u64>,
     /// Whether the fused kernels are used; `false` is the plain libtorch path they are compared with.
     pub fused: bool,
-    /// Recompute each layer in backward instead of keeping its activations.
-    pub checkpointing: bool,
+    /// Recompute layers in backward, in groups of this many, instead of keeping their activations; 0 keeps them.
+    pub recompute: usize,
     /// Leave the adapters out: the base model's answer.
     pub base_only: bool,
 }
 
 impl Pass {
     /// Inference with the fused kernels and the adapters.
-    pub const INFERENCE: Self = Self { training: None, fused: true, checkpointing: false, base_only: false };
+    pub const INFERENCE: Self = Self { training: None, fused: true, recompute: 0, base_only: false };
 
     /// Inference as if no adapter were there.
     pub const BASE: Self = Self { base_only: true, ..Self::INFERENCE };
@@ -65,6 +82,11 @@ impl Linear {
     pub fn forward(&self, x: &Tensor, pass: Pass) -> Tensor {
         let lora = self.lora.as_ref().filter(|_| !pass.base_only);
         let seed = pass.training.map(|seed| random::mix(seed, random::name_key(&self.name)));
+        if let Some(lora) = lora
+            && let Some(dora) = &lora.dora
+        {
+            return self.decomposed(x, lora, dora, seed, pass);
+        }
         if pass.fused && !self.weight_is_trained() {
             return shim::linear(x, &self.weight, self.bias.as_ref(), lora, seed);
         }
@@ -73,14 +95,42 @@ impl Linear {
             y += bias.to_kind(x.kind());
         }
         if let Some(lora) = lora {
-            let dropped = match seed {
-                Some(seed) if lora.dropout > 0.0 => shim::dropout(x, lora.dropout, seed),
-                _ => x.shallow_clone(),
-            };
-            let low = dropped.matmul(&lora.a.to_kind(x.kind()).tr());
-            y += low.matmul(&(&lora.b * lora.scale).to_kind(x.kind()).tr());
+            y += lora.product(&lora.dropped(x, seed));
         }
         y
+    }
+
+    /// PEFT's DoRA: `m / |W + s B A|` times the adapted product. With dropout the base's share of the change sees the
+    /// dropped input too, as there.
+    fn decomposed(&self, x: &Tensor, lora: &Lora, dora: &Dora, seed: Option<u64>, pass: Pass) -> Tensor {
+        let lengths = dora.lengths.as_ref().map_or_else(|| self.lengths(lora), Tensor::shallow_clone);
+        let factor = (&dora.magnitude / lengths).to_kind(x.kind()).unsqueeze(0);
+        let dropped = lora.dropped(x, seed);
+        let whole = self.product(x, pass);
+        let base = if lora.dropout > 0.0 && seed.is_some() {
+            whole + self.product(&dropped, pass) * (&factor - 1.0)
+        } else {
+            whole * &factor
+        };
+        let y = base + lora.product(&dropped) * &factor;
+        match &self.bias {
+            Some(bias) => y + bias.to_kind(x.kind()),
+            None => y,
+        }
+    }
+
+    /// `x W^T` alone.
+    fn product(&self, x: &Tensor, pass: Pass) -> Tensor {
+        match pass.fused && !self.weight_is_trained() {
+            true => shim::linear(x, &self.weight, None, None, None),
+            false => x.matmul(&self.dense(x.kind()).tr()),
+        }
+    }
+
+    /// The length of each output's weights with the adapter added, `[outputs]` f32, without gradient.
+    pub fn lengths(&self, lora: &Lora) -> Tensor {
+        let sum = tch::no_grad(|| self.dense(Kind::Float) + lora.b.matmul(&lora.a) * lora.scale);
+        tch::no_grad(|| sum.square().sum_dim_intlist([1i64].as_slice(), false, Kind::Float).sqrt())
     }
 
     /// The base weight as a dense `[outputs, inputs]` tensor of `kind`, without the adapter.
@@ -88,13 +138,18 @@ impl Linear {
         match &self.weight {
             Weight::Dense(weight) => weight.to_kind(kind),
             Weight::Nf4(weight) => weight.dequantize(kind),
+            Weight::Int8(weight) => weight.dequantize(kind),
         }
     }
 
-    /// What the adapter adds to the weight, `scale * B A` in f32, or `None` without one.
-    pub fn delta(&self) -> Option<Tensor> {
-        let lora = self.lora.as_ref()?;
-        Some(tch::no_grad(|| lora.b.matmul(&lora.a) * lora.scale))
+    /// The weight, unless it is quantised, and the bias, by name.
+    pub fn weights_mut(&mut self) -> Vec<(String, &mut Tensor)> {
+        let mut all = Vec::with_capacity(2);
+        if let Weight::Dense(weight) = &mut self.weight {
+            all.push((format!("{}.weight", self.name), weight));
+        }
+        all.extend(self.bias.as_mut().map(|bias| (format!("{}.bias", self.name), bias)));
+        all
     }
 
     /// `[outputs, inputs]`
@@ -102,6 +157,7 @@ impl Linear {
         match &self.weight {
             Weight::Dense(weight) => (weight.size()[0], weight.size()[1]),
             Weight::Nf4(weight) => (weight.rows, weight.columns),
+            Weight::Int8(weight) => (weight.rows, weight.columns),
         }
     }
 
@@ -111,16 +167,17 @@ impl Linear {
 }
 
 impl Lora {
-    /// PEFT's default start: `A` uniform in ±1/sqrt(inputs) (kaiming with a = sqrt 5), `B` zero. Drawn from the seed and
-    /// the layer's name alone, so adding or leaving out one layer changes no other.
-    pub fn new(linear: &Linear, r: i64, scale: f64, dropout: f64, seed: u64) -> Self {
-        let (outputs, inputs) = linear.shape();
-        let bound = 1.0 / (inputs as f64).sqrt();
-        let key = random::mix(seed, random::name_key(&linear.name));
-        let draws: Vec<f32> =
-            (0..r * inputs).map(|i| ((random::unit(key, i as u64) * 2.0 - 1.0) * bound) as f32).collect();
-        let a = Tensor::from_slice(&draws).reshape([r, inputs]).set_requires_grad(true);
-        let b = Tensor::zeros([outputs, r], (Kind::Float, tch::Device::Cpu)).set_requires_grad(true);
-        Self { a, b, scale, dropout }
+    /// The input as the adapter sees it in training.
+    fn dropped(&self, x: &Tensor, seed: Option<u64>) -> Tensor {
+        match seed {
+            Some(seed) if self.dropout > 0.0 => shim::dropout(x, self.dropout, seed),
+            _ => x.shallow_clone(),
+        }
+    }
+
+    /// `scale * x A^T B^T`
+    fn product(&self, x: &Tensor) -> Tensor {
+        let low = x.matmul(&self.a.to_kind(x.kind()).tr());
+        low.matmul(&(&self.b * self.scale).to_kind(x.kind()).tr())
     }
 }

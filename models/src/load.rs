@@ -11,12 +11,13 @@ use pipe_job::{BaseWeights, Compute};
 use tch::{Kind, Tensor};
 
 use crate::attention::Rotary;
-use crate::decoder::Decoder;
+use crate::decoder::{Decoder, Replaced};
 use crate::events::Events;
+use crate::int8::Int8;
 use crate::layer::{Layer, Projections};
 use crate::linear::{Linear, Weight};
 use crate::mlp::{Mixture, Mlp};
-use crate::nf4::Nf4;
+use crate::nf4::{Format, Nf4};
 use crate::norm::Norm;
 use crate::{ModelError, Result};
 
@@ -50,8 +51,19 @@ pub fn load(path: &Path, base: BaseWeights, compute: Compute, events: &Events) -
     let head_bias = outer.bias(Part::Head).map(|place| reader.dense(&place.name)).transpose()?;
     crate::device::release_memory();
     let rotary = config.ropes.iter().map(Rotary::new).collect();
-    let (compute, neftune_alpha) = (reader.kind, 0.0);
-    Ok(Decoder { compute, embedding, positions, layers, norm, untied_head, head_bias, rotary, neftune_alpha, config })
+    Ok(Decoder {
+        compute: reader.kind,
+        embedding,
+        positions,
+        layers,
+        norm,
+        untied_head,
+        head_bias,
+        replaced: Replaced::default(),
+        rotary,
+        neftune_alpha: 0.0,
+        config,
+    })
 }
 
 /// Tensors by role: those of one layer, or those outside the layers.
@@ -156,7 +168,16 @@ impl Reader<'_> {
     fn linear(&self, places: &Places, part: Part, copy: usize) -> Result<Linear> {
         let place = places.find(part, copy, false).ok_or_else(|| self.absent(part))?;
         let weight = match self.base {
-            BaseWeights::Nf4 { double_quant } if place.is_quantised() => self.nf4(&place.name, double_quant)?,
+            BaseWeights::Nf4 { double_quant } if place.is_quantised() => {
+                self.four_bit(Format::Nf4, &place.name, double_quant)?
+            }
+            BaseWeights::Fp4 { double_quant } if place.is_quantised() => {
+                self.four_bit(Format::Fp4, &place.name, double_quant)?
+            }
+            BaseWeights::Int8 if place.is_quantised() => {
+                let (values, rows, columns) = self.to_quantize(&place.name)?;
+                Weight::Int8(Int8::quantize(&values, rows, columns))
+            }
             _ => Weight::Dense(self.dense(&place.name)?),
         };
         let bias = places.find(part, copy, true).map(|place| self.dense(&place.name)).transpose()?;
@@ -167,7 +188,12 @@ impl Reader<'_> {
         ModelError::work(format!("{} has no place for {part:?}", self.files.config().architecture))
     }
 
-    fn nf4(&self, name: &str, double_quant: bool) -> Result<Weight> {
+    fn four_bit(&self, format: Format, name: &str, double_quant: bool) -> Result<Weight> {
+        let (values, rows, columns) = self.to_quantize(name)?;
+        Ok(Weight::Nf4(Nf4::quantize(format, &values, rows, columns, double_quant)))
+    }
+
+    fn to_quantize(&self, name: &str) -> Result<(Vec<f32>, usize, usize)> {
         let shape = self.shape(name)?;
         let mut values = Vec::new();
         self.files.read_f32(name, &mut values)?;
@@ -176,7 +202,7 @@ impl Reader<'_> {
         if self.kind == Kind::BFloat16 {
             values.iter_mut().for_each(|value| *value = bf16::from_f32(*value).to_f32());
         }
-        Ok(Weight::Nf4(Nf4::quantize(&values, shape[0], shape[1], double_quant)))
+        Ok((values, shape[0], shape[1]))
     }
 
     fn dense(&self, name: &str) -> Result<Tensor> {

@@ -39,28 +39,40 @@ impl Targets {
     }
 }
 
-/// The loss of each trained position in nats, `[targets]` f32, with the graph to differentiate it.
-pub fn token_losses(decoder: &Decoder, segments: &Segments, targets: &Targets, pass: Pass) -> Result<Tensor> {
-    Ok(losses(decoder, segments, targets, pass)?.0)
+/// What a chunk's trained positions lost.
+pub struct Losses {
+    /// Of each position, in nats, `[targets]` f32.
+    pub tokens: Tensor,
+    /// What is minimised: their sum, and the z-loss where there is one. Has the graph to differentiate it.
+    pub objective: Tensor,
+    /// The load-balancing loss of a mixture of experts, weighted; for the whole chunk, not summed over its tokens.
+    pub balance: Option<Tensor>,
 }
 
-/// The loss of each trained position, and the load-balancing loss of a mixture of experts, weighted.
-pub fn losses(
+/// The losses of the trained positions. `z_loss` weighs the squared log of the softmax's denominator.
+pub fn token_losses(
     decoder: &Decoder,
     segments: &Segments,
     targets: &Targets,
     pass: Pass,
-) -> Result<(Tensor, Option<Tensor>)> {
+    z_loss: f64,
+) -> Result<Losses> {
     let hidden = decoder.forward(segments, pass)?;
+    let balance = hidden.balance;
     let rows = hidden.states.index_select(0, &Tensor::from_slice(&targets.rows));
     let ids = Tensor::from_slice(&targets.ids);
-    if pass.fused && !decoder.head().requires_grad() {
+    let head = decoder.head(pass);
+    if pass.fused && !head.requires_grad() && z_loss == 0.0 {
         let (scale, cap) = (decoder.config.scales.logits, decoder.config.final_softcap.unwrap_or(0.0));
-        let losses = shim::head_loss(&rows, decoder.head(), decoder.head_bias.as_ref(), &ids, scale, cap);
-        return Ok((losses, hidden.balance));
+        let tokens = shim::head_loss(&rows, head, decoder.head_bias.as_ref(), &ids, scale, cap);
+        return Ok(Losses { objective: tokens.sum(Kind::Float), tokens, balance });
     }
-    let log_probabilities = decoder.logits(&rows).log_softmax(-1, Kind::Float);
-    Ok((-log_probabilities.gather(1, &ids.unsqueeze(1), false).squeeze_dim(1), hidden.balance))
+    let logits = decoder.logits(&rows, pass);
+    let denominators = logits.logsumexp([-1i64].as_slice(), false);
+    let tokens = &denominators - logits.gather(1, &ids.unsqueeze(1), false).squeeze_dim(1);
+    let objective = tokens.sum(Kind::Float);
+    let objective = if z_loss > 0.0 { objective + denominators.square().sum(Kind::Float) * z_loss } else { objective };
+    Ok(Losses { tokens, objective, balance })
 }
 
 #[cfg(test)]

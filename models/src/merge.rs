@@ -1,47 +1,69 @@
 //! Merging an adapter into its base: a Hugging Face folder, one tensor in memory at a time.
 //!
-//! `W' = W + scale * B A` in f32, rounded once to the type asked for. By default `W` is what training saw: the base in
+//! `W' = W + scale * B A` in f32 (for DoRA brought to its trained lengths), rounded once to the type asked for. By default `W` is what training saw: the base in
 //! the compute type and, for QLoRA, quantised and dequantised, so that the merged model answers as the tuned one did.
 //! Equal input gives equal bytes: every sum has a fixed order.
 
+use std::path::Path;
+
 use half::bf16;
-use pipe_files::{FolderWriter, ModelFiles, PeftAdapter, PeftModule, TensorType, write_config, write_tokenizer};
+use pipe_files::{
+    FolderWriter, ModelFiles, Part, PeftAdapter, PeftModule, Place, TensorType, write_config, write_tokenizer,
+};
 use pipe_job::{BaseWeights, Compute, MergeBase, MergeJob, WeightType};
 use rayon::prelude::*;
 use tch::Kind;
 
 use crate::events::Events;
-use crate::nf4::Nf4;
+use crate::int8::Int8;
+use crate::nf4::{Format, Nf4};
 use crate::{ModelError, Result, load, tuned};
+
+const EMBEDDING: &str = "model.embed_tokens.weight";
+const HEAD: &str = "lm_head.weight";
 
 /// Runs the job and writes weights, configuration and tokenizer into its output folder.
 pub fn merge(job: &MergeJob, events: &Events) -> Result<()> {
     let files = ModelFiles::open(&job.model.path)?;
-    let mut adapter = job.model.adapter.as_deref().map(tuned::read_adapter).transpose()?;
+    let mut adapter = job.model.adapter.as_deref().map(PeftAdapter::open).transpose()?;
     let kind = stored_type(job.dtype);
-    let tensors = files.config().tensors();
+    let mut tensors = files.config().tensors();
     check(&files, adapter.as_ref())?;
+    // A tied head and embedding of which one was trained are two weights from now on.
+    let untied = files.config().tied_embeddings && adapter.as_ref().is_some_and(|adapter| !adapter.saved.is_empty());
+    let embedding = tensors.iter().find(|place| place.part == Part::Embedding).cloned();
+    let embedding = embedding.ok_or_else(|| ModelError::work("the model has no embedding"))?;
+    if untied {
+        tensors.push(Place { name: HEAD.to_owned(), part: Part::Head, ..embedding.clone() });
+    }
     let mut writer = FolderWriter::create(&job.output, &tensors, kind, job.max_shard_bytes)?;
     let mut values = Vec::new();
     for (done, place) in tensors.iter().enumerate() {
         events.check()?;
         let name = &place.name;
-        files.read_f32(name, &mut values)?;
-        files.release(name);
+        let stored = if untied && place.part == Part::Head { &embedding.name } else { name };
+        files.read_f32(stored, &mut values)?;
+        files.release(stored);
         if job.base == MergeBase::AsTrained {
             as_trained(&mut values, &place.shape, place.is_quantised(), job)?;
         }
-        if let Some(adapter) = &mut adapter
-            && place.is_linear_weight()
-            && let Some(own) = adapter.modules.remove(place.module())
-        {
-            add(&mut values, &own, adapter.scale());
+        if let Some(adapter) = &mut adapter {
+            let own = if place.is_linear_weight() { adapter.modules.remove(place.module()) } else { None };
+            if let Some(own) = own {
+                add(&mut values, &own, adapter.scale(place.module(), &own));
+            }
+            if let Some(own) = adapter.saved.remove(name) {
+                values = own.values;
+            }
         }
         writer.write(name, &values)?;
         events.progress("merge", "tensors", done as u64 + 1, tensors.len() as u64);
     }
     writer.finish()?;
     write_config(&files, kind, &job.output)?;
+    if untied {
+        untie(&job.output.join("config.json"))?;
+    }
     Ok(write_tokenizer(&job.model.path, &job.output)?)
 }
 
@@ -53,7 +75,22 @@ fn check(files: &ModelFiles, adapter: Option<&PeftAdapter>) -> Result<()> {
             return Err(tuned::stranger(&adapter.path, name));
         }
     }
+    for (name, weight) in &adapter.saved {
+        let known = name == HEAD || name == EMBEDDING;
+        if !known || files.shape(EMBEDDING) != Some(weight.shape.as_slice()) {
+            return Err(tuned::stranger(&adapter.path, name));
+        }
+    }
     Ok(())
+}
+
+/// Says in a model's configuration that its head is a weight of its own.
+fn untie(path: &Path) -> Result<()> {
+    let text = std::fs::read_to_string(path).map_err(|e| ModelError::io(path, e))?;
+    let mut config: serde_json::Value =
+        serde_json::from_str(&text).map_err(|e| ModelError::work(format!("{}: {e}", path.display())))?;
+    config["tie_word_embeddings"] = false.into();
+    std::fs::write(path, format!("{config:#}\n")).map_err(|e| ModelError::io(path, e))
 }
 
 /// Replaces a tensor's values by those that training computed with.
@@ -62,18 +99,26 @@ fn as_trained(values: &mut Vec<f32>, shape: &[usize], linear: bool, job: &MergeJ
     if job.model.compute == Compute::Bf16 {
         values.par_iter_mut().for_each(|v| *v = bf16::from_f32(*v).to_f32());
     }
-    let BaseWeights::Nf4 { double_quant } = job.model.base else { return Ok(()) };
     if !linear {
         return Ok(());
     }
-    let [rows, columns] = [shape[0], shape[1]];
-    let quantised = Nf4::quantize(values, rows, columns, double_quant);
-    let seen = quantised.dequantize(load::kind_of(job.model.compute)?).to_kind(Kind::Float).reshape([-1]);
+    let ([rows, columns], kind) = ([shape[0], shape[1]], load::kind_of(job.model.compute)?);
+    let seen = match job.model.base {
+        BaseWeights::Dense => return Ok(()),
+        BaseWeights::Nf4 { double_quant } => {
+            Nf4::quantize(Format::Nf4, values, rows, columns, double_quant).dequantize(kind)
+        }
+        BaseWeights::Fp4 { double_quant } => {
+            Nf4::quantize(Format::Fp4, values, rows, columns, double_quant).dequantize(kind)
+        }
+        BaseWeights::Int8 => Int8::quantize(values, rows, columns).dequantize(kind),
+    };
+    let seen = seen.to_kind(Kind::Float).reshape([-1]);
     *values = Vec::try_from(seen).map_err(ModelError::from)?;
     Ok(())
 }
 
-/// Adds `scale * B A` row by row, in f32.
+/// Adds `scale * B A` row by row, in f32, and for DoRA gives each row its trained length.
 fn add(values: &mut [f32], module: &PeftModule, scale: f64) {
     let (r, inputs) = (module.r, module.inputs);
     values.par_chunks_mut(inputs).enumerate().for_each(|(row, values)| {
@@ -83,6 +128,11 @@ fn add(values: &mut [f32], module: &PeftModule, scale: f64) {
             delta.iter_mut().zip(a).for_each(|(d, a)| *d += b * a);
         }
         values.iter_mut().zip(delta).for_each(|(v, d)| *v += d * scale as f32);
+        if let Some(magnitude) = &module.magnitude {
+            let length = values.iter().map(|v| f64::from(*v) * f64::from(*v)).sum::<f64>().sqrt();
+            let factor = (f64::from(magnitude[row]) / length) as f32;
+            values.iter_mut().for_each(|v| *v *= factor);
+        }
     });
 }
 
@@ -106,5 +156,9 @@ mod tests {
         let mut values = vec![0.5f32; 6];
         add(&mut values, &module, 2.0);
         assert_eq!(values, [20.5, 40.5, 60.5, -1.5, -3.5, -5.5]);
+        let mut values = vec![0.5f32; 6];
+        add(&mut values, &PeftModule { magnitude: Some(vec![1.0, 2.0]), ..module }, 2.0);
+        let length = |row: &[f32]| row.iter().map(|v| v * v).sum::<f32>().sqrt();
+        assert!((length(&values[..3]) - 1.0).abs() < 1e-6 && (length(&values[3..]) - 2.0).abs() < 1e-6);
     }
 }

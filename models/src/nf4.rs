@@ -1,4 +1,4 @@
-//! 4-bit NormalFloat weights exactly as bitsandbytes holds them (Dettmers et al., arXiv 2305.14314).
+//! 4-bit NormalFloat and 4-bit float weights exactly as bitsandbytes holds them (Dettmers et al., arXiv 2305.14314).
 //!
 //! Blocks of 64 weights share a scale; with double quantisation the scales themselves become 8-bit codes in blocks of
 //! 256, around their mean. Quantising and dequantising are bit-equal to bitsandbytes 0.50.2 on the CPU, so adapters
@@ -36,9 +36,37 @@ pub const CODEBOOK: [f32; 16] = [
     1.0,
 ];
 
+/// The sixteen 4-bit floats (sign, two bits of exponent, one of fraction) over their largest, in the order of their codes.
+pub const FP4_CODEBOOK: [f32; 16] = [
+    0.0,
+    0.0625 / 12.0,
+    8.0 / 12.0,
+    1.0,
+    4.0 / 12.0,
+    0.5,
+    2.0 / 12.0,
+    0.25,
+    0.0,
+    -0.0625 / 12.0,
+    -8.0 / 12.0,
+    -1.0,
+    -4.0 / 12.0,
+    -0.5,
+    -2.0 / 12.0,
+    -0.25,
+];
+
+/// Which sixteen values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    Nf4,
+    Fp4,
+}
+
 /// A quantised `[rows, columns]` weight.
 #[derive(Debug)]
 pub struct Nf4 {
+    pub format: Format,
     pub rows: i64,
     pub columns: i64,
     /// u8, two weights a byte, the first in the high half.
@@ -57,15 +85,15 @@ pub enum Scales {
 
 impl Nf4 {
     /// Quantises a row-major weight of `rows * columns` values.
-    pub fn quantize(weight: &[f32], rows: usize, columns: usize, double_quant: bool) -> Self {
+    pub fn quantize(format: Format, weight: &[f32], rows: usize, columns: usize, double_quant: bool) -> Self {
         debug_assert_eq!(weight.len(), rows * columns);
         let mut packed = Vec::with_capacity(weight.len().div_ceil(2));
         let mut absmax = Vec::with_capacity(weight.len().div_ceil(BLOCK));
         for block in weight.chunks(BLOCK) {
-            absmax.push(quantize_block(block, &mut packed));
+            absmax.push(quantize_block(format, block, &mut packed));
         }
         let scales = if double_quant { quantize_scales(&absmax) } else { Scales::Plain(Tensor::from_slice(&absmax)) };
-        Self { rows: rows as i64, columns: columns as i64, packed: Tensor::from_slice(&packed), scales }
+        Self { format, rows: rows as i64, columns: columns as i64, packed: Tensor::from_slice(&packed), scales }
     }
 
     /// The weight as `[rows, columns]` of `kind`, f32 or bf16 (rounded once from f32).
@@ -87,34 +115,42 @@ impl Nf4 {
 /// the one below it, plus zero and one.
 pub fn dynamic_map() -> &'static [f32; 256] {
     static MAP: OnceLock<[f32; 256]> = OnceLock::new();
-    MAP.get_or_init(|| {
-        let mut values = Vec::with_capacity(256);
-        for decade in 0..7i32 {
-            let steps = (1usize << decade) + 1;
-            let bounds = evenly_spaced(0.1, 1.0, steps);
-            let scale = 10f64.powi(decade - 6) as f32;
-            for pair in bounds.windows(2) {
-                let mean = (pair[0] + pair[1]) / 2.0 * scale;
-                values.extend([mean, -mean]);
-            }
-        }
-        values.extend([0.0, 1.0]);
-        values.sort_by(f32::total_cmp);
-        let mut map = [0.0; 256];
-        map.copy_from_slice(&values);
-        map
-    })
+    MAP.get_or_init(|| dynamic_values(0, |mean| vec![mean, -mean]))
+}
+
+/// The unsigned one: the sign's bit makes each decade twice as fine.
+pub fn unsigned_dynamic_map() -> &'static [f32; 256] {
+    static MAP: OnceLock<[f32; 256]> = OnceLock::new();
+    MAP.get_or_init(|| dynamic_values(1, |mean| vec![mean]))
+}
+
+fn dynamic_values(finer: i32, signs: impl Fn(f32) -> Vec<f32>) -> [f32; 256] {
+    let mut values = Vec::with_capacity(256);
+    for decade in 0..7i32 {
+        let steps = (1usize << (decade + finer)) + 1;
+        let bounds = evenly_spaced(0.1, 1.0, steps);
+        let scale = 10f64.powi(decade - 6) as f32;
+        values.extend(bounds.windows(2).flat_map(|pair| signs((pair[0] + pair[1]) / 2.0 * scale)));
+    }
+    values.extend([0.0, 1.0]);
+    values.sort_by(f32::total_cmp);
+    let mut map = [0.0; 256];
+    map.copy_from_slice(&values);
+    map
 }
 
 /// Quantises one block into `packed` and returns its scale.
-fn quantize_block(block: &[f32], packed: &mut Vec<u8>) -> f32 {
+fn quantize_block(format: Format, block: &[f32], packed: &mut Vec<u8>) -> f32 {
     let absmax = block.iter().fold(0.0f32, |most, value| most.max(value.abs()));
     let least = absmax.max(1e-38);
     // A whole block is multiplied by the reciprocal, a short last one divided: as bitsandbytes does, to the bit.
     let share = 1.0 / least;
     let code = |value: f32| {
         let scaled = if block.len() == BLOCK { value * share } else { value / least };
-        midpoints().iter().filter(|&&bound| bound < scaled).count() as u8
+        match format {
+            Format::Nf4 => midpoints().iter().filter(|&&bound| bound < scaled).count() as u8,
+            Format::Fp4 => fp4_code(scaled),
+        }
     };
     for pair in block.chunks(2) {
         // A missing second weight is padded with zero.
@@ -127,6 +163,15 @@ fn quantize_block(block: &[f32], packed: &mut Vec<u8>) -> f32 {
 fn midpoints() -> &'static [f32; 15] {
     static BOUNDS: OnceLock<[f32; 15]> = OnceLock::new();
     BOUNDS.get_or_init(|| std::array::from_fn(|i| (CODEBOOK[i] + CODEBOOK[i + 1]) / 2.0))
+}
+
+/// The code of the nearest of the sixteen floats.
+fn fp4_code(value: f32) -> u8 {
+    /// Codes in the order of their values.
+    const ORDER: [u8; 16] = [11, 10, 13, 12, 15, 14, 9, 0, 8, 1, 6, 7, 4, 5, 2, 3];
+    let value_of = |place: usize| FP4_CODEBOOK[usize::from(ORDER[place])];
+    let place = (0..15).filter(|&i| (value_of(i) + value_of(i + 1)) / 2.0 < value).count();
+    ORDER[place]
 }
 
 fn quantize_scales(absmax: &[f32]) -> Scales {
@@ -173,12 +218,12 @@ mod tests {
     use super::*;
     use crate::fixture::Fixture;
 
-    fn check(fixture: &Fixture, name: &str) {
+    fn check(fixture: &Fixture, format: Format, name: &str) {
         let weight = fixture.f32(&format!("{name}.weight"));
         let shape = fixture.shape(&format!("{name}.weight"));
         for (kind, double) in [("plain", false), ("double", true)] {
             let key = |part: &str| format!("{name}.{kind}.{part}");
-            let nf4 = Nf4::quantize(&weight, shape[0], shape[1], double);
+            let nf4 = Nf4::quantize(format, &weight, shape[0], shape[1], double);
             assert_eq!(bytes(&nf4.packed), fixture.bytes(&key("packed")), "{name} {kind} codes");
             match &nf4.scales {
                 Scales::Plain(absmax) => assert_eq!(floats(absmax), fixture.f32(&key("absmax"))),
@@ -209,7 +254,7 @@ mod tests {
         assert_eq!(CODEBOOK.to_vec(), fixture.f32("codebook"));
         assert_eq!(dynamic_map().to_vec(), fixture.f32("map"));
         for name in ["wide", "tail", "zero", "outlier"] {
-            check(&fixture, name);
+            check(&fixture, Format::Nf4, name);
         }
     }
 }

@@ -17,6 +17,16 @@ pub struct Norm {
 }
 
 impl Norm {
+    /// Its weight and bias by their Hugging Face names; none where heads have norms of their own, which are named apart.
+    pub fn weights_mut(&mut self) -> Vec<(String, &mut Tensor)> {
+        let mut all = Vec::with_capacity(2);
+        for (kind, tensor) in [("weight", &mut self.weight), ("bias", &mut self.bias)] {
+            let single = tensor.as_mut().filter(|tensor| tensor.dim() == 1);
+            all.extend(single.map(|tensor| (format!("{}.{kind}", self.name), tensor)));
+        }
+        all
+    }
+
     /// Norms every row of `x` `[rows, size]`.
     pub fn forward(&self, x: &Tensor, pass: Pass) -> Tensor {
         if self.style.centred {

@@ -1,18 +1,30 @@
-//! Optimizers, as PyTorch defines them, over named f32 parameters.
+//! Optimizers over named f32 parameters: who is updated by which rule, at which rate, with which decay.
+//!
+//! Every trained tensor is kept in f32 whatever the arithmetic type, so no update is lost to rounding. The rules themselves
+//! are in `optimizer/` and, where they are one pass over memory, in `kernels/`.
+
+mod adafactor;
+mod muon;
 
 use std::collections::BTreeMap;
 
-use pipe_job::{Optimizer as Settings, OptimizerKind};
+use pipe_job::{LoraPlus, Optimizer as Settings, OptimizerKind};
 use tch::{Kind, Tensor};
 
-use crate::kernels::elementwise;
+use crate::kernels::eight_bit;
+use crate::kernels::elementwise::{self, Update};
 use crate::{ModelError, Result};
 
-/// A trained tensor and its name in the saved adapter.
+/// bitsandbytes keeps the state of smaller tensors in 32 bits.
+const EIGHT_BIT_FROM: usize = 4096;
+
+/// A trained tensor and its name in the saved adapter or model.
 #[derive(Debug)]
 pub struct Parameter {
     pub name: String,
     pub tensor: Tensor,
+    /// Rows, from and up to, whose gradient is dropped.
+    pub frozen_rows: Vec<(i64, i64)>,
 }
 
 /// Parameters with the state of their optimizer.
@@ -20,22 +32,62 @@ pub struct Parameter {
 pub struct Optimizer {
     settings: Settings,
     parameters: Vec<Parameter>,
-    /// First and second moments, in the order of the parameters; momentum alone for SGD.
-    moments: Vec<[Tensor; 2]>,
+    slots: Vec<Slot>,
     steps: u64,
+}
+
+/// What the optimizer keeps for one parameter.
+#[derive(Debug)]
+struct Slot {
+    rule: Rule,
+    /// Factor on the learning rate.
+    rate: f64,
+    weight_decay: f64,
+    /// State by its name in a checkpoint.
+    state: Vec<(&'static str, Tensor)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rule {
+    AdamW,
+    AdamW8bit,
+    Adafactor,
+    Lion,
+    Sgd,
+    Muon,
+}
+
+impl Parameter {
+    pub fn new(name: String, tensor: Tensor) -> Self {
+        Self { name, tensor, frozen_rows: Vec::new() }
+    }
+
+    /// transformers' rule: biases and the weights of norms do not decay.
+    fn decays(&self) -> bool {
+        let name = self.name.to_ascii_lowercase();
+        let norm = |part: &str| part == "norm" || part.ends_with("_norm") || part.starts_with("ln_") || part == "ln";
+        !name.contains("bias") && !name.contains("layernorm") && !name.contains("rmsnorm") && !name.split('.').any(norm)
+    }
+
+    fn is_vocabulary(&self) -> bool {
+        self.is_embedding() || self.name.contains("lm_head") || self.name.contains("embed_out")
+    }
+
+    fn is_embedding(&self) -> bool {
+        ["embed_tokens", "embed_in", "wte", "wpe", "tok_embeddings", "word_embeddings"]
+            .iter()
+            .any(|part| self.name.contains(part))
+    }
 }
 
 impl Optimizer {
     /// A fresh optimizer over f32 leaves.
     pub fn new(settings: Settings, parameters: Vec<Parameter>) -> Result<Self> {
-        if settings.kind == OptimizerKind::AdamW8bit {
-            return Err(ModelError::input(
-                "optimizer adamw_bnb_8bit is not available on this machine; use adamw_torch",
-            ));
+        if parameters.is_empty() {
+            return Err(ModelError::input("nothing is trained: no weight of this model is chosen"));
         }
-        let moments =
-            parameters.iter().map(|p| [p.tensor.zeros_like().detach(), p.tensor.zeros_like().detach()]).collect();
-        Ok(Self { settings, parameters, moments, steps: 0 })
+        let slots = parameters.iter().map(|parameter| Slot::new(&settings, parameter)).collect();
+        Ok(Self { settings, parameters, slots, steps: 0 })
     }
 
     /// The parameters, in their fixed order.
@@ -43,27 +95,47 @@ impl Optimizer {
         &self.parameters
     }
 
-    /// The global 2-norm of the gradients; NaN or infinity if any is.
+    /// The global 2-norm of the gradients; NaN or infinity if any is. Gradients of frozen rows are dropped first.
     pub fn grad_norm(&self) -> f64 {
-        let squares = self.parameters.iter().map(|p| p.tensor.grad()).filter(Tensor::defined);
-        let sum: f64 = tch::no_grad(|| squares.map(|grad| grad.square().sum(Kind::Double).double_value(&[])).sum());
-        sum.sqrt()
-    }
-
-    /// Scales gradients whose norm exceeds the limit, as `clip_grad_norm_` does, and takes one step at rate `lr`.
-    pub fn step(&mut self, lr: f64, grad_norm: f64) {
-        let limit = self.settings.max_grad_norm;
-        let clip = if limit > 0.0 { (limit / (grad_norm + 1e-6)).min(1.0) } else { 1.0 };
-        self.steps += 1;
         tch::no_grad(|| {
-            for (parameter, moments) in self.parameters.iter_mut().zip(&mut self.moments) {
+            let mut sum = 0.0;
+            for parameter in &self.parameters {
                 let grad = parameter.tensor.grad();
                 if !grad.defined() {
                     continue;
                 }
-                let grad = grad.contiguous();
-                let update = elementwise::Update { lr, clip, step: self.steps, settings: self.settings };
-                update.apply(&mut parameter.tensor, &grad, moments);
+                for &(from, to) in &parameter.frozen_rows {
+                    let _ = grad.narrow(0, from, to - from).zero_();
+                }
+                sum += grad.square().sum(Kind::Double).double_value(&[]);
+            }
+            sum.sqrt()
+        })
+    }
+
+    /// Scales gradients whose norm exceeds the limit, as `clip_grad_norm_` does, and takes one step at rate `lr`; `momentum`
+    /// replaces beta1 where the schedule moves it.
+    pub fn step(&mut self, lr: f64, grad_norm: f64, momentum: Option<f64>) {
+        let limit = self.settings.max_grad_norm;
+        let clip = if limit > 0.0 { (limit / (grad_norm + 1e-6)).min(1.0) } else { 1.0 };
+        self.steps += 1;
+        tch::no_grad(|| {
+            for (parameter, slot) in self.parameters.iter_mut().zip(&mut self.slots) {
+                let grad = parameter.tensor.grad();
+                if !grad.defined() {
+                    continue;
+                }
+                let update = Update {
+                    lr: lr * slot.rate,
+                    clip,
+                    step: self.steps,
+                    beta1: momentum.unwrap_or(self.settings.beta1),
+                    beta2: self.settings.beta2,
+                    epsilon: self.settings.epsilon,
+                    weight_decay: slot.weight_decay,
+                    momentum: momentum.filter(|_| self.settings.momentum > 0.0).unwrap_or(self.settings.momentum),
+                };
+                slot.apply(&update, &mut parameter.tensor, &grad.contiguous());
             }
         });
     }
@@ -73,29 +145,84 @@ impl Optimizer {
         self.parameters.iter_mut().for_each(|parameter| parameter.tensor.zero_grad());
     }
 
-    /// Moments by name, for a checkpoint.
+    /// State by name, for a checkpoint.
     pub fn state(&self) -> Vec<(String, Tensor)> {
-        let named = self.parameters.iter().zip(&self.moments);
-        let pairs = named.flat_map(|(p, [first, second])| {
-            [
-                (format!("{}.exp_avg", p.name), first.shallow_clone()),
-                (format!("{}.exp_avg_sq", p.name), second.shallow_clone()),
-            ]
-        });
-        pairs.collect()
+        let named = self.parameters.iter().zip(&self.slots);
+        named
+            .flat_map(|(p, slot)| slot.state.iter().map(|(part, x)| (format!("{}.{part}", p.name), x.shallow_clone())))
+            .collect()
     }
 
-    /// Takes moments and the step count back from a checkpoint.
+    /// Takes state and step count back from a checkpoint.
     pub fn restore(&mut self, steps: u64, state: &BTreeMap<String, Tensor>) -> Result<()> {
         let missing = |name: &str| ModelError::work(format!("the checkpoint has no optimizer state for {name}"));
-        for (parameter, moments) in self.parameters.iter().zip(&mut self.moments) {
-            for (part, moment) in ["exp_avg", "exp_avg_sq"].iter().zip(moments) {
+        for (parameter, slot) in self.parameters.iter().zip(&mut self.slots) {
+            for (part, held) in &mut slot.state {
                 let name = format!("{}.{part}", parameter.name);
-                let saved = state.get(&name).filter(|saved| saved.size() == moment.size());
-                moment.copy_(saved.ok_or_else(|| missing(&name))?);
+                let saved = state.get(&name).filter(|saved| saved.size() == held.size() && saved.kind() == held.kind());
+                held.copy_(saved.ok_or_else(|| missing(&name))?);
             }
         }
         self.steps = steps;
         Ok(())
+    }
+
+    /// Bytes of state held.
+    pub fn bytes(&self) -> usize {
+        let held = self.slots.iter().flat_map(|slot| &slot.state);
+        held.map(|(_, tensor)| tensor.numel() * tensor.kind().elt_size_in_bytes()).sum()
+    }
+}
+
+impl Slot {
+    fn new(settings: &Settings, parameter: &Parameter) -> Self {
+        let tensor = &parameter.tensor;
+        let rule = match settings.kind {
+            OptimizerKind::AdamW => Rule::AdamW,
+            // transformers keeps the state of embeddings in 32 bits.
+            OptimizerKind::AdamW8bit if tensor.numel() < EIGHT_BIT_FROM || parameter.is_embedding() => Rule::AdamW,
+            OptimizerKind::AdamW8bit => Rule::AdamW8bit,
+            OptimizerKind::Adafactor => Rule::Adafactor,
+            OptimizerKind::Lion => Rule::Lion,
+            OptimizerKind::Sgd => Rule::Sgd,
+            OptimizerKind::Muon if tensor.dim() == 2 && !parameter.is_vocabulary() => Rule::Muon,
+            OptimizerKind::Muon => Rule::AdamW,
+        };
+        let like = || tensor.zeros_like().detach();
+        let state = match rule {
+            Rule::AdamW => vec![("exp_avg", like()), ("exp_avg_sq", like())],
+            Rule::AdamW8bit => eight_bit::state(tensor.numel()),
+            Rule::Adafactor => adafactor::state(tensor),
+            Rule::Lion => vec![("exp_avg", like())],
+            Rule::Muon => vec![("momentum_buffer", like())],
+            Rule::Sgd if settings.momentum > 0.0 => vec![("momentum_buffer", like())],
+            Rule::Sgd => Vec::new(),
+        };
+        let weight_decay = if parameter.decays() { settings.weight_decay } else { 0.0 };
+        Self { rule, rate: rate(settings, parameter), weight_decay, state }
+    }
+
+    fn apply(&mut self, update: &Update, p: &mut Tensor, grad: &Tensor) {
+        match (self.rule, self.state.as_mut_slice()) {
+            (Rule::AdamW, [(_, m), (_, v)]) => elementwise::adamw(update, p, grad, m, v),
+            (Rule::AdamW8bit, [(_, c1), (_, a1), (_, c2), (_, a2)]) => {
+                eight_bit::adamw(update, p, grad, [c1, a1, c2, a2])
+            }
+            (Rule::Adafactor, state) => adafactor::step(update, p, grad, state),
+            (Rule::Lion, [(_, m)]) => elementwise::lion(update, p, grad, m),
+            (Rule::Muon, [(_, m)]) => muon::step(update, p, grad, m),
+            (Rule::Sgd, [(_, m)]) => elementwise::sgd(update, p, grad, Some(m)),
+            (Rule::Sgd, _) => elementwise::sgd(update, p, grad, None),
+            (rule, state) => unreachable!("{rule:?} with {} parts of state", state.len()),
+        }
+    }
+}
+
+/// LoRA+ as PEFT's create_loraplus_optimizer groups parameters: B and whatever is a vector learn faster.
+fn rate(settings: &Settings, parameter: &Parameter) -> f64 {
+    match settings.lora_plus {
+        Some(LoraPlus { embedding_lr: Some(own), .. }) if parameter.is_embedding() => own / settings.lr,
+        Some(LoraPlus { ratio, .. }) if parameter.name.contains("lora_B") || parameter.tensor.dim() == 1 => ratio,
+        _ => 1.0,
     }
 }

@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
-use arrow::datatypes::{DataType, Int32Type, Int64Type, UInt32Type};
+use arrow::datatypes::{DataType, Int32Type, Int64Type, UInt16Type, UInt32Type};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
 use crate::decoder::Segments;
@@ -24,6 +24,8 @@ pub struct Packs {
     labels: Vec<i32>,
     lengths: Vec<u32>,
     row_ids: Vec<String>,
+    /// The dataset of each document.
+    sources: Vec<u16>,
     packs: Vec<Extent>,
 }
 
@@ -41,6 +43,25 @@ struct Extent {
 pub struct Chunk {
     pub segments: Segments,
     pub targets: Targets,
+    /// Numbers of the documents, among all of the file.
+    documents: Vec<usize>,
+}
+
+impl Chunk {
+    /// The document of each target.
+    pub fn target_documents(&self) -> impl Iterator<Item = usize> {
+        let mut ends = self.segments.lengths.iter().zip(&self.documents);
+        let mut current = ends.next();
+        let mut end = current.map_or(0, |(length, _)| *length);
+        self.targets.rows.iter().map(move |&row| {
+            while row >= end {
+                let Some(next) = ends.next() else { break };
+                end += *next.0;
+                current = Some(next);
+            }
+            current.map_or(0, |(_, document)| *document)
+        })
+    }
 }
 
 impl Packs {
@@ -107,6 +128,22 @@ impl Packs {
         }
     }
 
+    /// The dataset of a document; 0 where the file does not say.
+    pub fn source(&self, document: usize) -> u16 {
+        self.sources.get(document).copied().unwrap_or(0)
+    }
+
+    /// "row a" for a document, or its pack where rows have no names.
+    pub fn name_document(&self, document: usize) -> String {
+        let pack = self.packs.iter().position(|extent| extent.documents.contains(&document)).unwrap_or(0);
+        let extent = &self.packs[pack];
+        let named = self.row_ids(pack);
+        match named.len() == extent.documents.len() {
+            true => format!("row {}", named[document - extent.documents.start]),
+            false => self.name_rows(&[pack]),
+        }
+    }
+
     /// A digest of everything trained on, in order.
     pub fn fingerprint(&self) -> u64 {
         let numbers = self.ids.iter().chain(&self.labels).map(|&n| n as u32).chain(self.lengths.iter().copied());
@@ -123,8 +160,8 @@ impl Packs {
         for &pack in packs {
             let extent = &self.packs[pack];
             let mut start = extent.tokens.start;
-            for &length in &self.lengths[extent.documents.clone()] {
-                let document = start..start + length as usize;
+            for number in extent.documents.clone() {
+                let document = start..start + self.lengths[number] as usize;
                 start = document.end;
                 let held = chunks.last().map_or(0, |chunk| chunk.segments.ids.len());
                 // The cut falls where it leaves the chunk nearest to the even size.
@@ -135,6 +172,9 @@ impl Packs {
                 if let Some(chunk) = chunks.last_mut() {
                     let ids: Vec<i64> = self.ids[document.clone()].iter().map(|&id| i64::from(id)).collect();
                     chunk.segments.push(&ids);
+                    if !ids.is_empty() {
+                        chunk.documents.push(number);
+                    }
                     labels.extend(self.labels[document].iter().map(|&label| i64::from(label)));
                 }
             }
@@ -149,6 +189,7 @@ impl Packs {
             |name: &str| batch.column_by_name(name).ok_or_else(|| format!("no column {name}; is this a packed file?"));
         let (ids, labels, lengths) = (column("input_ids")?, column("labels")?, column("lengths")?);
         let row_ids = batch.column_by_name("row_ids");
+        let sources = batch.column_by_name("sources");
         for row in 0..batch.num_rows() {
             let (tokens, documents, rows) = (self.ids.len(), self.lengths.len(), self.row_ids.len());
             let lengths = numbers(&list(lengths, row)?)?;
@@ -167,6 +208,11 @@ impl Packs {
             self.lengths.extend(lengths.iter().map(|&n| n as u32));
             if let Some(row_ids) = row_ids {
                 self.row_ids.extend(strings(&list(row_ids, row)?)?);
+            }
+            if let Some(sources) = sources {
+                let own = list(sources, row)?;
+                let own = own.as_primitive_opt::<UInt16Type>().ok_or("sources are not 16-bit numbers")?;
+                self.sources.extend_from_slice(own.values());
             }
             let mut extent = Extent {
                 tokens: tokens..self.ids.len(),
@@ -240,7 +286,14 @@ mod tests {
         let labels = ids.iter().map(|&id| if id % 2 == 0 { -100 } else { id }).collect();
         let extents = [(0..30, 0..2), (30..50, 2..3)];
         let packs = extents.map(|(tokens, documents)| Extent { tokens, documents, row_ids: 0..0, trained: 0 });
-        Packs { ids, labels, lengths: vec![10, 20, 20], row_ids: Vec::new(), packs: packs.to_vec() }
+        Packs {
+            ids,
+            labels,
+            lengths: vec![10, 20, 20],
+            row_ids: Vec::new(),
+            sources: vec![0, 1, 2],
+            packs: packs.to_vec(),
+        }
     }
 
     #[test]
@@ -252,6 +305,11 @@ mod tests {
         // The first label of the second document (11) has nothing before it.
         assert!(!chunks[0].targets.ids.contains(&11));
         let places = chunks[0].targets.rows.iter().zip(&chunks[0].targets.ids);
+        let documents: Vec<usize> = chunks[0].target_documents().collect();
+        assert!(
+            documents.iter().zip(&chunks[0].targets.rows).all(|(&document, &row)| document == usize::from(row >= 10))
+        );
+        assert!(chunks[1].target_documents().all(|document| document == 2));
         places.for_each(|(&row, &id)| assert_eq!(chunks[0].segments.ids[row as usize + 1], id));
     }
 

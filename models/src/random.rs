@@ -25,6 +25,12 @@ pub fn unit(key: u64, index: u64) -> f64 {
     (mix(key, index) >> 11) as f64 / (1u64 << 53) as f64
 }
 
+/// Normally distributed with deviation 1 (Box and Muller, 1958).
+pub fn normal(key: u64, index: u64) -> f64 {
+    let radius = (-2.0 * (1.0 - unit(key, 2 * index)).ln()).sqrt();
+    radius * (std::f64::consts::TAU * unit(key, 2 * index + 1)).cos()
+}
+
 /// The numbers `0..count` in an order drawn from `key` (Fisher and Yates).
 pub fn permutation(key: u64, count: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..count).collect();
@@ -54,5 +60,9 @@ mod tests {
     fn unit_draws_fill_the_interval() {
         let mean = (0..10_000).map(|i| unit(3, i)).sum::<f64>() / 10_000.0;
         assert!((mean - 0.5).abs() < 0.02, "{mean}");
+        let draws: Vec<f64> = (0..10_000).map(|i| normal(3, i)).collect();
+        let mean = draws.iter().sum::<f64>() / 1e4;
+        let spread = draws.iter().map(|x| x * x).sum::<f64>() / 1e4;
+        assert!(mean.abs() < 0.04 && (spread - 1.0).abs() < 0.05, "{mean} {spread}");
     }
 }

@@ -12,8 +12,9 @@ use std::ptr::null;
 use tch::{Kind, Tensor};
 use torch_sys::C_tensor;
 
+use crate::int8::Int8;
 use crate::linear::{Lora, Weight};
-use crate::nf4::{Nf4, Scales};
+use crate::nf4::{Format, Nf4, Scales};
 
 #[repr(C)]
 struct PipeWeight {
@@ -24,6 +25,7 @@ struct PipeWeight {
     scale_codes: *const C_tensor,
     absmax: *const C_tensor,
     offset: f32,
+    format: i32,
 }
 
 #[repr(C)]
@@ -109,6 +111,13 @@ pub fn dequantize(weight: &Nf4, kind: Kind) -> Tensor {
     let wide = i32::from(kind != Kind::BFloat16);
     // SAFETY: as in `linear`.
     take(|error| unsafe { pipe_dequantize(&raw_nf4(weight), wide, error) }).to_kind(kind)
+}
+
+/// An 8-bit weight as a dense tensor of f32 or bf16.
+pub fn dequantize_int8(weight: &Int8, kind: Kind) -> Tensor {
+    let wide = i32::from(kind != Kind::BFloat16);
+    // SAFETY: as in `linear`.
+    take(|error| unsafe { pipe_dequantize(&raw_int8(weight), wide, error) }).to_kind(kind)
 }
 
 /// Zeroes each element with probability `p` and scales the others by `1 / (1 - p)`; the mask depends on `seed` and the
@@ -207,7 +216,22 @@ fn raw_weight(weight: &Weight) -> PipeWeight {
             scale_codes: null(),
             absmax: null(),
             offset: 0.0,
+            format: 0,
         },
+        Weight::Int8(weight) => raw_int8(weight),
+    }
+}
+
+fn raw_int8(weight: &Int8) -> PipeWeight {
+    PipeWeight {
+        rows: weight.rows,
+        columns: weight.columns,
+        dense: null(),
+        packed: weight.codes.as_ptr(),
+        scale_codes: null(),
+        absmax: weight.factors.as_ptr(),
+        offset: 0.0,
+        format: 2,
     }
 }
 
@@ -217,7 +241,8 @@ fn raw_nf4(weight: &Nf4) -> PipeWeight {
         Scales::Double { codes, absmax, offset } => (codes.as_ptr(), absmax.as_ptr(), *offset),
     };
     let (rows, columns) = (weight.rows, weight.columns);
-    PipeWeight { rows, columns, dense: null(), packed: weight.packed.as_ptr(), scale_codes, absmax, offset }
+    let format = i32::from(weight.format == Format::Fp4);
+    PipeWeight { rows, columns, dense: null(), packed: weight.packed.as_ptr(), scale_codes, absmax, offset, format }
 }
 
 /// Takes ownership of a returned tensor, or panics with the C++ side's sentence.

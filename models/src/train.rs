@@ -2,20 +2,23 @@
 //!
 //! The result is a function of packs, base weights, job and thread count. This file must not know recipes or stores.
 
-use std::path::Path;
+use std::collections::BTreeMap;
 use std::time::Instant;
 
-use pipe_job::{Adapter, Batching, EvalPoints, Event, Lora, Metric, TrainJob};
-use tch::Kind;
+use pipe_job::{Adapter, Compute, Lora, Recompute, TrainJob};
+use tch::{Kind, Tensor};
 
-use crate::checkpoint::Checkpoints;
+use crate::checkpoint::{Best, Checkpoints, State};
 use crate::decoder::Decoder;
 use crate::events::Events;
+use crate::journal::{Done, Journal};
 use crate::linear::Pass;
-use crate::optimizer::Optimizer;
+use crate::optimizer::{Optimizer, Parameter};
 use crate::packs::{Chunk, Packs};
 use crate::schedule::LearningRate;
-use crate::{ModelError, Result, adapter, device, load, loss, random};
+use crate::steps::Steps;
+use crate::tuned::{self, Use};
+use crate::{ModelError, Result, adapter, load, loss, random, whole};
 
 /// Tokens that go through the network together. Whole documents are gathered up to this number, which bounds memory and
 /// changes no result beyond rounding; a longer document goes alone.
@@ -27,48 +30,70 @@ pub fn run(job: &TrainJob, events: &Events) -> Result<()> {
     let packs = Packs::open(&job.train)?;
     let val = job.val.as_deref().map(Packs::open).transpose()?;
     let plan = Steps::new(&job.batching, packs.len(), job.seed)?;
-    let (mut decoder, settings) = prepare(job, events)?;
+    let Prepared { mut decoder, parameters, adapter } = prepare(job, events)?;
     packs.check_vocabulary(decoder.config.vocab)?;
-    let mut optimizer = Optimizer::new(job.optimizer, adapter::parameters(&decoder))?;
+    if let Some(val) = &val {
+        val.check_vocabulary(decoder.config.vocab)?;
+    }
+    let mut journal = Journal::new(events, &decoder, &parameters, &job.sources);
+    let mut optimizer = Optimizer::new(job.optimizer, parameters)?;
     let rate = LearningRate::new(&job.schedule, job.optimizer.lr, plan.total);
     let checkpoints = Checkpoints::new(job, packs.fingerprint());
-    let mut metrics = Vec::new();
-    let (mut step, mut evaluated) = (0, true);
-    if let Some((state, before)) = checkpoints.resume(&mut decoder, &mut optimizer)? {
-        (step, evaluated, metrics) = (state.step, state.evaluated, before);
-        events.warn(format!("resumed after step {step} of {}", plan.total));
+    let mut state = State { evaluated: true, ..State::default() };
+    if let Some((saved, lines)) = checkpoints.resume(job.resume.as_deref(), &mut optimizer)? {
+        events.warn(format!("resumed after step {} of {}", saved.step, plan.total));
+        journal.resume(lines, saved.step);
+        state = saved;
     }
     tell_sizes(&decoder, &optimizer, &plan, events);
-    let base = Pass { training: None, fused: job.kernels, checkpointing: job.gradient_checkpointing, base_only: false };
+    let recompute = match job.recompute {
+        Recompute::Nothing => 0,
+        Recompute::Layers(group) => group.max(1),
+    };
+    let base = Pass { training: None, fused: job.kernels, recompute, base_only: false };
 
     let outcome = loop {
-        if !evaluated && let Some(val) = &val {
+        if !state.evaluated
+            && let Some(val) = &val
+        {
             match evaluate(&decoder, val, base, events) {
-                Ok((sum, tokens)) => record_eval(&mut metrics, events, step, sum, tokens),
+                Ok((sum, tokens)) => {
+                    let loss = journal.evaluation(state.step, sum, tokens);
+                    if state.judge(loss) && job.stopping.best {
+                        checkpoints.save_best(state.step, optimizer.parameters())?;
+                    }
+                }
                 Err(ModelError::Cancelled) => break Err(ModelError::Cancelled),
                 Err(error) => return Err(error),
             }
         }
-        evaluated = true;
-        if plan.is_due(&job.save.every, step) && step < plan.total {
-            checkpoints.save(job, &decoder, &settings, &optimizer, &metrics, (step, evaluated))?;
+        state.evaluated = true;
+        if plan.is_due(&job.save.every, state.step) && state.step < plan.total {
+            checkpoints.save(&state, &optimizer, journal.lines())?;
         }
-        if step == plan.total {
+        let patient = job.stopping.patience.is_none_or(|most| state.idle_evals < most);
+        if state.step == plan.total || !patient {
+            if !patient {
+                events.warn(format!(
+                    "stopped early after step {} of {}: {} evaluations in a row were no better",
+                    state.step, plan.total, state.idle_evals
+                ));
+            }
             break Ok(());
         }
 
         let started = Instant::now();
-        let window = plan.window(step);
+        let window = plan.window(state.step);
         let trained: u64 = window.iter().map(|&pack| packs.trained(pack)).sum();
         let window_tokens: u64 = window.iter().map(|&pack| packs.tokens(pack)).sum();
         if trained == 0 {
             return Err(ModelError::input(format!(
                 "step {} has no trained token in {}",
-                step + 1,
+                state.step + 1,
                 packs.name_rows(&window)
             )));
         }
-        let mut loss = 0.0;
+        let mut tally = Tally::default();
         let mut cancelled = false;
         for (index, chunk) in chunks(&packs, &window, job.batching.micro_batch).iter().enumerate() {
             cancelled = events.is_cancelled();
@@ -78,52 +103,116 @@ pub fn run(job: &TrainJob, events: &Events) -> Result<()> {
             if chunk.targets.ids.is_empty() {
                 continue;
             }
-            let seed = random::mix(random::mix(job.seed, step), index as u64);
+            let seed = random::mix(random::mix(job.seed, state.step), index as u64);
             let pass = Pass { training: Some(seed), ..base };
-            let (losses, balance) = loss::losses(&decoder, &chunk.segments, &chunk.targets, pass)?;
-            let sum = losses.sum(Kind::Float);
-            loss += sum.double_value(&[]) / trained as f64;
+            let losses = loss::token_losses(&decoder, &chunk.segments, &chunk.targets, pass, job.z_loss)?;
+            tally.add(&packs, chunk, &losses.tokens, state.step + 1)?;
             let share = chunk.segments.ids.len() as f64 / window_tokens as f64;
-            balance.into_iter().fold(sum / trained as f64, |all, balance| all + balance * share).backward();
+            let balance = losses.balance.into_iter();
+            balance.fold(losses.objective / trained as f64, |all, balance| all + balance * share).backward();
         }
         if cancelled {
             break Err(ModelError::Cancelled);
         }
+        let loss = tally.sum / trained as f64;
         let grad_norm = optimizer.grad_norm();
         if !loss.is_finite() || !grad_norm.is_finite() {
             return Err(ModelError::work(format!(
                 "step {}: loss {loss}, gradient norm {grad_norm}; nothing was updated. Look at {}, or lower learning_rate",
-                step + 1,
+                state.step + 1,
                 packs.name_rows(&window)
             )));
         }
-        let lr = rate.at(step);
-        optimizer.step(lr, grad_norm);
+        let lr = rate.at(state.step);
+        optimizer.step(lr, grad_norm, rate.momentum_at(state.step));
         optimizer.zero_grad();
-        step += 1;
+        state.step += 1;
 
-        let metric = Metric {
-            step,
+        journal.step(Done {
+            step: state.step,
             total_steps: plan.total,
-            epoch: step as f64 / plan.per_epoch as f64,
+            epoch: state.step as f64 / plan.per_epoch as f64,
             loss,
+            losses: tally.by_source(),
             lr,
             grad_norm,
             tokens: window_tokens,
             trained_tokens: trained,
-            tokens_per_second: window_tokens as f64 / started.elapsed().as_secs_f64(),
-            rss_bytes: device::rss(),
-        };
-        record_metric(&mut metrics, events, metric);
-        evaluated = !plan.is_due(&job.eval, step);
+            seconds: started.elapsed().as_secs_f64(),
+        });
+        if let Some(watchdog) = job.watchdog {
+            state.high_losses = if loss > watchdog.threshold { state.high_losses + 1 } else { 0 };
+            if state.high_losses >= watchdog.patience.max(1) {
+                return Err(ModelError::work(format!(
+                    "loss_watchdog_threshold: the loss was above {} in {} steps in a row, at last {loss:.4} in step {} with {}. \
+                     Lower learning_rate, look at the rows, or raise the threshold",
+                    watchdog.threshold,
+                    state.high_losses,
+                    state.step,
+                    packs.name_rows(&window)
+                )));
+            }
+        }
+        state.evaluated = !plan.is_due(&job.eval, state.step);
     };
     if let Err(error) = outcome {
-        checkpoints.save(job, &decoder, &settings, &optimizer, &metrics, (step, evaluated))?;
+        checkpoints.save(&state, &optimizer, journal.lines())?;
         return Err(error);
     }
+    if let Some(best) = state.best.filter(|best| job.stopping.best && best.step != state.step) {
+        checkpoints.load_best(best.step, optimizer.parameters())?;
+        events.fact("best_step", best.step as f64);
+    }
     std::fs::create_dir_all(&job.output).map_err(|e| ModelError::io(&job.output, e))?;
-    adapter::save(&decoder, &settings, &job.model.path, &job.output)?;
-    write_metrics(&job.output.join("metrics.jsonl"), &metrics)
+    match &adapter {
+        Some(settings) => adapter::save(&decoder, settings, &job.model.path, &job.output)?,
+        None => whole::save(&mut decoder, &job.model.path, &job.output, events)?,
+    }
+    journal.save(&job.output.join("metrics.jsonl"))
+}
+
+impl State {
+    /// Takes note of an evaluation; whether it is the best so far.
+    fn judge(&mut self, loss: f64) -> bool {
+        if self.best.is_none_or(|best| loss < best.loss) {
+            self.best = Some(Best { step: self.step, loss });
+            self.idle_evals = 0;
+            return true;
+        }
+        self.idle_evals += 1;
+        false
+    }
+}
+
+/// Losses of a step's tokens, summed in all and by dataset.
+#[derive(Debug, Default)]
+struct Tally {
+    sum: f64,
+    sources: BTreeMap<u16, (f64, u64)>,
+}
+
+impl Tally {
+    fn add(&mut self, packs: &Packs, chunk: &Chunk, losses: &Tensor, step: u64) -> Result<()> {
+        self.sum += tch::no_grad(|| losses.sum(Kind::Float).double_value(&[]));
+        let values: Vec<f32> = Vec::try_from(losses.detach())?;
+        for (value, document) in values.iter().zip(chunk.target_documents()) {
+            if !value.is_finite() {
+                return Err(ModelError::work(format!(
+                    "step {step}: the loss of {} is {value}; nothing was updated. Look at that row, or lower learning_rate",
+                    packs.name_document(document)
+                )));
+            }
+            let (sum, count) = self.sources.entry(packs.source(document)).or_default();
+            *sum += f64::from(*value);
+            *count += 1;
+        }
+        Ok(())
+    }
+
+    /// Mean loss by dataset.
+    fn by_source(&self) -> BTreeMap<u16, f64> {
+        self.sources.iter().map(|(source, (sum, count))| (*source, sum / *count as f64)).collect()
+    }
 }
 
 /// The summed loss in nats and the number of trained tokens over all packs.
@@ -135,8 +224,8 @@ pub fn evaluate(decoder: &Decoder, packs: &Packs, pass: Pass, events: &Events) -
             if chunk.targets.ids.is_empty() {
                 continue;
             }
-            let losses = tch::no_grad(|| loss::token_losses(decoder, &chunk.segments, &chunk.targets, pass))?;
-            sum += losses.sum(Kind::Double).double_value(&[]);
+            let losses = tch::no_grad(|| loss::token_losses(decoder, &chunk.segments, &chunk.targets, pass, 0.0))?;
+            sum += losses.tokens.sum(Kind::Double).double_value(&[]);
             tokens += chunk.targets.ids.len() as u64;
         }
         events.progress("eval", "packs", pack as u64 + 1, packs.len() as u64);
@@ -144,69 +233,49 @@ pub fn evaluate(decoder: &Decoder, packs: &Packs, pass: Pass, events: &Events) -
     Ok((sum, tokens))
 }
 
-/// Which packs make up each step.
-#[derive(Clone, Debug)]
-struct Steps {
-    packs: usize,
-    window: usize,
-    per_epoch: u64,
-    total: u64,
-    shuffle: Option<u64>,
+/// A model ready to be trained.
+struct Prepared {
+    decoder: Decoder,
+    parameters: Vec<Parameter>,
+    /// `None` where the base's own weights are trained.
+    adapter: Option<Lora>,
 }
 
-impl Steps {
-    fn new(batching: &Batching, packs: usize, seed: u64) -> Result<Self> {
-        let window = batching.micro_batch * batching.accumulation;
-        if packs == 0 || window == 0 {
-            return Err(ModelError::input("there is nothing to train on: no packed row, or a batch size of zero"));
-        }
-        let per_epoch = packs.div_ceil(window) as u64;
-        let total = batching.max_steps.unwrap_or((batching.epochs * per_epoch as f64).ceil() as u64);
-        Ok(Self { packs, window, per_epoch, total, shuffle: batching.shuffle.then_some(seed) })
-    }
-
-    /// The packs of the step after `done` steps. The last window of an epoch may be short.
-    fn window(&self, done: u64) -> Vec<usize> {
-        let (epoch, place) = (done / self.per_epoch, (done % self.per_epoch) as usize * self.window);
-        let order = match self.shuffle {
-            Some(seed) => {
-                random::permutation(random::mix(random::mix(seed, random::name_key("epoch")), epoch), self.packs)
-            }
-            None => (0..self.packs).collect(),
-        };
-        order[place..(place + self.window).min(self.packs)].to_vec()
-    }
-
-    fn is_due(&self, points: &EvalPoints, done: u64) -> bool {
-        match *points {
-            _ if done == 0 => false,
-            EvalPoints::Never => false,
-            EvalPoints::EverySteps(every) => every > 0 && done.is_multiple_of(every),
-            EvalPoints::PerEpoch(times) => {
-                let every = (self.per_epoch / times.max(1)).max(1);
-                let within = done % self.per_epoch;
-                within == 0 || within.is_multiple_of(every)
-            }
-        }
-    }
-}
-
-fn prepare(job: &TrainJob, events: &Events) -> Result<(Decoder, Lora)> {
-    let Adapter::Lora(settings) = &job.adapter else {
-        return Err(ModelError::input(
-            "training all weights is not supported by this worker; set adapter: lora or qlora",
-        ));
+fn prepare(job: &TrainJob, events: &Events) -> Result<Prepared> {
+    let source = &job.model;
+    let kind = load::kind_of(source.compute)?;
+    let freeze = match &job.adapter {
+        Adapter::Lora(settings) => return prepare_adapter(job, settings, events),
+        Adapter::Freeze(freeze) => Some(freeze),
+        Adapter::Full => None,
     };
-    let mut decoder = load::load(&job.model.path, job.model.base, job.model.compute, events)?;
+    // Trained weights are f32, so they are read as such.
+    let mut decoder = load::load(&source.path, source.base, Compute::F32, events)?;
     decoder.neftune_alpha = job.neftune_alpha;
-    let settings = match &job.model.adapter {
-        Some(folder) => adapter::load(&mut decoder, folder)?,
+    let parameters = whole::unfreeze(&mut decoder, freeze, kind)?;
+    Ok(Prepared { decoder, parameters, adapter: None })
+}
+
+fn prepare_adapter(job: &TrainJob, settings: &Lora, events: &Events) -> Result<Prepared> {
+    let source = &job.model;
+    let mut decoder = load::load(&source.path, source.base, source.compute, events)?;
+    decoder.neftune_alpha = job.neftune_alpha;
+    let settings = match &source.adapter {
+        Some(folder) => adapter::settings_of(&tuned::attach(&mut decoder, folder, Use::Training)?),
         None => {
-            adapter::attach(&mut decoder, settings, job.seed)?;
+            let files = pipe_files::ModelFiles::open(&source.path)?;
+            let mut original = |name: &str| -> Result<Tensor> {
+                let (name, mut values) = (format!("{name}.weight"), Vec::new());
+                files.read_f32(&name, &mut values)?;
+                files.release(&name);
+                let shape: Vec<i64> = files.shape(&name).unwrap_or_default().iter().map(|&n| n as i64).collect();
+                Ok(Tensor::from_slice(&values).reshape(shape))
+            };
+            adapter::attach(&mut decoder, settings, job.seed, &mut original)?;
             settings.clone()
         }
     };
-    Ok((decoder, settings))
+    Ok(Prepared { parameters: adapter::parameters(&decoder), decoder, adapter: Some(settings) })
 }
 
 /// The chunks of a window; micro-batches are packs that may share a chunk.
@@ -218,29 +287,6 @@ fn tell_sizes(decoder: &Decoder, optimizer: &Optimizer, plan: &Steps, events: &E
     let trainable: usize = optimizer.parameters().iter().map(|parameter| parameter.tensor.numel()).sum();
     events.fact("trainable_parameters", trainable as f64);
     events.fact("total_parameters", decoder.config.parameters() as f64);
+    events.fact("optimizer_bytes", optimizer.bytes() as f64);
     events.fact("total_steps", plan.total as f64);
-}
-
-/// Times and memory vary between equal runs, so the file leaves them to the events.
-fn record_metric(metrics: &mut Vec<u8>, events: &Events, metric: Metric) {
-    let lasting = Metric { tokens_per_second: 0.0, rss_bytes: 0, ..metric.clone() };
-    let mut line = serde_json::to_value(&lasting).unwrap_or_default();
-    if let Some(object) = line.as_object_mut() {
-        object.retain(|key, _| key != "tokens_per_second" && key != "rss_bytes");
-    }
-    metrics.extend_from_slice(line.to_string().as_bytes());
-    metrics.push(b'\n');
-    events.send(&Event::Metric(metric));
-}
-
-fn record_eval(metrics: &mut Vec<u8>, events: &Events, step: u64, sum: f64, tokens: u64) {
-    let loss = sum / tokens.max(1) as f64;
-    let eval = Event::Eval { step, split: "val".to_string(), loss, perplexity: loss.exp(), trained_tokens: tokens };
-    metrics.extend_from_slice(serde_json::to_string(&eval).unwrap_or_default().as_bytes());
-    metrics.push(b'\n');
-    events.send(&eval);
-}
-
-fn write_metrics(path: &Path, metrics: &[u8]) -> Result<()> {
-    std::fs::write(path, metrics).map_err(|e| ModelError::io(path, e))
 }

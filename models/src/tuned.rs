@@ -2,23 +2,31 @@
 
 use std::path::Path;
 
-use pipe_files::{PeftAdapter, PeftModule};
+use pipe_files::{PeftAdapter, PeftConfig, PeftModule};
 use pipe_job::ModelSource;
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use crate::decoder::Decoder;
 use crate::events::Events;
-use crate::linear::{Linear, Lora, Weight};
+use crate::linear::{Dora, Linear, Lora, Weight};
 use crate::{ModelError, Result, load};
 
 /// Dense weights are kept for decoding up to this many bytes; a larger model stays quantised.
 const DENSE_BYTES: u64 = 6 << 30;
 
+/// What an adapter is loaded for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Use {
+    /// To be trained on: its tensors are f32 leaves.
+    Training,
+    Inference,
+}
+
 /// Loads a model for inference, adapter included.
 pub fn load_tuned(source: &ModelSource, events: &Events) -> Result<Decoder> {
     let mut decoder = load::load(&source.path, source.base, source.compute, events)?;
     if let Some(path) = &source.adapter {
-        attach(&mut decoder, path)?;
+        attach(&mut decoder, path, Use::Inference)?;
     }
     Ok(decoder)
 }
@@ -31,36 +39,44 @@ pub fn densify(decoder: &mut Decoder) {
         return;
     }
     for linear in decoder.linears_mut() {
-        if matches!(linear.weight, Weight::Nf4(_)) {
+        if !matches!(linear.weight, Weight::Dense(_)) {
             linear.weight = Weight::Dense(linear.dense(kind));
         }
     }
 }
 
-/// Reads an adapter folder that fits `decoder`'s modules.
-pub fn read_adapter(path: &Path) -> Result<PeftAdapter> {
-    let adapter = PeftAdapter::open(path)?;
-    if adapter.dora {
-        return Err(ModelError::input(format!(
-            "{} is a DoRA adapter, which this version cannot apply; merge it with PEFT and use the merged model",
-            path.display()
-        )));
-    }
-    Ok(adapter)
-}
-
-fn attach(decoder: &mut Decoder, path: &Path) -> Result<()> {
-    let mut adapter = read_adapter(path)?;
-    let scale = adapter.scale();
+/// Puts the PEFT adapter in `path` on the model; its own configuration, which is returned, decides ranks and scales.
+pub fn attach(decoder: &mut Decoder, path: &Path, purpose: Use) -> Result<PeftConfig> {
+    let mut adapter = PeftAdapter::open(path)?;
+    let leaf = |x: Tensor| x.set_requires_grad(purpose == Use::Training);
     for linear in decoder.linears_mut() {
-        if let Some(module) = adapter.modules.remove(&linear.name) {
-            linear.lora = Some(lora(path, linear, &module, scale)?);
+        let Some(module) = adapter.modules.remove(&linear.name) else { continue };
+        let scale = adapter.scale(&linear.name, &module);
+        let [a, b] = matrices(path, linear, &module)?.map(leaf);
+        let mut lora = Lora { a, b, scale, dropout: adapter.config.dropout, dora: None, start: None };
+        if let Some(magnitude) = &module.magnitude {
+            let lengths = (purpose == Use::Inference).then(|| linear.lengths(&lora));
+            lora.dora = Some(Dora { magnitude: leaf(Tensor::from_slice(magnitude)), lengths });
+        }
+        linear.lora = Some(lora);
+    }
+    if let Some(name) = adapter.modules.keys().next() {
+        return Err(stranger(path, name));
+    }
+    for (name, weight) in std::mem::take(&mut adapter.saved) {
+        let shape: Vec<i64> = weight.shape.iter().map(|&size| size as i64).collect();
+        if shape != decoder.embedding.size() {
+            return Err(stranger(path, &name));
+        }
+        let kind = if purpose == Use::Training { Kind::Float } else { decoder.compute };
+        let tensor = leaf(Tensor::from_slice(&weight.values).reshape(shape).to_kind(kind));
+        match name.as_str() {
+            "model.embed_tokens.weight" => decoder.replace_embedding(tensor),
+            "lm_head.weight" => decoder.replace_head(tensor),
+            _ => return Err(stranger(path, &name)),
         }
     }
-    match adapter.modules.keys().next() {
-        None => Ok(()),
-        Some(name) => Err(stranger(path, name)),
-    }
+    Ok(adapter.config)
 }
 
 /// The error for an adapter module that the model has no place for.
@@ -71,7 +87,8 @@ pub fn stranger(path: &Path, name: &str) -> ModelError {
     ))
 }
 
-fn lora(path: &Path, linear: &Linear, module: &PeftModule, scale: f64) -> Result<Lora> {
+/// `A` and `B` of a layer.
+fn matrices(path: &Path, linear: &Linear, module: &PeftModule) -> Result<[Tensor; 2]> {
     if linear.shape() != (module.outputs as i64, module.inputs as i64) {
         return Err(ModelError::input(format!(
             "{} adapts {} as a {} x {} matrix, but the model's is {} x {}; the adapter was trained on another base model",
@@ -85,5 +102,5 @@ fn lora(path: &Path, linear: &Linear, module: &PeftModule, scale: f64) -> Result
     }
     let a = Tensor::from_slice(&module.a).reshape([module.r as i64, module.inputs as i64]);
     let b = Tensor::from_slice(&module.b).reshape([module.outputs as i64, module.r as i64]);
-    Ok(Lora { a, b, scale, dropout: 0.0 })
+    Ok([a, b])
 }

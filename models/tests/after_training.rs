@@ -71,6 +71,7 @@ fn inputs(dir: &Path) {
 fn run_eval(dir: &Path, model: ModelSource, batch: usize) -> (Value, Vec<(String, Vec<i64>)>) {
     inputs(dir);
     let job = EvalJob {
+        whole: None,
         baseline: model.adapter.is_some(),
         model,
         packs: vec![("val".into(), dir.join("packs.parquet"))],

@@ -7,7 +7,7 @@ use pipe_job::{BaseWeights, Compute};
 use pipe_models::decoder::{Decoder, Segments};
 use pipe_models::events::Events;
 use pipe_models::linear::{Pass, Weight};
-use pipe_models::loss::{Targets, losses, token_losses};
+use pipe_models::loss::{Targets, token_losses};
 use pipe_models::norm::Norm;
 use pipe_models::{load, tuned};
 use serde_json::Value;
@@ -69,8 +69,8 @@ fn packed_documents_have_transformers_token_losses() {
         let (segments, targets) = packed(want);
         let want: Vec<f64> = want["losses"].as_array().unwrap().iter().flat_map(numbers).collect();
         for pass in [Pass::INFERENCE, PLAIN] {
-            let got = tch::no_grad(|| token_losses(&decoder, &segments, &targets, pass)).unwrap();
-            let got: Vec<f32> = Vec::try_from(got).unwrap();
+            let got = tch::no_grad(|| token_losses(&decoder, &segments, &targets, pass, 0.0)).unwrap();
+            let got: Vec<f32> = Vec::try_from(got.tokens).unwrap();
             let off = got.iter().zip(&want).map(|(g, w)| (f64::from(*g) - w).abs() / w.abs().max(1e-2));
             let worst = off.fold(0.0, f64::max);
             if got.len() != want.len() || worst.is_nan() || worst > 1e-4 {
@@ -88,7 +88,7 @@ fn gradients_are_transformers() {
         let mut decoder = decoder(folder);
         let leaves = train_everything(&mut decoder);
         let (segments, targets) = packed(want);
-        token_losses(&decoder, &segments, &targets, PLAIN).unwrap().sum(Kind::Float).backward();
+        token_losses(&decoder, &segments, &targets, PLAIN, 0.0).unwrap().objective.backward();
         // Norms of single heads are one tensor here and several there.
         let apart = |name: &&String| !name.contains(".norms.");
         let missing = gradients.keys().filter(apart).find(|name| leaves.iter().all(|(own, _)| own != *name));
@@ -102,7 +102,7 @@ fn gradients_are_transformers() {
 #[test]
 fn frozen_weights_pass_on_transformers_gradients() {
     each(|folder, want| {
-        for checkpointing in [false, true] {
+        for recompute in [0, 1, 2] {
             let mut decoder = decoder(folder);
             if decoder.untied_head.is_none() {
                 decoder.untied_head = Some(decoder.embedding.copy());
@@ -110,10 +110,9 @@ fn frozen_weights_pass_on_transformers_gradients() {
             decoder.embedding = decoder.embedding.set_requires_grad(true);
             // Training, but for the dropout that some families' files ask for.
             decoder.config.dropout = Default::default();
-            let pass = Pass { training: Some(1), checkpointing, ..Pass::INFERENCE };
+            let pass = Pass { training: Some(1), recompute, ..Pass::INFERENCE };
             let (segments, targets) = packed(want);
-            let (all, _) = losses(&decoder, &segments, &targets, pass).unwrap();
-            all.sum(Kind::Float).backward();
+            token_losses(&decoder, &segments, &targets, pass, 0.0).unwrap().objective.backward();
             same_gradient("embedding", &decoder.embedding, &want["input_gradient"])?;
         }
         Ok(())
@@ -148,8 +147,8 @@ fn the_load_balancing_loss_is_transformers() {
         let mut segments = Segments::default();
         segments.push(&ids(&want["documents"][0]));
         let coefficient = decoder.config.experts.as_ref().unwrap().balance;
-        for checkpointing in [false, true] {
-            let pass = Pass { training: Some(1), checkpointing, ..Pass::INFERENCE };
+        for recompute in [0, 1, 2] {
+            let pass = Pass { training: Some(1), recompute, ..Pass::INFERENCE };
             let got = decoder.forward(&segments, pass).unwrap().balance.unwrap().double_value(&[]) / coefficient;
             if (got / balance - 1.0).abs() > 1e-5 {
                 return Err(format!("balance {got}, wanted {balance}"));
@@ -168,7 +167,8 @@ fn quantised_weights_can_be_made_dense() {
         let mut decoder = load::load(folder, nf4, Compute::F32, &Events::to(std::io::sink())).unwrap();
         let (segments, targets) = packed(want);
         let loss = |decoder: &Decoder| {
-            tch::no_grad(|| token_losses(decoder, &segments, &targets, Pass::INFERENCE).unwrap().mean(Kind::Float))
+            let losses = tch::no_grad(|| token_losses(decoder, &segments, &targets, Pass::INFERENCE, 0.0));
+            losses.unwrap().tokens.mean(Kind::Float)
         };
         let before = loss(&decoder).double_value(&[]);
         tuned::densify(&mut decoder);

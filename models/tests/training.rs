@@ -10,11 +10,14 @@ use arrow::array::{ArrayRef, Int32Builder, ListBuilder, RecordBatch};
 use parquet::arrow::ArrowWriter;
 use pipe_job::{
     Adapter, BaseWeights, Batching, Compute, EvalPoints, Event, Lora, Metric, ModelSource, Optimizer, OptimizerKind,
-    SavePoints, Schedule, ScheduleKind, Targets, TrainJob, Warmup,
+    Recompute, SavePoints, Schedule, ScheduleKind, Stopping, TrainJob, Warmup,
 };
 use pipe_models::events::Events;
 use pipe_models::{ModelError, train};
 use serde_json::Value;
+
+#[path = "training/methods.rs"]
+mod methods;
 
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures")
@@ -51,7 +54,7 @@ fn job(dir: &Path) -> TrainJob {
     write_packs(&dir.join("packs.parquet"));
     let settings = &reference()["settings"];
     let number = |key: &str| settings[key].as_f64().unwrap();
-    let lora = Lora { r: 4, alpha: 8.0, dropout: 0.0, targets: Targets::AllLinear, rslora: false, dora: false };
+    let lora = Lora { r: 4, ..Lora::default() };
     TrainJob {
         model: ModelSource {
             path: fixtures().join("tiny-llama"),
@@ -62,6 +65,7 @@ fn job(dir: &Path) -> TrainJob {
         adapter: Adapter::Lora(lora),
         train: dir.join("packs.parquet"),
         val: None,
+        sources: Vec::new(),
         batching: Batching {
             micro_batch: 1,
             accumulation: number("window") as usize,
@@ -77,20 +81,26 @@ fn job(dir: &Path) -> TrainJob {
             epsilon: 1e-8,
             weight_decay: number("weight_decay"),
             max_grad_norm: number("clip"),
+            momentum: 0.0,
+            lora_plus: None,
         },
         schedule: Schedule {
-            kind: ScheduleKind::Cosine,
+            kind: ScheduleKind::Cosine { min_ratio: 0.0, until: 1.0, cycles: 0.5 },
             warmup: Warmup::Steps(number("warmup") as u64),
-            min_lr_ratio: 0.0,
+            quadratic_warmup: false,
         },
         eval: EvalPoints::Never,
         save: SavePoints { every: EvalPoints::Never, keep: 1 },
-        gradient_checkpointing: false,
+        stopping: Stopping::default(),
+        watchdog: None,
+        recompute: Recompute::Nothing,
         neftune_alpha: 0.0,
+        z_loss: 0.0,
         seed: 3,
         kernels: true,
         output: dir.join("out"),
         checkpoints: dir.join("checkpoints"),
+        resume: None,
     }
 }
 
@@ -163,7 +173,8 @@ fn twelve_steps_equal_peft_without_them() {
 
 #[test]
 fn recomputing_activations_changes_nothing() {
-    check_against_peft(|job| job.gradient_checkpointing = true);
+    check_against_peft(|job| job.recompute = Recompute::Layers(1));
+    check_against_peft(|job| job.recompute = Recompute::Layers(2));
 }
 
 #[test]

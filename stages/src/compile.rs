@@ -2,6 +2,7 @@
 //!
 //! This is the only place that knows the whole pipeline. It reads no data and runs nothing.
 
+mod continued;
 mod data;
 mod training;
 
@@ -72,7 +73,8 @@ pub fn compile(recipe: &Recipe, project: &Project, machine: &Machine) -> Result<
         data::nodes(recipe, project, model.as_ref(), splits, &mut nodes).map_err(|problem| vec![problem])?;
     data::packs(recipe, splits, &tokenized, &mut nodes);
     if let Some(model) = &model {
-        model_nodes(recipe, machine, model, splits, &tokenized, &mut nodes).map_err(|problem| vec![problem])?;
+        let place = (project, machine);
+        model_nodes(recipe, place, model, splits, &tokenized, &mut nodes).map_err(|problem| vec![problem])?;
     }
     Ok(nodes)
 }
@@ -88,7 +90,7 @@ pub fn splits(recipe: &Recipe) -> Splits {
 /// Train, eval, convert, merge and quantize, where the recipe has them.
 fn model_nodes(
     recipe: &Recipe,
-    machine: &Machine,
+    (project, machine): (&Project, &Machine),
     model: &BaseModel,
     splits: Splits,
     tokenized: &[data::Tokenized],
@@ -100,9 +102,14 @@ fn model_nodes(
         if splits.val {
             inputs.push(input("val", "pack.val", Some("packs.parquet"), PACKS));
         }
-        nodes.push(node("train", TRAINED, inputs, training::train(recipe, model, machine, splits.val)));
+        let trained_on = tokenized.iter().filter(|tokens| tokens.has_train);
+        let sources = trained_on.map(|tokens| label(&tokens.node)).collect();
+        let task = training::train(recipe, project, model, machine, splits.val, sources)?;
+        nodes.push(node("train", TRAINED, inputs, task));
     }
-    let adapter = || trains.then(|| input("adapter", "train", None, TRAINED));
+    // What training leaves is an adapter for the base, or a model in the base's place.
+    let whole = trains && recipe.adapter.is_none();
+    let adapter = || trains.then(|| input(if whole { "model" } else { "adapter" }, "train", None, TRAINED));
     let off = recipe.eval.as_ref().is_some_and(|toggle| toggle.on().is_none());
     if !off && (splits.val || splits.test || recipe.eval.is_some()) {
         let mut inputs: Vec<Input> = adapter().into_iter().collect();
@@ -112,7 +119,7 @@ fn model_nodes(
     }
     if trains {
         let inputs = adapter().into_iter().collect();
-        nodes.push(node("convert", PUBLISHED, inputs, training::convert(recipe, model)));
+        nodes.push(node("convert", PUBLISHED, inputs, training::convert(recipe, model, machine)));
     }
     let merge = recipe.merge.as_ref().and_then(|toggle| toggle.on());
     if let Some(section) = merge {
@@ -121,8 +128,13 @@ fn model_nodes(
     }
     if let Some(section) = recipe.quantize.as_ref().and_then(|toggle| toggle.on()) {
         let merged = merge.is_some();
-        let inputs = merged.then(|| input("model", "merge", None, MODEL)).into_iter().collect();
-        nodes.push(node("quantize", PUBLISHED, inputs, training::quantize(section, model, machine, merged)));
+        let from = match merged {
+            true => Some(input("model", "merge", None, MODEL)),
+            false => adapter().filter(|_| whole),
+        };
+        let stands_alone = from.is_some();
+        let inputs = from.into_iter().collect();
+        nodes.push(node("quantize", PUBLISHED, inputs, training::quantize(section, model, machine, stands_alone)));
     }
     Ok(())
 }
@@ -136,6 +148,11 @@ pub fn base_model(recipe: &Recipe, project: &Project) -> Option<BaseModel> {
     };
     let adapter = recipe.lora_model_dir.as_ref().map(|folder| project.resolve(folder));
     Some(BaseModel { written, path, adapter })
+}
+
+/// `tokenize.alpaca` is the dataset `alpaca`.
+fn label(node: &str) -> String {
+    node.split_once('.').map_or(node, |(_, label)| label).to_string()
 }
 
 fn node(name: &str, kind: Kind, inputs: Vec<Input>, task: impl Task + 'static) -> Node {

@@ -1,11 +1,13 @@
-//! `convert`: the trained adapter as a PEFT folder that others can load: weights in the wanted type, the base model's
-//! name, the tokenizer and its chat template beside them.
+//! `convert`: what was trained as a folder that others can load, weights in the wanted type, the tokenizer and its chat
+//! template beside them: a PEFT adapter with its base model's name, or, where the base's own weights were trained, a Hugging
+//! Face model.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use half::{bf16, f16};
 use pipe_engine::task::{Context, SourceFile, Summary, Task, TaskError, View};
+use pipe_files::{FolderWriter, ModelFiles, TensorType};
 use pipe_job::WeightType;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::Serialize;
@@ -13,7 +15,10 @@ use serde_json::Value;
 
 use crate::model::BaseModel;
 
-/// Publishes an adapter.
+/// Largest shard of a published model.
+const SHARD_BYTES: u64 = 5_000_000_000;
+
+/// Publishes an adapter or a model.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Convert {
     pub dtype: WeightType,
@@ -45,6 +50,9 @@ impl Task for Convert {
     }
 
     fn run(&self, ctx: &Context) -> Result<Summary, TaskError> {
+        if let Some(source) = ctx.input_opt("model") {
+            return write_model(source, ctx, self.dtype).map(|()| Summary::default());
+        }
         self.model.require()?;
         let source = ctx.input("adapter")?;
         write_weights(source, ctx.out(), self.dtype)?;
@@ -59,6 +67,31 @@ pub fn tokenizer_part(path: &Path) -> Result<Vec<u8>, String> {
     let mut bytes = pipe_files::tokenizer_bytes(path).map_err(|e| e.to_string())?;
     bytes.extend(pipe_files::chat_template_bytes(path).map_err(|e| e.to_string())?);
     Ok(bytes)
+}
+
+/// A trained model, one tensor in memory at a time.
+fn write_model(source: &Path, ctx: &Context, dtype: WeightType) -> Result<(), TaskError> {
+    let failed = |e: pipe_files::FilesError| TaskError::Failed(e.to_string());
+    let files = ModelFiles::open(source).map_err(failed)?;
+    let kind = match dtype {
+        WeightType::F32 => TensorType::F32,
+        WeightType::F16 => TensorType::F16,
+        WeightType::Bf16 => TensorType::Bf16,
+    };
+    let tensors = files.config().tensors();
+    let mut writer = FolderWriter::create(ctx.out(), &tensors, kind, SHARD_BYTES).map_err(failed)?;
+    let mut values = Vec::new();
+    for (done, place) in tensors.iter().enumerate() {
+        let name = &place.name;
+        ctx.cancel.check()?;
+        files.read_f32(name, &mut values).map_err(failed)?;
+        files.release(name);
+        writer.write(name, &values).map_err(failed)?;
+        ctx.progress(done as u64 + 1, tensors.len() as u64, "tensors");
+    }
+    writer.finish().map_err(failed)?;
+    pipe_files::write_config(&files, kind, ctx.out()).map_err(failed)?;
+    pipe_files::write_tokenizer(source, ctx.out()).map_err(failed)
 }
 
 fn write_weights(source: &Path, out: &Path, dtype: WeightType) -> Result<(), TaskError> {

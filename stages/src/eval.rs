@@ -125,6 +125,7 @@ impl Eval {
         });
         Ok(EvalJob {
             model: self.model.source(ctx.input_opt("adapter"), self.base, self.compute),
+            whole: ctx.input_opt("model").map(Path::to_path_buf),
             baseline: self.baseline,
             packs: inputs("packs.", wants(Metric::Perplexity)),
             answers: inputs("tokens.", wants(Metric::ExactMatch)),

@@ -1,7 +1,7 @@
 //! `merge`: base weights plus adapter as one Hugging Face folder that transformers, vLLM and llama.cpp load as it is.
 
 use pipe_engine::task::{Context, Resources, SourceFile, Summary, Task, TaskError};
-use pipe_job::{BaseWeights, Compute, MergeBase, MergeJob, WeightType};
+use pipe_job::{BaseWeights, Compute, MergeBase, MergeJob, ModelSource, WeightType};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -51,10 +51,20 @@ impl Task for Merge {
     }
 
     fn run(&self, ctx: &Context) -> Result<Summary, TaskError> {
-        self.model.require()?;
+        // A model that was trained whole takes the base's place, and is only cast.
+        let whole = ctx.input_opt("model").map(|path| ModelSource {
+            path: path.to_path_buf(),
+            adapter: None,
+            base: BaseWeights::Dense,
+            compute: self.compute,
+        });
+        if whole.is_none() {
+            self.model.require()?;
+        }
+        let source = || self.model.source(ctx.input_opt("adapter"), self.weights, self.compute);
         let job = MergeJob {
-            model: self.model.source(ctx.input_opt("adapter"), self.weights, self.compute),
-            base: self.base,
+            base: if whole.is_some() { MergeBase::Original } else { self.base },
+            model: whole.unwrap_or_else(source),
             dtype: self.dtype,
             max_shard_bytes: self.max_shard_bytes,
             output: ctx.out().to_path_buf(),

@@ -1,13 +1,19 @@
 //! `train`: packed rows in, an adapter (or a whole model) out; the work is a job for the worker.
 //!
-//! The output holds `adapter_model.safetensors`, `adapter_config.json` and `metrics.jsonl` (no clock times, so equal runs
-//! give equal bytes). Checkpoints lie in the node's work folder, filed under its key: a changed recipe cannot resume them.
+//! The output holds a PEFT adapter, or a model folder where the base's own weights are trained, and `metrics.jsonl` (no
+//! clock times, so equal runs give equal bytes). Checkpoints lie in the node's work folder, filed under its key: a changed recipe cannot resume them.
 
-use pipe_engine::task::{Context, Resources, SourceFile, Summary, Task, TaskError};
-use pipe_job::{Adapter, BaseWeights, Batching, Compute, EvalPoints, Optimizer, SavePoints, Schedule, TrainJob};
+use std::path::PathBuf;
+
+use pipe_engine::task::{Context, Resources, SourceFile, Summary, Task, TaskError, View};
+use pipe_job::{
+    Adapter, BaseWeights, Batching, Compute, EvalPoints, Optimizer, Recompute, SavePoints, Schedule, Stopping,
+    TrainJob, Watchdog,
+};
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::convert::tokenizer_part;
 use crate::model::BaseModel;
 use crate::worker::Worker;
 
@@ -21,7 +27,9 @@ pub struct Train {
     pub optimizer: Optimizer,
     pub schedule: Schedule,
     pub eval: EvalPoints,
+    pub stopping: Stopping,
     pub neftune_alpha: f64,
+    pub z_loss: f64,
     pub seed: u64,
     pub kernels: bool,
     /// Where checkpoints fall cannot change the result.
@@ -29,7 +37,15 @@ pub struct Train {
     pub save: SavePoints,
     /// Recomputing activations cannot change the result.
     #[serde(skip)]
-    pub gradient_checkpointing: bool,
+    pub recompute: Recompute,
+    /// Can only fail a run.
+    #[serde(skip)]
+    pub watchdog: Option<Watchdog>,
+    /// What the datasets are called changes nothing that is trained.
+    #[serde(skip)]
+    pub sources: Vec<String>,
+    #[serde(skip)]
+    pub resume: Option<PathBuf>,
     #[serde(skip)]
     pub model: BaseModel,
     #[serde(skip)]
@@ -45,7 +61,7 @@ impl Task for Train {
     }
 
     fn version(&self) -> String {
-        format!("1+{}", pipe_job::NUMERICS)
+        format!("2+{}", pipe_job::NUMERICS)
     }
 
     fn params(&self) -> Value {
@@ -53,7 +69,16 @@ impl Task for Train {
     }
 
     fn files(&self) -> Vec<SourceFile> {
-        self.model.weight_sources()
+        let mut files = self.model.weight_sources();
+        // A trained model is written with its tokenizer.
+        if !matches!(self.adapter, Adapter::Lora(_)) {
+            files.push(SourceFile {
+                role: "tokenizer".into(),
+                path: self.model.path.clone(),
+                view: View::Part { name: "tokenizer-files", bytes: tokenizer_part },
+            });
+        }
+        files
     }
 
     fn resources(&self) -> Resources {
@@ -72,8 +97,13 @@ impl Task for Train {
             schedule: self.schedule,
             eval: self.eval,
             save: self.save,
-            gradient_checkpointing: self.gradient_checkpointing,
+            stopping: self.stopping,
+            watchdog: self.watchdog,
+            recompute: self.recompute,
             neftune_alpha: self.neftune_alpha,
+            z_loss: self.z_loss,
+            sources: self.sources.clone(),
+            resume: self.resume.clone(),
             seed: self.seed,
             kernels: self.kernels,
             output: ctx.out().to_path_buf(),

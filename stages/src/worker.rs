@@ -220,7 +220,13 @@ fn translate(event: pipe_job::Event, node: &NodeName) -> Option<Event> {
             tokens: m.tokens,
             trained_tokens: m.trained_tokens,
             tokens_per_second: m.tokens_per_second,
+            trained_tokens_per_second: m.trained_tokens_per_second,
+            perplexity: m.perplexity,
+            losses: m.losses.into_iter().collect(),
+            mfu: m.mfu,
             rss_bytes: m.rss_bytes,
+            peak_rss_bytes: m.peak_rss_bytes,
+            eta_seconds: m.eta_seconds,
         },
         pipe_job::Event::Eval { step, split, loss, perplexity, trained_tokens } => {
             Event::Eval { node, step, split, loss, perplexity, trained_tokens }

@@ -8,20 +8,46 @@ use serde_json::Value as Json;
 use crate::blocks::TensorType;
 use crate::mapped::Mapped;
 use crate::special::json_file;
+use crate::targets::Exceptions;
 use crate::{FilesError, shards};
+
+const CONFIG: &str = "adapter_config.json";
+const WEIGHTS: &str = "adapter_model.safetensors";
 
 /// A low-rank adapter on disk.
 #[derive(Debug)]
 pub struct PeftAdapter {
     pub path: PathBuf,
+    pub config: PeftConfig,
+    /// By module name, such as `model.layers.0.self_attn.q_proj`.
+    pub modules: BTreeMap<String, PeftModule>,
+    /// Weights of modules that were trained whole, by name, such as `model.embed_tokens.weight`.
+    pub saved: BTreeMap<String, PeftTensor>,
+    alphas: Exceptions<f64>,
+}
+
+/// `adapter_config.json`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct PeftConfig {
     pub r: usize,
     pub alpha: f64,
     /// Scale `alpha / sqrt(r)` instead of `alpha / r`.
     pub rslora: bool,
     pub dora: bool,
     pub dropout: f64,
-    /// By module name, such as `model.layers.0.self_attn.q_proj`.
-    pub modules: BTreeMap<String, PeftModule>,
+    pub targets: PeftTargets,
+    pub rank_pattern: Vec<(String, usize)>,
+    pub alpha_pattern: Vec<(String, f64)>,
+    pub modules_to_save: Vec<String>,
+}
+
+/// `target_modules` as written.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum PeftTargets {
+    #[default]
+    AllLinear,
+    Names(Vec<String>),
+    Pattern(String),
 }
 
 /// One module's matrices, row-major f32.
@@ -38,34 +64,61 @@ pub struct PeftModule {
     pub magnitude: Option<Vec<f32>>,
 }
 
-impl PeftAdapter {
-    /// Reads an adapter folder. Adapters this program cannot apply faithfully are refused.
-    pub fn open(path: &Path) -> Result<Self, FilesError> {
-        let config_path = path.join("adapter_config.json");
-        if !config_path.is_file() {
+/// A whole weight.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct PeftTensor {
+    pub shape: Vec<usize>,
+    pub values: Vec<f32>,
+}
+
+impl PeftConfig {
+    /// Reads an adapter folder's configuration. Adapters this program cannot apply faithfully are refused.
+    pub fn read(folder: &Path) -> Result<Self, FilesError> {
+        let path = folder.join(CONFIG);
+        if !path.is_file() {
             let why = "it has no adapter_config.json; name the folder that PEFT or the convert stage wrote".to_owned();
-            return Err(FilesError::NoWeights { path: path.to_owned(), why });
+            return Err(FilesError::NoWeights { path: folder.to_owned(), why });
         }
-        let config = json_file(&config_path)?;
-        refuse(&config_path, &config)?;
+        let config = json_file(&path)?;
+        refuse(&path, &config)?;
         let number = |key: &str| config.get(key).and_then(Json::as_f64);
         let flag = |key: &str| config.get(key).and_then(Json::as_bool).unwrap_or(false);
-        let mut adapter = Self {
-            path: path.to_owned(),
+        let pattern = |key: &str| -> Vec<(String, f64)> {
+            let entries = config.get(key).and_then(Json::as_object).into_iter().flatten();
+            entries.filter_map(|(key, value)| Some((key.clone(), value.as_f64()?))).collect()
+        };
+        Ok(Self {
             r: number("r").unwrap_or(8.0) as usize,
             alpha: number("lora_alpha").unwrap_or(8.0),
             rslora: flag("use_rslora"),
             dora: flag("use_dora"),
             dropout: number("lora_dropout").unwrap_or(0.0),
-            modules: BTreeMap::new(),
-        };
-        adapter.read(&path.join("adapter_model.safetensors"))?;
+            targets: targets(&config),
+            rank_pattern: pattern("rank_pattern").into_iter().map(|(key, rank)| (key, rank as usize)).collect(),
+            alpha_pattern: pattern("alpha_pattern"),
+            modules_to_save: names(config.get("modules_to_save")),
+        })
+    }
+}
+
+impl PeftAdapter {
+    /// Reads an adapter folder. Adapters this program cannot apply faithfully are refused.
+    pub fn open(path: &Path) -> Result<Self, FilesError> {
+        let config = PeftConfig::read(path)?;
+        let wrong = |key: &str, what| FilesError::Config { path: path.join(CONFIG), key: key.to_owned(), what };
+        let alphas = Exceptions::new(&config.alpha_pattern).map_err(|e| wrong("alpha_pattern", e))?;
+        let ranks = Exceptions::new(&config.rank_pattern).map_err(|e| wrong("rank_pattern", e))?;
+        let (modules, saved) = (BTreeMap::new(), BTreeMap::new());
+        let mut adapter = Self { path: path.to_owned(), config, modules, saved, alphas };
+        adapter.read(&path.join(WEIGHTS))?;
+        adapter.check(&path.join(WEIGHTS), &ranks)?;
         Ok(adapter)
     }
 
-    /// What `B A` is multiplied by.
-    pub fn scale(&self) -> f64 {
-        if self.rslora { self.alpha / (self.r as f64).sqrt() } else { self.alpha / self.r as f64 }
+    /// What a module's `B A` is multiplied by.
+    pub fn scale(&self, name: &str, module: &PeftModule) -> f64 {
+        let alpha = self.alphas.of(name).unwrap_or(self.config.alpha);
+        if self.config.rslora { alpha / (module.r as f64).sqrt() } else { alpha / module.r as f64 }
     }
 
     fn read(&mut self, file: &Path) -> Result<(), FilesError> {
@@ -81,34 +134,60 @@ impl PeftAdapter {
                 what: what.to_owned(),
             };
             let name = tensor.name.strip_prefix("base_model.model.").unwrap_or(&tensor.name);
-            let Some((module, part)) = name.split_once(".lora_") else {
-                return Err(wrong("is no LoRA matrix; only plain LoRA, rsLoRA and DoRA adapters are read"));
-            };
             let values = values(&mapped, &tensor).ok_or_else(|| wrong("is neither F32, F16 nor BF16"))?;
+            let Some((module, part)) = name.split_once(".lora_") else {
+                let name = name.replace(".modules_to_save.default", "");
+                self.saved.insert(name, PeftTensor { shape: tensor.shape.clone(), values });
+                continue;
+            };
             let entry = self.modules.entry(module.to_owned()).or_default();
             match (part, tensor.shape.as_slice()) {
                 ("A.weight" | "A.default.weight", [r, inputs]) => {
                     (entry.r, entry.inputs, entry.a) = (*r, *inputs, values);
                 }
                 ("B.weight" | "B.default.weight", [outputs, _]) => (entry.outputs, entry.b) = (*outputs, values),
-                ("magnitude_vector" | "magnitude_vector.weight", [_]) => entry.magnitude = Some(values),
+                ("magnitude_vector" | "magnitude_vector.weight" | "magnitude_vector.default.weight", [_]) => {
+                    entry.magnitude = Some(values);
+                }
                 _ => return Err(wrong("is no LoRA matrix of a linear module")),
-            }
-        }
-        self.check(file)
-    }
-
-    fn check(&self, file: &Path) -> Result<(), FilesError> {
-        for (name, m) in &self.modules {
-            let whole = m.r == self.r && m.a.len() == m.r * m.inputs && m.b.len() == m.outputs * m.r;
-            let magnitude = m.magnitude.as_ref().map(Vec::len) == self.dora.then_some(m.outputs);
-            if !whole || !magnitude || m.r == 0 || m.b.is_empty() {
-                let what = format!("does not have the two matrices of rank {} that adapter_config.json says", self.r);
-                return Err(FilesError::Tensor { path: file.to_owned(), name: name.clone(), what });
             }
         }
         Ok(())
     }
+
+    fn check(&self, file: &Path, ranks: &Exceptions<usize>) -> Result<(), FilesError> {
+        for (name, m) in &self.modules {
+            let rank = ranks.of(name).unwrap_or(self.config.r);
+            let whole = m.r == rank && m.a.len() == m.r * m.inputs && m.b.len() == m.outputs * m.r;
+            let magnitude = m.magnitude.as_ref().map(Vec::len) == self.config.dora.then_some(m.outputs);
+            if !whole || !magnitude || m.r == 0 || m.b.is_empty() {
+                let what = format!("does not have the two matrices of rank {rank} that adapter_config.json says");
+                return Err(FilesError::Tensor { path: file.to_owned(), name: name.clone(), what });
+            }
+        }
+        for name in self.saved.keys() {
+            let module = name.strip_suffix(".weight").unwrap_or(name);
+            if !self.config.modules_to_save.iter().any(|saved| crate::targets::is_named(module, saved)) {
+                let what = "is neither a LoRA matrix nor one of modules_to_save; only LoRA, rsLoRA and DoRA adapters of \
+                            linear modules are read";
+                return Err(FilesError::Tensor { path: file.to_owned(), name: name.clone(), what: what.to_owned() });
+            }
+        }
+        Ok(())
+    }
+}
+
+fn targets(config: &Json) -> PeftTargets {
+    match config.get("target_modules") {
+        Some(Json::String(pattern)) if pattern != "all-linear" => PeftTargets::Pattern(pattern.clone()),
+        Some(list @ Json::Array(_)) => PeftTargets::Names(names(Some(list))),
+        _ => PeftTargets::AllLinear,
+    }
+}
+
+fn names(list: Option<&Json>) -> Vec<String> {
+    let items = list.and_then(Json::as_array).into_iter().flatten();
+    items.filter_map(|item| item.as_str().map(str::to_owned)).collect()
 }
 
 /// Settings under which the matrices mean something else.
@@ -118,19 +197,25 @@ fn refuse(path: &Path, config: &Json) -> Result<(), FilesError> {
     if kind != "LORA" {
         return Err(wrong("peft_type", format!("is {kind:?}; only LORA adapters are supported")));
     }
-    for key in ["rank_pattern", "alpha_pattern"] {
-        if config.get(key).and_then(Json::as_object).is_some_and(|o| !o.is_empty()) {
-            return Err(wrong(
-                key,
-                "is not supported; merge this adapter with PEFT and use the merged model".to_owned(),
-            ));
+    let set = |key: &str| match config.get(key) {
+        None | Some(Json::Null | Json::Bool(false)) => false,
+        Some(Json::Array(items)) => !items.is_empty(),
+        Some(Json::Object(items)) => !items.is_empty(),
+        Some(_) => true,
+    };
+    for key in [
+        "trainable_token_indices",
+        "target_parameters",
+        "layer_replication",
+        "megatron_config",
+        "lora_bias",
+        "alora_invocation_tokens",
+        "use_qalora",
+    ] {
+        if set(key) {
+            let what = "is set, which is not supported; merge this adapter with PEFT and use the merged model";
+            return Err(wrong(key, what.to_owned()));
         }
-    }
-    if let Some(saved) = config.get("modules_to_save").filter(|v| v.as_array().is_some_and(|a| !a.is_empty())) {
-        return Err(wrong(
-            "modules_to_save",
-            format!("is {saved}; merge this adapter with PEFT and use the merged model"),
-        ));
     }
     match config.get("bias").and_then(Json::as_str) {
         None | Some("none") => Ok(()),

@@ -1,5 +1,7 @@
 //! Events from the worker, one JSON object per line.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 /// One line of the worker's standard output.
@@ -44,5 +46,20 @@ pub struct Metric {
     /// Trained tokens of this step, after the label shift.
     pub trained_tokens: u64,
     pub tokens_per_second: f64,
+    #[serde(default)]
+    pub trained_tokens_per_second: f64,
+    #[serde(default)]
+    pub perplexity: f64,
+    /// Loss of each dataset's trained tokens in this step.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub losses: BTreeMap<String, f64>,
+    /// Arithmetic done per second, divided by what a large product of matrices reaches on this machine.
+    #[serde(default)]
+    pub mfu: f64,
     pub rss_bytes: u64,
+    #[serde(default)]
+    pub peak_rss_bytes: u64,
+    /// Seconds until the last step at the pace so far.
+    #[serde(default)]
+    pub eta_seconds: f64,
 }

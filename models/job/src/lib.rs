@@ -5,16 +5,17 @@
 //! end asks the worker to stop at the next safe point (training writes a checkpoint first). Standard error is free text
 //! for people. This crate holds plain data only: no defaults are decided here, every field is already resolved.
 
+mod adapter;
 mod event;
 mod model;
+mod optimizer;
 mod train;
 
+pub use adapter::{Adapter, Freeze, Init, Lora, Targets};
 pub use event::{Event, Metric};
 pub use model::{ChatJob, EvalJob, Generation, MergeBase, MergeJob, ModelSource, QuantizeJob, WeightType};
-pub use train::{
-    Adapter, BaseWeights, Batching, Compute, EvalPoints, Lora, Optimizer, OptimizerKind, SavePoints, Schedule,
-    ScheduleKind, Targets, TrainJob, Warmup,
-};
+pub use optimizer::{LoraPlus, Optimizer, OptimizerKind, Schedule, ScheduleKind, Warmup};
+pub use train::{BaseWeights, Batching, Compute, EvalPoints, Recompute, SavePoints, Stopping, TrainJob, Watchdog};
 
 use serde::{Deserialize, Serialize};
 

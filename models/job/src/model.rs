@@ -28,6 +28,8 @@ pub enum WeightType {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EvalJob {
     pub model: ModelSource,
+    /// A model folder whose weights were trained whole: it is measured as the tuned model, and `model` is its base.
+    pub whole: Option<PathBuf>,
     /// Also measure the base model without the adapter, in the same process.
     pub baseline: bool,
     /// Packed Parquet files to measure loss on: (split, file).

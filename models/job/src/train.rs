@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ModelSource;
+use crate::{Adapter, ModelSource, Optimizer, Schedule};
 
 /// Train an adapter (or the whole model) on packed rows.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -12,60 +12,33 @@ pub struct TrainJob {
     /// `model.adapter`, when set, is a PEFT adapter to go on training.
     pub model: ModelSource,
     pub adapter: Adapter,
-    /// Packed Parquet file (`input_ids, labels, position_ids, segment_ids, row_ids, lengths`).
+    /// Packed Parquet file (`input_ids, labels, position_ids, segment_ids, row_ids, lengths, sources`).
     pub train: PathBuf,
     /// Packed rows to evaluate on during training.
     pub val: Option<PathBuf>,
+    /// Names of the datasets that the numbers in the packs' `sources` column stand for.
+    pub sources: Vec<String>,
     pub batching: Batching,
     pub optimizer: Optimizer,
     pub schedule: Schedule,
     pub eval: EvalPoints,
     pub save: SavePoints,
-    /// Activation checkpointing: recompute each layer in backward.
-    pub gradient_checkpointing: bool,
+    pub stopping: Stopping,
+    pub watchdog: Option<Watchdog>,
+    pub recompute: Recompute,
     /// Noise scale of NEFTune on the embeddings (arXiv 2310.05914), 0 for none.
     pub neftune_alpha: f64,
+    /// Weight of the squared log of the softmax's denominator in the objective (arXiv 2204.02311), 0 for none.
+    pub z_loss: f64,
     pub seed: u64,
     /// `false` runs the plain libtorch path instead of the fused kernels.
     pub kernels: bool,
-    /// Folder for the result: `adapter_model.safetensors`, `adapter_config.json` and `metrics.jsonl`.
+    /// Folder for the result: a PEFT adapter or a model folder, and `metrics.jsonl`.
     pub output: PathBuf,
     /// Folder that outlives a killed run; checkpoints live here and the newest whole one is resumed.
     pub checkpoints: PathBuf,
-}
-
-/// What receives gradients.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "snake_case")]
-pub enum Adapter {
-    /// All weights.
-    Full,
-    Lora(Lora),
-}
-
-/// Low-rank adaptation (Hu et al., arXiv 2106.09685): `y = Wx + scale * B A x`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Lora {
-    pub r: usize,
-    pub alpha: f64,
-    pub dropout: f64,
-    pub targets: Targets,
-    /// Scale `alpha / sqrt(r)` instead of `alpha / r` (arXiv 2312.03732).
-    pub rslora: bool,
-    /// Weight-decomposed adaptation (arXiv 2402.09353).
-    pub dora: bool,
-}
-
-/// Which linear modules get an adapter.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "kind", content = "value", rename_all = "snake_case")]
-pub enum Targets {
-    /// Every linear module except the output head.
-    AllLinear,
-    /// Module names matched as PEFT does: the whole name or a suffix after a dot.
-    Names(Vec<String>),
-    /// A regular expression that must match the whole module name.
-    Regex(String),
+    /// A checkpoint folder of this very run to go on from, instead of the newest.
+    pub resume: Option<PathBuf>,
 }
 
 /// How frozen linear weights are held in memory.
@@ -76,6 +49,10 @@ pub enum BaseWeights {
     Dense,
     /// 4-bit NormalFloat in bitsandbytes' layout, block 64; `double_quant` quantises the scales too (block 256).
     Nf4 { double_quant: bool },
+    /// 4-bit floats (E2M1) in the same layout.
+    Fp4 { double_quant: bool },
+    /// 8-bit integers with a scale per output, as bitsandbytes' LLM.int8 holds them (arXiv 2208.07339).
+    Int8,
 }
 
 /// The arithmetic type.
@@ -99,55 +76,6 @@ pub struct Batching {
     pub shuffle: bool,
 }
 
-/// The optimizer and its constants.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Optimizer {
-    pub kind: OptimizerKind,
-    pub lr: f64,
-    pub beta1: f64,
-    pub beta2: f64,
-    pub epsilon: f64,
-    pub weight_decay: f64,
-    /// Largest global gradient norm; 0 for no clipping.
-    pub max_grad_norm: f64,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum OptimizerKind {
-    AdamW,
-    /// AdamW with bitsandbytes' blockwise 8-bit state.
-    AdamW8bit,
-    Sgd,
-}
-
-/// The learning rate over steps, as transformers' `get_scheduler` defines it.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Schedule {
-    pub kind: ScheduleKind,
-    pub warmup: Warmup,
-    /// Cosine only: the floor as a share of the peak.
-    pub min_lr_ratio: f64,
-}
-
-/// Warm-up length. Ratios become steps when the worker knows the number of steps: `ceil(ratio * steps)`.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "kind", content = "value", rename_all = "snake_case")]
-pub enum Warmup {
-    Steps(u64),
-    Ratio(f64),
-    /// Axolotl's default: min(3% of steps, 100), and 1 becomes 2.
-    Auto,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ScheduleKind {
-    Constant,
-    Linear,
-    Cosine,
-}
-
 /// When to evaluate during training.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", content = "value", rename_all = "snake_case")]
@@ -163,4 +91,31 @@ pub enum EvalPoints {
 pub struct SavePoints {
     pub every: EvalPoints,
     pub keep: usize,
+}
+
+/// What evaluations during training decide. Better is a lower loss, which is a lower perplexity too.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Stopping {
+    /// Stop after this many evaluations in a row that are no better than the best so far.
+    pub patience: Option<u64>,
+    /// The result is the weights of the best evaluation instead of the last ones.
+    pub best: bool,
+}
+
+/// Stops a run whose loss stays high.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Watchdog {
+    pub threshold: f64,
+    /// Steps in a row above the threshold.
+    pub patience: u64,
+}
+
+/// Activation checkpointing: what is computed again in the backward pass instead of kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", content = "value", rename_all = "snake_case")]
+pub enum Recompute {
+    #[default]
+    Nothing,
+    /// Layers in groups of this many; one input per group is kept.
+    Layers(usize),
 }

@@ -4,6 +4,7 @@
 
 #![allow(unsafe_code)]
 
+pub mod eight_bit;
 pub mod elementwise;
 mod nf4_decode;
 
@@ -24,6 +25,7 @@ pub unsafe extern "C" fn pipe_nf4_decode(
     last: i64,
     count: i64,
     wide: i32,
+    fp4: i32,
     out: *mut std::ffi::c_void,
 ) {
     use std::slice::from_raw_parts;
@@ -39,6 +41,7 @@ pub unsafe extern "C" fn pipe_nf4_decode(
             absmax: from_raw_parts(absmax, scales),
             offset,
             count,
+            codebook: if fp4 == 0 { &crate::nf4::CODEBOOK } else { &crate::nf4::FP4_CODEBOOK },
         };
         let start = first * crate::nf4::BLOCK;
         let length = (last * crate::nf4::BLOCK).min(count) - start;

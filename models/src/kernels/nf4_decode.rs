@@ -1,12 +1,12 @@
-//! NF4 to bf16: the sixteen values are scaled and rounded once per block, so each weight is one table look-up.
+//! 4-bit codes to bf16: the sixteen values are scaled and rounded once per block, so each weight is one table look-up.
 
 use std::sync::OnceLock;
 
 use half::bf16;
 
-use crate::nf4::{BLOCK, CODEBOOK, SCALE_BLOCK, dynamic_map};
+use crate::nf4::{BLOCK, SCALE_BLOCK, dynamic_map};
 
-/// NF4 weights as plain slices.
+/// 4-bit weights as plain slices.
 #[derive(Clone, Copy, Debug)]
 pub struct Packed<'a> {
     pub bytes: &'a [u8],
@@ -15,6 +15,8 @@ pub struct Packed<'a> {
     pub offset: f32,
     /// Weights in all.
     pub count: usize,
+    /// The sixteen values.
+    pub codebook: &'static [f32; 16],
 }
 
 /// An instruction set to decode with.
@@ -61,7 +63,7 @@ impl Packed<'_> {
 /// Writes the weights from block `first` on as bf16 bits until `out` is full.
 pub fn decode(decoder: Decoder, weights: &Packed<'_>, first: usize, out: &mut [u16]) {
     for (place, block) in out.chunks_mut(BLOCK).zip(first..) {
-        let table = scaled_table(weights.scale(block));
+        let table = scaled_table(weights.codebook, weights.scale(block));
         let bytes = &weights.bytes[block * BLOCK / 2..][..place.len().div_ceil(2)];
         match (decoder, <&mut [u16; BLOCK]>::try_from(&mut *place), <&[u8; BLOCK / 2]>::try_from(bytes)) {
             #[cfg(target_arch = "x86_64")]
@@ -79,7 +81,7 @@ pub fn decode(decoder: Decoder, weights: &Packed<'_>, first: usize, out: &mut [u
 pub fn decode_f32(weights: &Packed<'_>, first: usize, out: &mut [f32]) {
     for (place, block) in out.chunks_mut(BLOCK).zip(first..) {
         let scale = weights.scale(block);
-        let table: [f32; 16] = std::array::from_fn(|i| CODEBOOK[i] * scale);
+        let table: [f32; 16] = std::array::from_fn(|i| weights.codebook[i] * scale);
         let bytes = &weights.bytes[block * BLOCK / 2..];
         for (pair, byte) in place.chunks_mut(2).zip(bytes) {
             pair[0] = table[usize::from(byte >> 4)];
@@ -90,8 +92,8 @@ pub fn decode_f32(weights: &Packed<'_>, first: usize, out: &mut [f32]) {
     }
 }
 
-fn scaled_table(scale: f32) -> [u16; 16] {
-    std::array::from_fn(|i| bf16::from_f32(CODEBOOK[i] * scale).to_bits())
+fn scaled_table(codebook: &[f32; 16], scale: f32) -> [u16; 16] {
+    std::array::from_fn(|i| bf16::from_f32(codebook[i] * scale).to_bits())
 }
 
 fn block_scalar(table: &[u16; 16], bytes: &[u8], out: &mut [u16]) {
@@ -152,6 +154,7 @@ unsafe fn block_avx2(table: &[u16; 16], bytes: &[u8; BLOCK / 2], out: &mut [u16;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::nf4::CODEBOOK;
     use crate::random;
 
     #[test]
@@ -159,7 +162,14 @@ mod tests {
         let count = 64 * 300 + 33;
         let bytes: Vec<u8> = (0..count as u64 / 2 + 1).map(|i| random::scatter(i) as u8).collect();
         let codes: Vec<u8> = (0..301u64).map(|i| random::scatter(i + 9_999) as u8).collect();
-        let weights = Packed { bytes: &bytes, scale_codes: Some(&codes), absmax: &[0.07, 1.3], offset: 0.11, count };
+        let weights = Packed {
+            bytes: &bytes,
+            scale_codes: Some(&codes),
+            absmax: &[0.07, 1.3],
+            offset: 0.11,
+            count,
+            codebook: &CODEBOOK,
+        };
         for first in [0, 5, 299] {
             let mut expected = vec![0; count - first * BLOCK];
             decode(Decoder::Scalar, &weights, first, &mut expected);

@@ -2,20 +2,24 @@
 //!
 //! Every default and derived value of these stages is decided here, as transformers, PEFT and Axolotl decide them.
 
+use indexmap::IndexMap;
+use pipe_engine::problem::Problem;
 use pipe_job::{
-    Adapter, BaseWeights, Batching, Compute, EvalPoints, Lora, MergeBase, Optimizer, OptimizerKind, SavePoints,
-    Schedule, ScheduleKind, Targets, Warmup, WeightType,
+    Adapter, BaseWeights, Batching, Compute, EvalPoints, Freeze, Init, Lora, LoraPlus, MergeBase, Optimizer,
+    OptimizerKind, Recompute, SavePoints, Schedule, ScheduleKind, Stopping, Targets, Warmup, Watchdog, WeightType,
 };
 
-use super::Machine;
+use super::{Machine, continued};
 use crate::convert::Convert;
 use crate::eval::Eval;
 use crate::merge::Merge;
 use crate::model::BaseModel;
+use crate::project::Project;
 use crate::quantize::Quantize;
 use crate::recipe::{
-    AdapterName, AutoFlag, BnbConfig, Checkpointing, EvalSection, MergeOnto, MergeSection, Metric, OptimizerName,
-    QuantType, QuantizeSection, Recipe, SchedulerName, SplitName, Strategy, Targets as Named, parse_size,
+    AdapterName, Anneal, AutoFlag, Checkpointing, EvalSection, FourBit, InitLoraWeights, MergeOnto, MergeSection,
+    Metric, OptimizerName, QuantType, QuantizeSection, Recipe, Resume, SchedulerName, SplitName, Strategy,
+    Targets as Named, parse_size,
 };
 use crate::train::Train;
 
@@ -26,16 +30,41 @@ const ANSWER_BATCH: u64 = 32;
 /// Checkpoints kept when nothing is said; Axolotl's default.
 const KEPT_CHECKPOINTS: u64 = 4;
 
-/// The training stage of a recipe.
-pub fn train(recipe: &Recipe, model: &BaseModel, machine: &Machine, has_val: bool) -> Train {
-    Train {
-        adapter: adapter(recipe),
+/// Steps above the watchdog's threshold that are too many when nothing is said; Axolotl's default.
+const WATCHDOG_PATIENCE: u64 = 3;
+/// Muon's momentum, torch's default.
+const MUON_MOMENTUM: f64 = 0.95;
+
+/// The training stage of a recipe; `sources` are the names of the datasets it trains on.
+pub fn train(
+    recipe: &Recipe,
+    project: &Project,
+    model: &BaseModel,
+    machine: &Machine,
+    has_val: bool,
+    sources: Vec<String>,
+) -> Result<Train, Problem> {
+    let threshold = recipe.loss_watchdog_threshold;
+    let patience = recipe.loss_watchdog_patience.unwrap_or(WATCHDOG_PATIENCE);
+    Ok(Train {
+        adapter: adapter(recipe, model)?,
         base: base_weights(recipe),
         compute: compute(recipe, machine),
         batching: batching(recipe),
         optimizer: optimizer(recipe),
         schedule: schedule(recipe),
         eval: if has_val { eval_points(recipe) } else { EvalPoints::Never },
+        stopping: Stopping {
+            patience: recipe.early_stopping_patience,
+            best: recipe.load_best_model_at_end.unwrap_or(recipe.early_stopping_patience.is_some()),
+        },
+        watchdog: threshold.map(|threshold| Watchdog { threshold, patience }),
+        z_loss: recipe.z_loss.unwrap_or(0.0),
+        sources,
+        resume: match &recipe.resume_from_checkpoint {
+            Some(Resume::Folder(folder)) => Some(project.resolve(folder)),
+            Some(Resume::Newest) | None => None,
+        },
         neftune_alpha: recipe.neftune_noise_alpha.unwrap_or(0.0),
         seed: recipe.seed.unwrap_or(42),
         kernels: true,
@@ -43,11 +72,15 @@ pub fn train(recipe: &Recipe, model: &BaseModel, machine: &Machine, has_val: boo
             every: save_points(recipe),
             keep: recipe.save_total_limit.unwrap_or(KEPT_CHECKPOINTS) as usize,
         },
-        gradient_checkpointing: recipe.gradient_checkpointing == Some(Checkpointing::On),
+        recompute: match recipe.gradient_checkpointing {
+            Some(Checkpointing::On) => Recompute::Layers(1),
+            Some(Checkpointing::Every(layers)) => Recompute::Layers(layers as usize),
+            Some(Checkpointing::Off) | None => Recompute::Nothing,
+        },
         model: model.clone(),
         worker: machine.worker.clone(),
         memory_bytes: 0,
-    }
+    })
 }
 
 /// The evaluation stage; `samples` pairs each prompt with its rendered text.
@@ -84,18 +117,16 @@ pub fn evaluates(recipe: &Recipe, split: SplitName) -> bool {
     eval_section(recipe).splits.is_none_or(|splits| splits.contains(&split))
 }
 
-pub fn convert(recipe: &Recipe, model: &BaseModel) -> Convert {
+pub fn convert(recipe: &Recipe, model: &BaseModel, machine: &Machine) -> Convert {
     let section = recipe.convert.as_ref().and_then(|toggle| toggle.on());
-    let dtype = section.and_then(|section| section.dtype).map_or(WeightType::F32, |dtype| dtype.weight_type());
+    // An adapter is small and keeps its precision; a model comes in the type it was trained in.
+    let own = if recipe.adapter.is_none() { own_type(recipe, machine) } else { WeightType::F32 };
+    let dtype = section.and_then(|section| section.dtype).map_or(own, |dtype| dtype.weight_type());
     Convert { dtype, base_model: model.written.clone(), model: model.clone() }
 }
 
 pub fn merge(recipe: &Recipe, section: &MergeSection, model: &BaseModel, machine: &Machine) -> Merge {
-    let own = match compute(recipe, machine) {
-        Compute::F32 => WeightType::F32,
-        Compute::F16 => WeightType::F16,
-        Compute::Bf16 => WeightType::Bf16,
-    };
+    let own = own_type(recipe, machine);
     let size = section.max_shard_size.as_deref().and_then(parse_size);
     Merge {
         dtype: section.dtype.map_or(own, |dtype| dtype.weight_type()),
@@ -108,6 +139,14 @@ pub fn merge(recipe: &Recipe, section: &MergeSection, model: &BaseModel, machine
         compute: compute(recipe, machine),
         model: model.clone(),
         worker: machine.worker.clone(),
+    }
+}
+
+fn own_type(recipe: &Recipe, machine: &Machine) -> WeightType {
+    match compute(recipe, machine) {
+        Compute::F32 => WeightType::F32,
+        Compute::F16 => WeightType::F16,
+        Compute::Bf16 => WeightType::Bf16,
     }
 }
 
@@ -126,18 +165,46 @@ pub fn compute(recipe: &Recipe, machine: &Machine) -> Compute {
     }
 }
 
-fn adapter(recipe: &Recipe) -> Adapter {
+fn adapter(recipe: &Recipe, model: &BaseModel) -> Result<Adapter, Problem> {
     if recipe.adapter.is_none() {
-        return Adapter::Full;
+        let unfrozen = recipe.unfrozen_parameters.clone().unwrap_or_default();
+        let last_layers = recipe.unfrozen_layers.unwrap_or(0) as usize;
+        let all = unfrozen.is_empty() && last_layers == 0;
+        return Ok(if all { Adapter::Full } else { Adapter::Freeze(Freeze { unfrozen, last_layers }) });
     }
-    Adapter::Lora(Lora {
+    if let Some(folder) = model.adapter.as_ref().filter(|folder| folder.join("adapter_config.json").is_file()) {
+        return continued::adapter(recipe, folder).map(Adapter::Lora);
+    }
+    let lora = Lora {
         r: recipe.lora_r.unwrap_or(8) as usize,
         alpha: recipe.lora_alpha.unwrap_or(16.0),
         dropout: recipe.lora_dropout.unwrap_or(0.0),
         targets: targets(recipe),
         rslora: recipe.peft_use_rslora.unwrap_or(false),
         dora: recipe.peft_use_dora.unwrap_or(false),
-    })
+        rank_pattern: pattern(&recipe.lora_rank_pattern).map(|(key, rank)| (key, rank as usize)).collect(),
+        alpha_pattern: pattern(&recipe.lora_alpha_pattern).collect(),
+        modules_to_save: recipe.lora_modules_to_save.clone().unwrap_or_default(),
+        init: match recipe.peft_init_lora_weights {
+            _ if loftq(recipe) => Init::Loftq,
+            Some(InitLoraWeights::Gaussian) => Init::Gaussian,
+            Some(InitLoraWeights::Orthogonal) => Init::Orthogonal,
+            Some(InitLoraWeights::Pissa(iterations)) => Init::Pissa { iterations },
+            _ => Init::Kaiming,
+        },
+    };
+    continued::check_targets(&lora, model)?;
+    Ok(Adapter::Lora(lora))
+}
+
+fn pattern<T: Copy>(map: &Option<IndexMap<String, T>>) -> impl Iterator<Item = (String, T)> {
+    map.iter().flatten().map(|(key, value)| (key.clone(), *value))
+}
+
+/// LoftQ is said by its settings or by the name of the start.
+fn loftq(recipe: &Recipe) -> bool {
+    let settings = recipe.peft.as_ref().is_some_and(|peft| peft.loftq_config.is_some());
+    settings || recipe.peft_init_lora_weights == Some(InitLoraWeights::Loftq)
 }
 
 /// `lora_target_linear` covers every module that `lora_target_modules` could add.
@@ -145,21 +212,26 @@ fn targets(recipe: &Recipe) -> Targets {
     match &recipe.lora_target_modules {
         _ if recipe.lora_target_linear == Some(true) => Targets::AllLinear,
         Some(Named::Names(names)) => Targets::Names(names.clone()),
+        Some(Named::Regex(regex)) if regex == "all-linear" => Targets::AllLinear,
         Some(Named::Regex(regex)) => Targets::Regex(regex.clone()),
         None => Targets::AllLinear,
     }
 }
 
 fn base_weights(recipe: &Recipe) -> BaseWeights {
-    let four_bit = recipe.load_in_4bit.unwrap_or(recipe.adapter == Some(AdapterName::Qlora));
-    if !four_bit {
-        return BaseWeights::Dense;
+    if recipe.load_in_8bit == Some(true) {
+        return BaseWeights::Int8;
     }
-    let double = recipe
-        .bnb_config_kwargs
-        .as_ref()
-        .and_then(|BnbConfig { bnb_4bit_use_double_quant, .. }| *bnb_4bit_use_double_quant);
-    BaseWeights::Nf4 { double_quant: double.unwrap_or(true) }
+    let four_bit = recipe.load_in_4bit.unwrap_or(recipe.adapter == Some(AdapterName::Qlora));
+    let settings = recipe.bnb_config_kwargs.clone().unwrap_or_default();
+    let double_quant = settings.bnb_4bit_use_double_quant.unwrap_or(true);
+    match settings.bnb_4bit_quant_type {
+        // PEFT gives LoftQ a base that was quantised without double quantisation, and holds it dequantised.
+        _ if !four_bit && loftq(recipe) => BaseWeights::Nf4 { double_quant: false },
+        _ if !four_bit => BaseWeights::Dense,
+        Some(FourBit::Fp4) => BaseWeights::Fp4 { double_quant },
+        Some(FourBit::Nf4) | None => BaseWeights::Nf4 { double_quant },
+    }
 }
 
 fn batching(recipe: &Recipe) -> Batching {
@@ -182,10 +254,25 @@ fn batching(recipe: &Recipe) -> Batching {
 fn optimizer(recipe: &Recipe) -> Optimizer {
     use OptimizerName as Name;
     let kind = match recipe.optimizer.unwrap_or(Name::AdamwTorchFused) {
+        // torchao's 8-bit state has the same map and the same blocks as bitsandbytes'.
+        Name::AdamwBnb8bit | Name::Adamw8bit | Name::PagedAdamw8bit | Name::AdamwTorch8bit | Name::AoAdamw8bit => {
+            OptimizerKind::AdamW8bit
+        }
+        Name::AdamwTorch
+        | Name::AdamwTorchFused
+        | Name::AdamwHf
+        | Name::PagedAdamw
+        | Name::PagedAdamw32bit
+        | Name::AdamwTorch4bit
+        | Name::AoAdamw4bit => OptimizerKind::AdamW,
+        Name::Adafactor => OptimizerKind::Adafactor,
+        Name::Lion32bit | Name::Lion8bit | Name::PagedLion32bit | Name::PagedLion8bit | Name::LionPytorch => {
+            OptimizerKind::Lion
+        }
+        Name::Muon => OptimizerKind::Muon,
         Name::Sgd => OptimizerKind::Sgd,
-        // The 8-bit and 4-bit variants save memory on large models; an adapter's state is small, and 32 bits are exact.
-        _ => OptimizerKind::AdamW,
     };
+    let momentum = if kind == OptimizerKind::Muon { MUON_MOMENTUM } else { 0.0 };
     Optimizer {
         kind,
         lr: recipe.learning_rate.unwrap_or(0.0),
@@ -194,25 +281,50 @@ fn optimizer(recipe: &Recipe) -> Optimizer {
         epsilon: recipe.adam_epsilon.unwrap_or(1e-8),
         weight_decay: recipe.weight_decay.unwrap_or(0.0),
         max_grad_norm: recipe.max_grad_norm.unwrap_or(1.0),
+        momentum: recipe.optim_args.as_ref().and_then(|args| args.momentum).unwrap_or(momentum),
+        lora_plus: recipe.loraplus_lr_ratio.map(|ratio| LoraPlus { ratio, embedding_lr: recipe.loraplus_lr_embedding }),
     }
 }
 
 fn schedule(recipe: &Recipe) -> Schedule {
-    let name = recipe.lr_scheduler.unwrap_or(SchedulerName::Cosine);
+    use SchedulerName as Name;
+    let name = recipe.lr_scheduler.unwrap_or(Name::Cosine);
     let warmup = match (recipe.warmup_steps, recipe.warmup_ratio) {
         (Some(steps), _) => Warmup::Steps(steps),
         (None, Some(ratio)) => Warmup::Ratio(ratio),
         (None, None) => Warmup::Auto,
     };
-    Schedule {
-        kind: match name {
-            SchedulerName::Constant | SchedulerName::ConstantWithWarmup => ScheduleKind::Constant,
-            SchedulerName::Linear => ScheduleKind::Linear,
-            SchedulerName::Cosine => ScheduleKind::Cosine,
+    let numbers = recipe.lr_scheduler_kwargs.clone().unwrap_or_default();
+    let floor = recipe.cosine_min_lr_ratio.unwrap_or(0.0);
+    let own_floor = numbers.min_lr.map(|rate| rate / recipe.learning_rate.unwrap_or(1.0)).or(numbers.min_lr_rate);
+    let cosine = |min_ratio: f64, until: f64| ScheduleKind::Cosine {
+        min_ratio,
+        until,
+        cycles: numbers.num_cycles.unwrap_or(0.5),
+    };
+    let kind = match name {
+        Name::Constant | Name::ConstantWithWarmup => ScheduleKind::Constant,
+        Name::Linear => ScheduleKind::Linear,
+        Name::Cosine => cosine(floor, recipe.cosine_constant_lr_ratio.filter(|_| floor > 0.0).unwrap_or(1.0)),
+        Name::CosineWithMinLr => cosine(own_floor.unwrap_or(floor), 1.0),
+        Name::CosineWithRestarts => ScheduleKind::CosineRestarts { cycles: numbers.num_cycles.unwrap_or(1.0) },
+        Name::Polynomial => {
+            ScheduleKind::Polynomial { end: numbers.lr_end.unwrap_or(1e-7), power: numbers.power.unwrap_or(1.0) }
+        }
+        Name::InverseSqrt => ScheduleKind::InverseSqrt { timescale: numbers.timescale },
+        Name::OneCycle => ScheduleKind::OneCycle {
+            rise: numbers.pct_start,
+            cosine: numbers.anneal_strategy != Some(Anneal::Linear),
+            div: numbers.div_factor.unwrap_or(25.0),
+            final_div: numbers.final_div_factor.unwrap_or(1e4),
         },
+        Name::Rex => ScheduleKind::Rex { min_ratio: floor },
+    };
+    Schedule {
+        kind,
         // transformers' `constant` ignores warm-up; `constant_with_warmup` is the one that has it.
-        warmup: if name == SchedulerName::Constant { Warmup::Steps(0) } else { warmup },
-        min_lr_ratio: recipe.cosine_min_lr_ratio.unwrap_or(0.0),
+        warmup: if name == Name::Constant { Warmup::Steps(0) } else { warmup },
+        quadratic_warmup: name == Name::Cosine && recipe.lr_quadratic_warmup == Some(true),
     }
 }
 

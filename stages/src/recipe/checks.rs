@@ -6,6 +6,7 @@
 mod axolotl;
 mod counts;
 mod data;
+mod methods;
 mod model;
 mod points;
 mod training;
@@ -33,6 +34,7 @@ pub(super) fn run(recipe: &Recipe, tree: &Node, tainted: &Tainted, project: &Pro
     let mut facts = Facts { recipe, tree, project, tainted: tainted.clone(), problems };
     data::check(&mut facts);
     training::check(&mut facts);
+    methods::check(&mut facts);
     points::check(&mut facts);
     axolotl::check(&mut facts);
     files::check(&mut facts);

@@ -12,6 +12,7 @@ use super::dataset::Dataset;
 use super::sections::{
     ConvertSection, EvalSection, MergeSection, MixSection, QuantizeSection, ReportSection, ResourcesSection,
 };
+use super::training::{BestMetric, InitLoraWeights, OptimArgs, PeftSection, Resume, SchedulerKwargs};
 use super::values::{
     AdapterName, AutoFlag, Checkpointing, ExcessLength, OptimizerName, SchedulerName, SpecialTokensInContent, Strategy,
     Targets, Toggle,
@@ -136,6 +137,31 @@ pub struct Recipe {
     /// Modules to adapt: names, or one regular expression.
     #[schemars(extend("examples" = [["q_proj", "v_proj"]]))]
     pub lora_target_modules: Option<Targets>,
+    /// Ranks of single modules: a pattern for the end of their names, and the rank. The first that matches counts.
+    #[schemars(extend("examples" = [{"layers.0.self_attn.q_proj": 16}]))]
+    pub lora_rank_pattern: Option<IndexMap<String, u64>>,
+    /// Alphas of single modules, by the same kind of pattern.
+    pub lora_alpha_pattern: Option<IndexMap<String, f64>>,
+    /// Modules trained whole beside the adapter: `embed_tokens`, `lm_head`.
+    #[schemars(extend("examples" = [["embed_tokens", "lm_head"]]))]
+    pub lora_modules_to_save: Option<Vec<String>>,
+    /// What the adapter holds before the first step: `true` (PEFT's default), `gaussian`, `orthogonal`, `pissa`, `pissa_niter_N` or `loftq`.
+    #[schemars(extend("default" = true))]
+    pub peft_init_lora_weights: Option<InitLoraWeights>,
+    /// Settings of PEFT that have no key of their own.
+    pub peft: Option<PeftSection>,
+    /// Learning rate of the adapter's B matrices, divided by that of the A matrices (LoRA+).
+    #[schemars(extend("exclusiveMinimum" = 0), extend("examples" = [16]))]
+    pub loraplus_lr_ratio: Option<f64>,
+    /// Learning rate of `embed_tokens` when it is trained with LoRA+; as the A matrices' by default.
+    #[schemars(extend("exclusiveMinimum" = 0))]
+    pub loraplus_lr_embedding: Option<f64>,
+    /// Without `adapter`: train only weights whose names match. A dot is a dot; `[a:b]` at the end names rows.
+    #[schemars(extend("examples" = [["^lm_head.weight$", "model.layers.2[0-9]+"]]))]
+    pub unfrozen_parameters: Option<Vec<String>>,
+    /// Without `adapter`: train only the last so many layers (and what `unfrozen_parameters` names).
+    #[schemars(range(min = 1))]
+    pub unfrozen_layers: Option<u64>,
     /// Scale by the root of the rank (rsLoRA).
     #[schemars(extend("default" = false))]
     pub peft_use_rslora: Option<bool>,
@@ -164,13 +190,23 @@ pub struct Recipe {
     /// The optimizer.
     #[schemars(extend("default" = "adamw_torch_fused"))]
     pub optimizer: Option<OptimizerName>,
+    /// Constants of the optimizer that have no key of their own.
+    pub optim_args: Option<OptimArgs>,
     /// Peak learning rate.
     #[schemars(range(min = 0, max = 100), extend("examples" = [0.0002]))]
     pub learning_rate: Option<f64>,
     /// Course of the learning rate.
     #[schemars(extend("default" = "cosine"))]
     pub lr_scheduler: Option<SchedulerName>,
-    /// Floor of the cosine course, as a share of the peak.
+    /// Numbers of the course: cycles, power, final rates.
+    pub lr_scheduler_kwargs: Option<SchedulerKwargs>,
+    /// Warm up along a parabola; with `lr_scheduler: cosine`.
+    #[schemars(extend("default" = false))]
+    pub lr_quadratic_warmup: Option<bool>,
+    /// Share of all steps after which the cosine course stays on its floor; needs `cosine_min_lr_ratio`.
+    #[schemars(range(min = 0, max = 1))]
+    pub cosine_constant_lr_ratio: Option<f64>,
+    /// Floor of the cosine and rex courses, as a share of the peak.
     #[schemars(range(min = 0, max = 1), extend("default" = 0.0))]
     pub cosine_min_lr_ratio: Option<f64>,
     /// Warm-up as a share of all steps.
@@ -196,6 +232,9 @@ pub struct Recipe {
     /// Noise on the embeddings (NEFTune).
     #[schemars(range(min = 0))]
     pub neftune_noise_alpha: Option<f64>,
+    /// Weight of the squared log of the softmax's denominator in the objective, such as 1e-4; 0 for none.
+    #[schemars(range(min = 0), extend("default" = 0.0))]
+    pub z_loss: Option<f64>,
     /// Seed of everything random.
     #[schemars(extend("default" = 42))]
     pub seed: Option<u64>,
@@ -206,7 +245,7 @@ pub struct Recipe {
     /// float16 arithmetic.
     #[schemars(extend("default" = false))]
     pub fp16: Option<bool>,
-    /// Recompute activations in the backward pass to save memory.
+    /// Recompute activations in the backward pass to save memory: every layer, or in groups of so many layers.
     #[schemars(extend("default" = false))]
     pub gradient_checkpointing: Option<Checkpointing>,
 
@@ -231,6 +270,23 @@ pub struct Recipe {
     /// Checkpoints kept.
     #[schemars(range(min = 1), extend("default" = 4))]
     pub save_total_limit: Option<u64>,
+    /// A checkpoint folder of this very run to go on from; `true` for the newest, which is taken anyway.
+    pub resume_from_checkpoint: Option<Resume>,
+    /// Stop after so many evaluations in a row that are no better than the best.
+    #[schemars(range(min = 1))]
+    pub early_stopping_patience: Option<u64>,
+    /// The result is the weights of the best evaluation; on by default with `early_stopping_patience`.
+    #[schemars(extend("default" = false))]
+    pub load_best_model_at_end: Option<bool>,
+    /// What "best" is measured by; lower is better.
+    #[schemars(extend("default" = "eval_loss"))]
+    pub metric_for_best_model: Option<BestMetric>,
+    /// Fail the run when the loss stays above this.
+    #[schemars(extend("exclusiveMinimum" = 0))]
+    pub loss_watchdog_threshold: Option<f64>,
+    /// Steps in a row above `loss_watchdog_threshold` that are too many.
+    #[schemars(range(min = 1), extend("default" = 3))]
+    pub loss_watchdog_patience: Option<u64>,
     /// Optimizer steps between lines on the terminal; every step is recorded.
     #[schemars(range(min = 1))]
     pub logging_steps: Option<u64>,
@@ -291,7 +347,8 @@ pub struct BnbConfig {
     /// Quantise the scales too.
     #[schemars(extend("default" = true))]
     pub bnb_4bit_use_double_quant: Option<bool>,
-    /// Only `nf4`.
+    /// Number format of the codes.
+    #[schemars(extend("default" = "nf4"))]
     pub bnb_4bit_quant_type: Option<FourBit>,
     /// Arithmetic type; follows `bf16` and `fp16`.
     pub bnb_4bit_compute_dtype: Option<String>,
@@ -303,5 +360,8 @@ pub struct BnbConfig {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum FourBit {
+    /// 4-bit NormalFloat.
     Nf4,
+    /// 4-bit floats.
+    Fp4,
 }

@@ -197,7 +197,7 @@ const INERT: Grouped = &[
         "evaluation is said in the `eval` section",
     ),
     (
-        "loss_watchdog_threshold loss_watchdog_patience metric_for_best_model merge_method merge_lora \
+        "merge_method merge_lora \
          base_model_ignore_patterns cls_model_config max_prompt_len spectrum_model_name save_compressed",
         "nothing that comes out depends on it here",
     ),
@@ -221,7 +221,7 @@ const INERT: Grouped = &[
          kd_normalize_topk kd_online_server_base_url kd_online_topk kd_online_server kd_online_timeout \
          kd_temperature_min grokfast_lamb scaling_softmax_factor scaling_softmax_bias fp32_norm_classes \
          nvfp4_merge_aware_start_step model_quantization_config_kwargs gptq_groupsize gptq_model_v1 gptq_disable_exllama image_resize_algorithm \
-         fp8_enable_fsdp_float8_all_gather lr_div_factor loraplus_lr_embedding swap_embedding",
+         fp8_enable_fsdp_float8_all_gather lr_div_factor swap_embedding",
         "it tunes a method that is not switched on",
     ),
 ];
@@ -297,20 +297,13 @@ const UNSUPPORTED: Refused = &[
         &[],
     ),
     (
-        "lora_modules_to_save",
-        "training whole modules beside the adapter is not supported",
-        "`lora_target_modules`",
-        &[],
-    ),
-    (
-        "lora_target_parameters lora_rank_pattern lora_alpha_pattern peft_layers_to_transform peft_layers_pattern \
+        "lora_target_parameters peft_layers_to_transform peft_layers_pattern \
          peft_layer_replication peft_trainable_token_indices peft_ensure_weight_tying lora_exclude_modules",
         "adapters are chosen by module here",
         "`lora_target_modules`, as names or one regular expression",
         &[],
     ),
-    ("peft_init_lora_weights", "adapters start as PEFT's default does", "true, or no such key", &["true"]),
-    ("peft mora", "this kind of adapter initialisation is not supported", "`peft_use_dora` or `peft_use_rslora`", &[]),
+    ("mora", "this kind of adapter initialisation is not supported", "`peft_use_dora` or `peft_use_rslora`", &[]),
     (
         "relora lisa_n_layers jagged_restart_steps",
         "restarted and layer-wise schedules are not supported",
@@ -318,8 +311,7 @@ const UNSUPPORTED: Refused = &[
         &[],
     ),
     (
-        "loraplus_lr_ratio embedding_lr embedding_lr_scale lr_groups optim_args optim_target_modules torchdistx_path \
-         adam_beta3 adam_epsilon2 dion_lr lr_scheduler_kwargs lr_quadratic_warmup cosine_constant_lr_ratio \
+        "embedding_lr embedding_lr_scale lr_groups optim_target_modules torchdistx_path adam_beta3 adam_epsilon2 dion_lr \
          grokfast_alpha",
         "one learning rate holds for all trained weights",
         "`learning_rate` and `lr_scheduler`",
@@ -337,14 +329,6 @@ const UNSUPPORTED: Refused = &[
         "no such key",
         &[],
     ),
-    (
-        "resume_from_checkpoint",
-        "a run resumes from its own last checkpoint by itself",
-        "`lora_model_dir` to go on training an adapter",
-        &["true"],
-    ),
-    ("early_stopping_patience", "stopping early is not supported", "`max_steps` or a smaller `num_epochs`", &[]),
-    ("load_best_model_at_end", "the last weights are the result", "a smaller `num_epochs`", &[]),
     (
         "do_causal_lm_eval eval_causal_lm_metrics do_bench_eval lm_eval_tasks lm_eval_post_train",
         "these measures are not supported",
@@ -369,9 +353,9 @@ const UNSUPPORTED: Refused = &[
     ("float32", "it is said by the other two", "`bf16: false` and `fp16: false`", &[]),
     ("fp32_norms", "norms compute as transformers' do", "no such key", &[]),
     (
-        "unfrozen_parameters spectrum_top_fraction",
-        "training some of the base's weights is not supported",
-        "`adapter: lora` with `lora_target_modules`",
+        "spectrum_top_fraction",
+        "choosing weights by their spectrum is not supported",
+        "`unfrozen_parameters` with the weights' names",
         &[],
     ),
     (
@@ -499,17 +483,16 @@ const KNOWN_VALUES: &[KnownValues] = &[
     },
     KnownValues {
         key: "optimizer",
-        values: "adafactor adagrad lion* lomo adalomo muon rmsprop* galore* ademamix* apollo* grokadamw schedule_free* \
+        values: "adagrad lomo adalomo rmsprop* galore* ademamix* apollo* grokadamw schedule_free* \
                  optimi_adamw ao_adamw_fp8 adopt_adamw came_pytorch dion sinkgd flash_* q_galore* paged_ademamix* \
-                 paged_lion* adamw_anyprecision adamw_apex_fused adamw_torch_xla adamw_torch_npu_fused stable_adamw \
+                 adamw_anyprecision adamw_apex_fused adamw_torch_xla adamw_torch_npu_fused stable_adamw \
                  nadam radam",
         why: "this optimizer is not supported",
         instead: "adamw_torch_fused",
     },
     KnownValues {
         key: "lr_scheduler",
-        values: "cosine_with_restarts cosine_with_min_lr cosine_warmup_with_min_lr polynomial inverse_sqrt \
-                 reduce_lr_on_plateau warmup_stable_decay one_cycle rex",
+        values: "cosine_warmup_with_min_lr reduce_lr_on_plateau warmup_stable_decay greedy",
         why: "this schedule is not supported",
         instead: "cosine",
     },
@@ -543,8 +526,8 @@ const KNOWN_VALUES: &[KnownValues] = &[
     KnownValues {
         key: "gradient_checkpointing",
         values: "disk full selective",
-        why: "recomputing is on or off here",
-        instead: "true",
+        why: "recomputing is by whole layers here",
+        instead: "true, or a number of layers",
     },
     KnownValues { key: "save_strategy", values: "best", why: "the best checkpoint is not kept", instead: "steps" },
 ];

@@ -15,6 +15,7 @@ mod schema;
 pub mod sections;
 mod structure;
 mod suggest;
+pub mod training;
 pub mod values;
 
 use std::path::{Path, PathBuf};
@@ -27,6 +28,7 @@ pub use keys::{BnbConfig, FourBit, Recipe, SpecialTokens};
 pub use reference::reference_markdown;
 pub use schema::schema;
 pub use sections::*;
+pub use training::*;
 pub use values::*;
 
 use crate::project::Project;

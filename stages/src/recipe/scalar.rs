@@ -209,6 +209,7 @@ fn has_form(text: &str, pattern: &str) -> bool {
                 && text.chars().all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c))
         }
         schema::PATH_TEXT => text.contains('/'),
+        "^pissa_niter_[0-9]+$" => text.strip_prefix("pissa_niter_").is_some_and(|n| n.parse::<u32>().is_ok()),
         _ => super::sections::parse_size(text).is_some(),
     }
 }

@@ -37,11 +37,13 @@ pub enum Toggle<T> {
     On(T),
 }
 
-/// `gradient_checkpointing`: a boolean, or one of Axolotl's offloading variants, which recompute just the same here.
+/// `gradient_checkpointing`: a boolean, a number of layers, or one of Axolotl's offloading variants, which recompute just the same here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Checkpointing {
     Off,
     On,
+    /// Layers in groups of this many.
+    Every(u64),
 }
 
 /// What `datasets[].type` says: a format's name with its variant, or a map of columns and prompt formats.
@@ -152,6 +154,17 @@ pub enum OptimizerName {
     #[serde(rename = "paged_adamw_32bit")]
     PagedAdamw32bit,
     PagedAdamw,
+    Adafactor,
+    #[serde(rename = "lion_32bit")]
+    Lion32bit,
+    #[serde(rename = "lion_8bit")]
+    Lion8bit,
+    #[serde(rename = "paged_lion_32bit")]
+    PagedLion32bit,
+    #[serde(rename = "paged_lion_8bit")]
+    PagedLion8bit,
+    LionPytorch,
+    Muon,
     Sgd,
 }
 
@@ -163,6 +176,12 @@ pub enum SchedulerName {
     ConstantWithWarmup,
     Linear,
     Cosine,
+    CosineWithRestarts,
+    CosineWithMinLr,
+    Polynomial,
+    InverseSqrt,
+    OneCycle,
+    Rex,
 }
 
 /// What to train: all weights when unset.
@@ -307,10 +326,19 @@ impl<'de> Deserialize<'de> for Checkpointing {
         impl Visitor<'_> for V {
             type Value = Checkpointing;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("true, false, offload or offload_disk")
+                f.write_str("true, false, a number of layers, offload or offload_disk")
             }
             fn visit_bool<E: de::Error>(self, on: bool) -> Result<Checkpointing, E> {
                 Ok(if on { Checkpointing::On } else { Checkpointing::Off })
+            }
+            fn visit_u64<E: de::Error>(self, layers: u64) -> Result<Checkpointing, E> {
+                Ok(if layers == 0 { Checkpointing::Off } else { Checkpointing::Every(layers) })
+            }
+            fn visit_i64<E: de::Error>(self, layers: i64) -> Result<Checkpointing, E> {
+                match u64::try_from(layers) {
+                    Ok(layers) => self.visit_u64(layers),
+                    Err(_) => Err(E::invalid_value(de::Unexpected::Signed(layers), &self)),
+                }
             }
             fn visit_str<E: de::Error>(self, _: &str) -> Result<Checkpointing, E> {
                 Ok(Checkpointing::On)
@@ -322,7 +350,10 @@ impl<'de> Deserialize<'de> for Checkpointing {
 
 impl Serialize for Checkpointing {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        to.serialize_bool(*self == Checkpointing::On)
+        match self {
+            Checkpointing::Every(layers) => to.serialize_u64(*layers),
+            other => to.serialize_bool(*other == Checkpointing::On),
+        }
     }
 }
 
@@ -336,7 +367,8 @@ impl JsonSchema for Checkpointing {
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({"anyOf": [
             {"type": "boolean"},
-            {"type": "string", "enum": ["offload", "offload_disk", "unsloth"]}
+            {"type": "string", "enum": ["offload", "offload_disk", "unsloth"]},
+            {"type": "integer", "minimum": 0}
         ]})
     }
 }

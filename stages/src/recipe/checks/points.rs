@@ -99,9 +99,34 @@ fn saving(facts: &mut Facts<'_>) {
     );
     if recipe.save_strategy == Some(Strategy::Best) && facts.sound(&["save_strategy"]) {
         let message =
-            "`save_strategy: best` is known from Axolotl and not supported here: the last weights are the result"
+            "`save_strategy: best` is known from Axolotl and not supported here: checkpoints are for going on after \
+                       an interruption, and the best weights are kept by another key"
                 .to_string();
-        facts.error("unsupported-value", "save_strategy", message, Some("steps".to_string()));
+        facts.error("unsupported-value", "save_strategy", message, Some("load_best_model_at_end: true".to_string()));
+    }
+    best(facts);
+}
+
+/// Keys that act on evaluations during training, of which there must be some.
+fn best(facts: &mut Facts<'_>) {
+    let recipe = facts.recipe;
+    let split = recipe.split.clone().unwrap_or_default();
+    let held = split.val.or(recipe.val_set_size).unwrap_or(0.0) > 0.0;
+    let asked = recipe.eval_steps.is_some()
+        || recipe.evals_per_epoch.is_some()
+        || matches!(recipe.eval_strategy, Some(Strategy::Steps | Strategy::Epoch));
+    let keys = [
+        ("early_stopping_patience", recipe.early_stopping_patience.is_some()),
+        ("load_best_model_at_end", recipe.load_best_model_at_end == Some(true)),
+    ];
+    let wanted = keys.into_iter().filter(|(_, on)| *on && recipe.train != Some(false)).map(|(key, _)| key).next();
+    let Some(key) = wanted else { return };
+    if !held && facts.sound(&[key, "val_set_size", "split"]) {
+        let message = format!("`{key}` acts on evaluations during training, and no rows are held out for them");
+        facts.error("no-eval-data", key, message, Some("val_set_size: 0.05".to_string()));
+    } else if !asked && facts.sound(&[key, "eval_steps", "evals_per_epoch", "eval_strategy"]) {
+        let message = format!("`{key}` acts on evaluations during training, and the recipe asks for none");
+        facts.error("missing-key", key, message, Some("evals_per_epoch: 1".to_string()));
     }
 }
 
@@ -168,19 +193,6 @@ fn sections(facts: &mut Facts<'_>) {
             ["train", "merge"],
             "nothing is trained, so there is no adapter to merge",
             "train: true, or lora_model_dir",
-        );
-    }
-    if recipe.adapter.is_none()
-        && merges
-        && recipe.lora_model_dir.is_none()
-        && !untrained
-        && facts.sound(&["adapter", "merge", "load_in_4bit", "load_in_8bit"])
-    {
-        facts.warning(
-            "no-effect",
-            "merge",
-            "without an `adapter` all weights are trained, and there is nothing to merge".to_string(),
-            Some("adapter: lora".to_string()),
         );
     }
 }

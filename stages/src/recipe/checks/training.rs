@@ -188,8 +188,12 @@ fn targets(facts: &mut Facts<'_>) {
 
 fn schedule(facts: &mut Facts<'_>) {
     let recipe = facts.recipe;
-    let cosine = recipe.lr_scheduler.unwrap_or(SchedulerName::Cosine) == SchedulerName::Cosine;
-    if recipe.cosine_min_lr_ratio.is_some() && !cosine && facts.sound(&["cosine_min_lr_ratio", "lr_scheduler"]) {
+    let name = recipe.lr_scheduler.unwrap_or(SchedulerName::Cosine);
+    let floored = [SchedulerName::Cosine, SchedulerName::CosineWithMinLr, SchedulerName::Rex];
+    if recipe.cosine_min_lr_ratio.is_some()
+        && !floored.contains(&name)
+        && facts.sound(&["cosine_min_lr_ratio", "lr_scheduler"])
+    {
         facts.warning(
             "no-effect",
             "cosine_min_lr_ratio",

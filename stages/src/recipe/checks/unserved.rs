@@ -3,13 +3,12 @@
 use super::Facts;
 use pipe_engine::problem::Severity;
 
-use crate::recipe::{OptimizerName, QuantType, Targets};
+use crate::recipe::{OptimizerName, QuantType};
 
 pub(super) fn check(facts: &mut Facts<'_>) {
     let recipe = facts.recipe;
     let on = |flag: Option<bool>| flag == Some(true);
     let switches = [
-        ("load_in_8bit", on(recipe.load_in_8bit), "an 8-bit base is not supported yet", "load_in_4bit: true"),
         ("group_by_length", on(recipe.group_by_length), "rows are not grouped by length yet", "sample_packing: true"),
         (
             "sample_packing_sequentially",
@@ -17,7 +16,6 @@ pub(super) fn check(facts: &mut Facts<'_>) {
             "packing always takes the best fit",
             "sample_packing_sequentially: false",
         ),
-        ("peft_use_dora", on(recipe.peft_use_dora), "DoRA is not supported yet", "peft_use_dora: false"),
         (
             "mix",
             recipe.mix.is_some(),
@@ -26,19 +24,12 @@ pub(super) fn check(facts: &mut Facts<'_>) {
         ),
         ("report", recipe.report.is_some(), "there is no report page yet", "no report section"),
     ];
-    let all_weights = recipe.adapter.is_none() && recipe.train != Some(false) && recipe.base_model.is_some();
-    if all_weights && recipe.datasets.is_some() {
-        say(facts, "adapter", "training all weights is not supported yet", "adapter: lora");
-    }
     for (key, used, why, instead) in switches {
         if used {
             say(facts, key, why, instead);
         }
     }
     optimizer(facts);
-    if matches!(recipe.lora_target_modules, Some(Targets::Regex(_))) && !on(recipe.lora_target_linear) {
-        say(facts, "lora_target_modules", "a regular expression is not supported yet", "[q_proj, v_proj]");
-    }
     evaluation(facts);
     let types =
         recipe.quantize.iter().filter_map(|toggle| toggle.on()).flat_map(|section| section.types.iter().flatten());
@@ -51,9 +42,8 @@ pub(super) fn check(facts: &mut Facts<'_>) {
 /// Optimizers with small state are accepted; what they save is memory, and an adapter's state is small.
 fn optimizer(facts: &mut Facts<'_>) {
     use OptimizerName as Name;
-    let full =
-        [Name::AdamwTorch, Name::AdamwTorchFused, Name::AdamwHf, Name::PagedAdamw, Name::PagedAdamw32bit, Name::Sgd];
-    let small = facts.recipe.optimizer.is_some_and(|name| !full.contains(&name));
+    let smaller = [Name::AdamwTorch4bit, Name::AoAdamw4bit, Name::Lion8bit, Name::PagedLion8bit];
+    let small = facts.recipe.optimizer.is_some_and(|name| smaller.contains(&name));
     if small && facts.sound(&["optimizer"]) {
         let message = "`optimizer` keeps its state in 32 bits here, which is exact; only memory differs".to_string();
         facts.say(Severity::Notice, "optimizer-state", "optimizer", message, None);

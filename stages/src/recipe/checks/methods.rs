@@ -1,0 +1,105 @@
+//! What is trained: adapters and their starts, or some of the base's own weights.
+
+use super::Facts;
+use crate::recipe::{AdapterName, InitLoraWeights, Recipe, SchedulerName};
+
+pub(super) fn check(facts: &mut Facts<'_>) {
+    if facts.recipe.train == Some(false) {
+        return;
+    }
+    starts(facts);
+    parts(facts);
+    rates(facts);
+}
+
+fn quantised(recipe: &Recipe) -> Option<&'static str> {
+    match (recipe.load_in_4bit, recipe.load_in_8bit, recipe.adapter) {
+        (Some(true), ..) | (None, _, Some(AdapterName::Qlora)) => Some("load_in_4bit"),
+        (_, Some(true), _) => Some("load_in_8bit"),
+        _ => None,
+    }
+}
+
+fn starts(facts: &mut Facts<'_>) {
+    let recipe = facts.recipe;
+    let key = "peft_init_lora_weights";
+    if !facts.sound(&[key, "lora_r"]) {
+        return;
+    }
+    match recipe.peft_init_lora_weights {
+        Some(InitLoraWeights::Random) => {
+            let message = "`peft_init_lora_weights: false` starts from noise that breaks the model".to_string();
+            facts.error("unsupported-value", key, message, Some("true".to_string()));
+        }
+        Some(InitLoraWeights::Orthogonal) if recipe.lora_r.is_some_and(|r| r % 2 != 0) => {
+            let r = recipe.lora_r.unwrap_or(0);
+            let message = format!("`peft_init_lora_weights: orthogonal` needs an even rank, and `lora_r` is {r}");
+            facts.error("out-of-range", key, message, Some(format!("lora_r: {}", r + 1)));
+        }
+        Some(InitLoraWeights::Pissa(_)) => {
+            if let Some(other) = quantised(recipe) {
+                let why = "PiSSA takes the adapter's start out of the base's weights, which are quantised";
+                facts.conflict([other, key], why, "peft_init_lora_weights: loftq");
+            }
+        }
+        _ => {}
+    }
+    let loftq = recipe.peft.as_ref().is_some_and(|peft| peft.loftq_config.is_some());
+    if loftq && recipe.load_in_8bit == Some(true) {
+        facts.conflict(["load_in_8bit", "peft"], "LoftQ makes up for a 4-bit base", "load_in_4bit: true");
+    }
+}
+
+fn parts(facts: &mut Facts<'_>) {
+    let recipe = facts.recipe;
+    for (key, written) in [
+        ("unfrozen_parameters", recipe.unfrozen_parameters.as_ref().is_some_and(|list| !list.is_empty())),
+        ("unfrozen_layers", recipe.unfrozen_layers.is_some()),
+    ] {
+        if written && recipe.adapter.is_some() && facts.sound(&["adapter"]) {
+            let why = "an adapter leaves the base as it is";
+            facts.conflict(["adapter", key], why, "adapter: blank, or lora_modules_to_save");
+        }
+    }
+    let lora = [
+        "lora_modules_to_save",
+        "lora_rank_pattern",
+        "lora_alpha_pattern",
+        "peft_init_lora_weights",
+        "peft",
+        "loraplus_lr_ratio",
+    ];
+    let written = lora.into_iter().find(|key| facts.written(key));
+    if let Some(key) = written.filter(|_| recipe.adapter.is_none() && facts.sound(&["adapter"])) {
+        let message = format!("`{key}` has no effect without `adapter`");
+        facts.warning("no-effect", key, message, Some("adapter: lora".to_string()));
+    }
+}
+
+fn rates(facts: &mut Facts<'_>) {
+    let recipe = facts.recipe;
+    if recipe.loraplus_lr_embedding.is_some() && recipe.loraplus_lr_ratio.is_none() {
+        let message = "`loraplus_lr_embedding` has no effect without `loraplus_lr_ratio`".to_string();
+        facts.warning("no-effect", "loraplus_lr_embedding", message, Some("loraplus_lr_ratio: 16".to_string()));
+    }
+    if recipe.cosine_constant_lr_ratio.is_some() && recipe.cosine_min_lr_ratio.unwrap_or(0.0) == 0.0 {
+        let message = "`cosine_constant_lr_ratio` has no effect without `cosine_min_lr_ratio`".to_string();
+        facts.warning("no-effect", "cosine_constant_lr_ratio", message, Some("cosine_min_lr_ratio: 0.1".to_string()));
+    }
+    let cosine = recipe.lr_scheduler.unwrap_or(SchedulerName::Cosine) == SchedulerName::Cosine;
+    if recipe.lr_quadratic_warmup == Some(true) && !cosine {
+        let message = "`lr_quadratic_warmup` has no effect on this `lr_scheduler`".to_string();
+        facts.warning("no-effect", "lr_quadratic_warmup", message, Some("lr_scheduler: cosine".to_string()));
+    }
+    let numbers = recipe.lr_scheduler_kwargs.clone().unwrap_or_default();
+    let floor = numbers.min_lr.is_some() || numbers.min_lr_rate.is_some() || recipe.cosine_min_lr_ratio.is_some();
+    if recipe.lr_scheduler == Some(SchedulerName::CosineWithMinLr) && !floor {
+        let message = "`lr_scheduler: cosine_with_min_lr` needs its floor".to_string();
+        facts.error(
+            "missing-key",
+            "lr_scheduler_kwargs",
+            message,
+            Some("lr_scheduler_kwargs: {min_lr_rate: 0.1}".to_string()),
+        );
+    }
+}
