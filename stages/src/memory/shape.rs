@@ -68,7 +68,7 @@ impl Shape {
             tied: config.tied_embeddings,
             modules: modules.collect(),
             parameters: config.parameters(),
-            experts: None,
+            experts: config.experts.as_ref().map(|experts| (experts.count as u64, experts.per_token as u64)),
         }
     }
 
