@@ -87,7 +87,10 @@ mod tests {
                       max_new_tokens: 5\npath: s3://(secret)@host/a?b=1\nnote: \"(secret)\"\n";
         assert_eq!(hidden_text(recipe), expected);
         let value = json!({"swanlab_api_key": "k", "other": ["a=ghp_0123456789abcdefABCDEF", 1], "hub_token": null});
-        assert_eq!(hidden(&value), json!({"swanlab_api_key": "(secret)", "other": ["a=(secret)", 1], "hub_token": null}));
+        assert_eq!(
+            hidden(&value),
+            json!({"swanlab_api_key": "(secret)", "other": ["a=(secret)", 1], "hub_token": null})
+        );
         assert_eq!(hidden_text("swanlab_api_key=abc"), "swanlab_api_key= (secret)");
         assert_eq!(hidden_text("task-0123456789abcdef"), "task-0123456789abcdef");
     }

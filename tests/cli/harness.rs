@@ -78,9 +78,21 @@ impl Project {
         }
     }
 
+    /// The same with these variables set.
+    pub fn pipe_with(&self, environment: &[(&str, &str)], args: &[&str]) -> Said {
+        let output = self.command("work", args).envs(environment.iter().copied()).output().unwrap();
+        let code = output.status.code().unwrap_or(-1);
+        Said { code, stdout: self.plain(&output.stdout), stderr: self.plain(&output.stderr) }
+    }
+
     /// Starts a command without waiting for it.
     pub fn start(&self, args: &[&str]) -> Child {
         self.command("work", args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    }
+
+    /// The same, keeping what it says.
+    pub fn start_telling(&self, args: &[&str]) -> Child {
+        self.command("work", args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
     }
 
     /// Runs the recipe with `--json`.
@@ -159,6 +171,11 @@ pub fn copy_folder(from: &Path, to: &Path) {
 }
 
 pub fn strings(value: &Value) -> BTreeSet<String> {
+    value.as_array().unwrap().iter().map(|name| name.as_str().unwrap().to_string()).collect()
+}
+
+/// The same in its order.
+pub fn list(value: &Value) -> Vec<String> {
     value.as_array().unwrap().iter().map(|name| name.as_str().unwrap().to_string()).collect()
 }
 

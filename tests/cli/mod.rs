@@ -6,4 +6,6 @@ mod gallery;
 mod harness;
 mod incremental;
 mod looking;
+mod mutations;
+mod reuse;
 mod whole_path;
