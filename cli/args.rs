@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::{
-    cache, chat, convert, doctor, eval, merge, plan, quantize, recipes, run, runs, schema, show, template, validate,
-    why,
+    cache, chat, convert, doctor, eval, merge, model, plan, quantize, recipes, run, runs, schema, show, template,
+    validate, why,
 };
 
 /// Fine-tune language models from one YAML recipe: rows in; a tuned, evaluated, quantised model out.
@@ -39,6 +39,7 @@ pub enum Command {
     Quantize(quantize::QuantizeArgs),
     Eval(eval::EvalArgs),
     Chat(chat::ChatArgs),
+    Model(model::ModelArgs),
     Doctor(doctor::DoctorArgs),
 }
 

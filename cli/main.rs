@@ -11,8 +11,10 @@ mod convert;
 mod doctor;
 mod eval;
 mod failure;
+mod import;
 mod job;
 mod merge;
+mod model;
 mod open;
 mod outputs;
 mod plan;
@@ -65,6 +67,7 @@ fn dispatch(command: Command) -> Outcome {
         Command::Quantize(args) => quantize::quantize(&args),
         Command::Eval(args) => eval::eval(&args),
         Command::Chat(args) => chat::chat(&args),
+        Command::Model(args) => model::model(&args),
         Command::Doctor(args) => doctor::doctor(&args),
     }
 }

@@ -61,8 +61,8 @@ pub fn show(recipe: &RecipeArgs, selection: &Selection, form: Form) -> Outcome {
     let training = crate::training::Forecast::of(&opened, &states);
     match form {
         Form::Json => report::json(&as_json(&opened, &states, &training)),
-        Form::Dot => report::print(&graph::dot(&states)),
-        Form::Mermaid => report::print(&graph::mermaid(&states)),
+        Form::Dot => report::print(&graph::dot(&states, &training.rows)),
+        Form::Mermaid => report::print(&graph::mermaid(&states, &training.rows)),
         Form::Table => report::print(&text::render(&opened, &states, &training, report::width())),
     }
     Ok(())
@@ -82,7 +82,7 @@ fn as_json(opened: &Opened, states: &[NodeState], training: &crate::training::Fo
         "project": opened.project.root,
         "recipe": opened.path,
         "store": opened.store_folder,
-        "nodes": states.iter().map(node_json).collect::<Vec<_>>(),
+        "nodes": states.iter().map(|state| node_json(state, training)).collect::<Vec<_>>(),
         "run": run,
         "cached": states.len() - run,
         "train": training.train,
@@ -90,12 +90,22 @@ fn as_json(opened: &Opened, states: &[NodeState], training: &crate::training::Fo
     })
 }
 
-fn node_json(state: &NodeState) -> Value {
+fn node_json(state: &NodeState, training: &crate::training::Forecast) -> Value {
     let mut value = serde_json::to_value(state).unwrap_or_default();
-    if let (Some(object), Some(summary)) = (value.as_object_mut(), state.record.as_ref().map(|record| &record.summary))
-    {
-        object.insert("rows".to_string(), json!(summary.rows));
-        object.insert("stats".to_string(), json!(summary.stats));
+    let Some(object) = value.as_object_mut() else { return value };
+    let name = state.node.as_str();
+    let numbers = [("rows", &training.rows.rows), ("tokens", &training.rows.node_tokens)];
+    for (key, amounts) in numbers {
+        if let Some(amount) = amounts.get(name) {
+            object.insert(key.to_string(), json!(amount.n));
+            if !amount.exact {
+                object.insert("estimated".to_string(), json!(true));
+            }
+        }
+    }
+    if let Some(record) = state.record.as_ref().filter(|_| state.state == pipe_engine::state::State::Cached) {
+        object.entry("rows").or_insert(json!(record.summary.rows));
+        object.insert("stats".to_string(), json!(record.summary.stats));
     }
     value
 }

@@ -1,12 +1,15 @@
 //! `pipe recipes`: the gallery, embedded in the binary.
 
+use std::borrow::Cow;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
+use pipe_stages::import::xtuner::names;
 
 use crate::failure::{Failure, Outcome};
+use crate::import::{self, ImportArgs};
 use crate::report;
-use crate::report::table::{Align, Column, Table};
+use crate::report::format;
 
 /// List, print or copy the recipes that come with pipe.
 #[derive(Args, Debug)]
@@ -19,16 +22,18 @@ pub struct RecipesArgs {
 enum Action {
     /// Name and purpose of every recipe.
     List {
-        /// Only recipes whose name or purpose contains this.
+        /// Only recipes whose name or purpose contains this; XTuner's configuration names are searched too.
         #[arg(short = 'p', long = "pattern", value_name = "SUBSTR")]
         pattern: Option<String>,
         /// One JSON object instead of a table.
         #[arg(long)]
         json: bool,
     },
-    /// Print a recipe.
-    Show { name: String },
-    /// Write a recipe to a file or into a folder.
+    /// Print a recipe; XTuner's configuration names work as well.
+    Show {
+        name: String,
+    },
+    /// Write a recipe to a file or into a folder; XTuner's configuration names work as well.
     Copy {
         name: String,
         dest: PathBuf,
@@ -36,6 +41,7 @@ enum Action {
         #[arg(long)]
         force: bool,
     },
+    Import(ImportArgs),
 }
 
 /// File name and text of every recipe, by name.
@@ -47,28 +53,36 @@ pub fn recipes(args: &RecipesArgs) -> Outcome {
             list(pattern.as_deref().unwrap_or(""), *json);
             Ok(())
         }
-        Action::Show { name } => find(name).map(|(_, text)| report::print(text)),
+        Action::Show { name } => find(name).map(|(_, text)| report::print(&text)),
         Action::Copy { name, dest, force } => copy(name, dest, *force),
+        Action::Import(args) => import::import(args),
     }
 }
 
 fn list(pattern: &str, json: bool) {
-    let wanted = |name: &str, text: &str| {
-        let hay = format!("{name} {}", purpose(text)).to_lowercase();
-        hay.contains(&pattern.to_lowercase())
-    };
-    let found: Vec<_> = GALLERY.iter().filter(|(name, text)| wanted(name, text)).collect();
+    let pattern = pattern.to_lowercase();
+    let wanted = |name: &str, purpose: &str| format!("{name} {purpose}").to_lowercase().contains(&pattern);
+    let own = GALLERY.iter().map(|(file, text)| (stem(file).to_string(), purpose(text)));
+    let own: Vec<(String, String)> = own.filter(|(name, purpose)| wanted(name, purpose)).collect();
+    // Some hundred names of another tool would bury the gallery, so they are only shown to those who look for one.
+    let aliases = names::all().into_iter().filter(|_| !pattern.is_empty());
+    let aliases = aliases.map(|name| (name.clone(), names::purpose(&name).unwrap_or_default()));
+    let aliases: Vec<(String, String)> = aliases.filter(|(name, purpose)| wanted(name, purpose)).collect();
     if json {
-        let rows = found.iter().map(|(file, text)| serde_json::json!({"name": stem(file), "purpose": purpose(text)}));
-        report::json(&serde_json::json!({ "recipes": rows.collect::<Vec<_>>() }));
+        let rows = |list: &[(String, String)]| -> Vec<_> {
+            list.iter().map(|(name, purpose)| serde_json::json!({"name": name, "purpose": purpose})).collect()
+        };
+        report::json(&serde_json::json!({ "recipes": rows(&own), "aliases": rows(&aliases) }));
         return;
     }
-    let mut table = Table::new(&[
-        Column { head: "recipe", align: Align::Left, drop: 0 },
-        Column { head: "purpose", align: Align::Left, drop: 0 },
-    ]);
-    found.iter().for_each(|(file, text)| table.row(vec![stem(file).to_string(), purpose(text)]));
-    report::print(&table.lines(report::width()).join("\n"));
+    let width = report::width();
+    let longest = own.iter().chain(&aliases).map(|(name, _)| name.chars().count()).max().unwrap_or(0);
+    for (name, purpose) in own.iter().chain(&aliases) {
+        report::print(&format::clip(&format!("{name:<longest$}  {purpose}"), width));
+    }
+    if own.is_empty() && aliases.is_empty() {
+        report::note(&format!("no recipe's name or purpose contains `{pattern}`"));
+    }
     report::note("copy one with: pipe recipes copy NAME DEST");
 }
 
@@ -78,25 +92,42 @@ fn copy(name: &str, dest: &std::path::Path, force: bool) -> Outcome {
     if dest.exists() && !force {
         return Err(Failure::invalid(format!("{} exists already", dest.display())).hint("--force replaces it"));
     }
-    let written = dest.parent().map_or(Ok(()), std::fs::create_dir_all).and_then(|()| std::fs::write(&dest, text));
+    let written =
+        dest.parent().map_or(Ok(()), std::fs::create_dir_all).and_then(|()| std::fs::write(&dest, text.as_bytes()));
     written.map_err(|e| Failure::invalid(format!("cannot write {}: {e}", dest.display())))?;
     report::note(&format!("wrote {0}; check it with: pipe validate {0}", dest.display()));
     Ok(())
 }
 
-fn find(name: &str) -> Result<&'static (&'static str, &'static str), Failure> {
-    let wanted = stem(name);
-    GALLERY.iter().find(|(file, _)| stem(file) == wanted).ok_or_else(|| {
-        let near =
-            GALLERY.iter().map(|(file, _)| stem(file)).filter(|have| have.contains(wanted) || wanted.contains(have));
-        let near: Vec<&str> = near.collect();
-        let hint = if near.is_empty() {
-            "pipe recipes list".to_string()
-        } else {
-            format!("did you mean {}?", near.join(", "))
-        };
-        Failure::invalid(format!("there is no recipe named `{name}` in the gallery")).hint(hint)
-    })
+/// File name and text of a recipe of the gallery, or of one that XTuner has under this name.
+fn find(name: &str) -> Result<(String, Cow<'static, str>), Failure> {
+    let wanted = stem(name).strip_suffix(".py").unwrap_or(stem(name));
+    if let Some((file, text)) = GALLERY.iter().find(|(file, _)| stem(file) == wanted) {
+        return Ok((file.to_string(), Cow::Borrowed(*text)));
+    }
+    if let Some(text) = names::recipe(wanted) {
+        return Ok((format!("{wanted}.yml"), Cow::Owned(text)));
+    }
+    let failure = Failure::invalid(format!("there is no recipe named `{name}` in the gallery"));
+    Err(failure.hint(match near(wanted).as_slice() {
+        [] => "pipe recipes list".to_string(),
+        names => format!("did you mean {}?", names.join(", ")),
+    }))
+}
+
+/// Names that share most of their parts with a wanted one.
+fn near(wanted: &str) -> Vec<String> {
+    let parts = |name: &str| -> Vec<String> {
+        name.to_lowercase().split(['-', '_', '.']).filter(|part| !part.is_empty()).map(str::to_string).collect()
+    };
+    let all = GALLERY.iter().map(|(file, _)| stem(file).to_string()).chain(names::all());
+    let wanted = parts(wanted);
+    let mut scored: Vec<(usize, String)> = all
+        .map(|name| (parts(&name).iter().filter(|part| wanted.contains(part)).count(), name))
+        .filter(|(shared, _)| *shared * 2 > wanted.len())
+        .collect();
+    scored.sort_by_key(|(shared, _)| std::cmp::Reverse(*shared));
+    scored.into_iter().take(3).map(|(_, name)| name).collect()
 }
 
 fn stem(file: &str) -> &str {

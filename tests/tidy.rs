@@ -47,7 +47,7 @@ const LICENCES: &[&str] = &[
 ];
 
 const LONGEST_FILE: usize = 800;
-const FEWEST_RECIPES: usize = 7;
+const FEWEST_RECIPES: usize = 24;
 const VAGUE_NAMES: &[&str] = &["utils", "util", "common", "helpers", "core", "misc", "imp"];
 /// Places that exist on one machine only.
 const MACHINE_PATHS: &[&str] = &["/root/.", "/work/", "/tmp/wt", "/home/user"];

@@ -6,6 +6,7 @@
 pub mod format;
 pub mod graph;
 pub mod lines;
+pub mod model;
 pub mod ndjson;
 pub mod plain;
 pub mod plan;

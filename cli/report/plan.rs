@@ -1,18 +1,25 @@
-//! A plan as a table: each node, cached or to run and why, then what training will be.
+//! A plan as text: each node, cached or to run and why, then what training will be and what memory it takes.
 
 use pipe_engine::state::{NodeState, State};
+use pipe_stages::memory::Estimate;
+use serde_json::Value;
 
-use super::format::{bytes, count};
+use super::format::{bytes, clip, count, percent, plural};
 use super::style::{BOLD, DIM, GOOD, WARN, paint};
 use super::table::{Align, Column, Table};
 use crate::open::Opened;
-use crate::training::Forecast;
+use crate::training::{Amount, Forecast, Rows, Steps};
 
-pub fn render(opened: &Opened, states: &[NodeState], training: &Forecast, width: usize) -> String {
-    let mut parts = vec![head(opened), table(states, width), tally(states)];
-    parts.extend(train_line(training));
-    parts.extend(memory_line(training));
+pub fn render(opened: &Opened, states: &[NodeState], forecast: &Forecast, width: usize) -> String {
+    let mut parts = vec![head(opened), table(states, &forecast.rows, width), tally(states)];
+    parts.extend(training(opened, forecast));
+    parts.extend(memory(opened, forecast));
     parts.join("\n")
+}
+
+/// `2,380`, or `~2,380` for an estimate.
+pub fn amount(amount: Amount) -> String {
+    format!("{}{}", if amount.exact { "" } else { "~" }, count(amount.n))
 }
 
 fn head(opened: &Opened) -> String {
@@ -25,31 +32,33 @@ fn head(opened: &Opened) -> String {
     lines.join("\n") + "\n"
 }
 
-fn table(states: &[NodeState], width: usize) -> String {
+fn table(states: &[NodeState], rows: &Rows, width: usize) -> String {
     let mut table = Table::new(&[
         Column { head: "node", align: Align::Left, drop: 0 },
         Column { head: "state", align: Align::Left, drop: 0 },
-        Column { head: "rows", align: Align::Right, drop: 1 },
+        Column { head: "rows", align: Align::Right, drop: 0 },
+        Column { head: "tokens", align: Align::Right, drop: 0 },
         Column { head: "why", align: Align::Left, drop: 0 },
     ]);
     for state in states {
-        let rows = state.record.as_ref().and_then(|record| record.summary.rows);
-        let word = match state.state {
-            State::Cached => "cached",
-            State::Run => "run",
+        let own = |numbers: &std::collections::HashMap<String, Amount>| {
+            numbers.get(state.node.as_str()).copied().map(amount).unwrap_or_default()
         };
-        table.row(vec![
-            state.node.to_string(),
-            word.to_string(),
-            rows.filter(|_| state.state == State::Cached).map(count).unwrap_or_default(),
-            if state.state == State::Run { state.reason.clone() } else { String::new() },
-        ]);
+        let (word, why) = match state.state {
+            State::Cached => ("cached", String::new()),
+            State::Run => ("run", state.reason.clone()),
+        };
+        table.row(vec![state.node.to_string(), word.to_string(), own(&rows.rows), own(&rows.node_tokens), why]);
     }
-    let lines = table.lines(width);
-    let coloured = lines.iter().enumerate().map(|(i, line)| match i.checked_sub(1).and_then(|i| states.get(i)) {
-        None => paint(DIM, line),
-        Some(state) if state.state == State::Run => line.replacen(" run ", &format!(" {} ", paint(WARN, "run")), 1),
-        Some(_) => line.replacen(" cached", &format!(" {}", paint(GOOD, "cached")), 1),
+    // Reasons give way to the window; names and numbers do not.
+    let lines = table.lines(usize::MAX);
+    let coloured = lines.iter().enumerate().map(|(i, line)| {
+        let line = clip(line, width.max(40));
+        match i.checked_sub(1).and_then(|i| states.get(i)) {
+            None => paint(DIM, line),
+            Some(state) if state.state == State::Run => line.replacen(" run", &format!(" {}", paint(WARN, "run")), 1),
+            Some(_) => line.replacen(" cached", &format!(" {}", paint(GOOD, "cached")), 1),
+        }
     });
     coloured.collect::<Vec<_>>().join("\n") + "\n"
 }
@@ -62,24 +71,124 @@ fn tally(states: &[NodeState]) -> String {
     }
 }
 
-fn train_line(training: &Forecast) -> Option<String> {
-    let steps = training.steps()?;
-    let sequences = training.train.get("sequences").and_then(serde_json::Value::as_u64).unwrap_or(0);
-    let tokens = training.train.get("tokens").and_then(serde_json::Value::as_u64);
-    let tokens = tokens.map(|tokens| format!(", {} tokens", count(tokens))).unwrap_or_default();
-    Some(format!("training: {} optimizer steps over {} sequences{tokens}", count(steps), count(sequences)))
+/// A block of lines: a heading with its first value, then names and values beneath.
+fn block(heading: &str, first: &str, lines: &[(String, String)]) -> String {
+    let mut out = format!("\n{} {first}", paint(BOLD, format!("{heading:<14}")));
+    for (name, value) in lines {
+        out.push_str(&format!("\n  {} {value}", paint(DIM, format!("{name:<12}"))));
+    }
+    out
 }
 
-fn memory_line(training: &Forecast) -> Option<String> {
-    let part = |name: &str| training.memory.get(name).and_then(serde_json::Value::as_u64);
-    let peak = part("peak_bytes")?;
-    let parts = [
-        ("weights", "weights_bytes"),
-        ("adapter", "adapter_bytes"),
-        ("optimizer", "optimizer_bytes"),
-        ("activations", "activations_bytes"),
+fn training(opened: &Opened, forecast: &Forecast) -> Option<String> {
+    if forecast.train.is_empty() {
+        return None;
+    }
+    let mut lines = Vec::new();
+    match &forecast.steps {
+        Some(steps) => lines.extend(course(opened, forecast, steps)),
+        None => {
+            let sets = forecast.rows.unknown.join(", ");
+            lines
+                .push(("steps".to_string(), format!("known once {sets} has been read; nothing is fetched for a plan")));
+        }
+    }
+    Some(block("training", &what(forecast), &lines))
+}
+
+/// What is trained, and how many numbers that is.
+fn what(forecast: &Forecast) -> String {
+    let kind = |path: &str| forecast.train.get(path).and_then(|value| value["kind"].as_str()).unwrap_or("");
+    let name = match (kind("adapter"), kind("base")) {
+        ("lora", "nf4" | "fp4") => "QLoRA (4-bit base)",
+        ("lora", "int8") => "LoRA (8-bit base)",
+        ("lora", _) => "LoRA",
+        ("freeze", _) => "some of the weights",
+        _ => "all weights",
+    };
+    match &forecast.estimate {
+        Some(estimate) => {
+            let share = estimate.trainable_parameters as f64 / estimate.parameters.max(1) as f64;
+            let (trained, all) = (count(estimate.trainable_parameters), count(estimate.parameters));
+            format!("{name}: {trained} of {all} parameters ({})", percent(share))
+        }
+        None => name.to_string(),
+    }
+}
+
+fn course(opened: &Opened, forecast: &Forecast, steps: &Steps) -> Vec<(String, String)> {
+    let rows = &forecast.rows;
+    let number = |key: &str| {
+        forecast.train.get("batching").and_then(|batching| batching.get(key)).and_then(Value::as_f64).unwrap_or(1.0)
+    };
+    let window = number("micro_batch") * number("accumulation");
+    let mut data =
+        format!("{} of {} tokens", sequences(steps.sequences), count(opened.recipe.sequence_len.unwrap_or(512)));
+    if let Some(tokens) = rows.tokens {
+        data.push_str(&format!("; {} tokens", amount(tokens)));
+    }
+    if let Some(trained) = rows.trained_tokens {
+        data.push_str(&format!(", {} trained", amount(trained)));
+    }
+    let mark = if steps.sequences.exact { "" } else { "~" };
+    let epochs = steps.total as f64 / steps.per_epoch.max(1) as f64;
+    let epochs = (epochs * 100.0).round() / 100.0;
+    let length = format!(
+        "{mark}{}: {} {} of {mark}{}, {} to a step",
+        count(steps.total),
+        epochs,
+        if epochs == 1.0 { "epoch" } else { "epochs" },
+        count(steps.per_epoch),
+        plural(window as u64, "sequence")
+    );
+    vec![
+        ("data".to_string(), data),
+        ("steps".to_string(), length),
+        ("evaluates".to_string(), mark.to_string() + &steps.evaluations.told()),
+        ("saves".to_string(), mark.to_string() + &steps.saves.told()),
+    ]
+    .into_iter()
+    .map(|(name, value)| (name, value.replace("~never", "never")))
+    .collect()
+}
+
+fn sequences(n: Amount) -> String {
+    let noun = if n.n == 1 { "sequence" } else { "sequences" };
+    format!("{} {noun}", amount(n))
+}
+
+fn memory(opened: &Opened, forecast: &Forecast) -> Option<String> {
+    if forecast.train.is_empty() {
+        return None;
+    }
+    let Some(estimate) = &forecast.estimate else {
+        let model = opened.recipe.base_model.as_deref().unwrap_or("the base model");
+        return Some(block(
+            "memory",
+            &format!("cannot be estimated: {model} is not on this machine, and"),
+            &[(String::new(), "its shape is not known by its name".to_string())],
+        ));
+    };
+    Some(block("memory", &format!("{} at peak (estimate)", bytes(estimate.total_bytes)), &parts(estimate)))
+}
+
+/// Memory by part; parts of no size are left out.
+pub fn parts(estimate: &Estimate) -> Vec<(String, String)> {
+    let told = [
+        ("weights", estimate.weights_bytes, String::new()),
+        ("adapter", estimate.adapter_bytes, String::new()),
+        ("gradients", estimate.gradients_bytes, String::new()),
+        ("optimizer", estimate.optimizer_bytes, String::new()),
+        ("activations", estimate.activations_bytes, format!("{} tokens at once", count(estimate.chunk_tokens))),
+        ("loss", estimate.loss_bytes, String::new()),
+        ("libtorch", estimate.runtime_bytes, String::new()),
     ];
-    let told: Vec<String> =
-        parts.iter().filter_map(|(name, key)| Some(format!("{name} {}", bytes(part(key)?)))).collect();
-    Some(format!("memory (estimate): {} at peak: {}", bytes(peak), told.join(", ")))
+    let sized = told.into_iter().filter(|(_, size, _)| *size > 0);
+    let mut lines: Vec<(String, String)> = sized
+        .map(|(name, size, remark)| (name.to_string(), format!("{:>8}  {remark}", bytes(size)).trim_end().to_string()))
+        .collect();
+    if let Some(name) = &estimate.assumed_from_name {
+        lines.push((String::new(), format!("assumed from the name {name}")));
+    }
+    lines
 }

@@ -277,6 +277,14 @@ struct Block {
 struct Heads {
   int64_t dim, kv, group, window;
   double scale;
+  double cap;  // 0 for none; otherwise scores become cap * tanh(score / cap)
+  double dropout;
+  int64_t seed;
+
+  // What the softmax itself multiplies by: with a cap the scores are scaled before it.
+  float softmax_scale() const {
+    return static_cast<float>(cap > 0 ? 1.0 : scale);
+  }
 };
 
 std::vector<Block> blocks_of(const std::vector<int64_t>& lengths, int64_t window) {
@@ -321,9 +329,15 @@ void put_queries(const Tensor& from, const Tensor& out, const Heads& heads, cons
   out.narrow(0, b.start, rows).view({rows, heads.kv, heads.group, heads.dim}).copy_(own.permute({2, 0, 1, 3}));
 }
 
-// Attention weights of one block, [kv, group * rounded rows, rounded keys]; zeros outside the block.
-Tensor weights_of(const Tensor& q, const Tensor& k, const Heads& heads, const Block& b) {
+// Attention weights of one block, [kv, group * rounded rows, rounded keys]; zeros outside the block. `capped` receives the
+// scores divided by their cap, where there is one.
+Tensor weights_of(const Tensor& q, const Tensor& k, const Heads& heads, const Block& b, Tensor* capped = nullptr) {
   Tensor scores = at::bmm(q, k.transpose(1, 2)).contiguous();
+  if (heads.cap > 0) {
+    scores.mul_(heads.scale / heads.cap).tanh_();
+    if (capped) *capped = scores.clone();
+    scores.mul_(heads.cap);
+  }
   const int64_t rows = b.end - b.start, room = rounded(rows), keys = k.size(1);
   by_kind(scores, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
@@ -336,11 +350,16 @@ Tensor weights_of(const Tensor& q, const Tensor& k, const Heads& heads, const Bl
         }
         const int64_t limit = b.start + r % room - b.key_start + 1;
         const int64_t begin = heads.window > 0 ? std::max<int64_t>(0, limit - heads.window) : 0;
-        pipe_kernels::softmax_row(row, begin, limit, keys, static_cast<float>(heads.scale));
+        pipe_kernels::softmax_row(row, begin, limit, keys, heads.softmax_scale());
       }
     });
   });
   return scores;
+}
+
+// A block's weights with some of them dropped; the mask is a function of the seed and the block's place.
+Tensor dropped_weights(const Tensor& weights, const Heads& heads, const Block& b) {
+  return dropped(weights, heads.dropout, heads.seed ^ (b.start * 0x2545F4914F6CDD1D));
 }
 
 // Many short documents are shared out whole among the threads; a few long ones share the threads inside each product.
@@ -360,32 +379,29 @@ void for_documents(const std::vector<Block>& blocks, F f) {
 }
 
 struct AttentionFunction : Function<AttentionFunction> {
-  static Heads heads_of(const Tensor& q, const Tensor& k, int64_t dim, int64_t window) {
-    const int64_t kv = k.size(1) / dim;
-    return {dim, kv, q.size(1) / dim / kv, window, 1.0 / std::sqrt(static_cast<double>(dim))};
-  }
-
   static Tensor forward(AutogradContext* ctx, const Tensor& q, const Tensor& k, const Tensor& v,
-                        const std::vector<int64_t>& lengths, int64_t dim, int64_t window) {
-    const Heads heads = heads_of(q, k, dim, window);
+                        const std::vector<int64_t>& lengths, const PipeAttention& how) {
+    const int64_t kv = k.size(1) / how.dim;
+    const Heads heads{how.dim, kv, q.size(1) / how.dim / kv, how.window, how.scale, how.cap, how.dropout, static_cast<int64_t>(how.seed)};
     Tensor out = at::empty_like(q);
-    for_documents(blocks_of(lengths, window), [&](const Block& b) {
+    for_documents(blocks_of(lengths, heads.window), [&](const Block& b) {
       const Tensor weights = weights_of(queries(q, heads, b), keys_of(k, heads, b), heads, b);
-      put_queries(at::bmm(weights, keys_of(v, heads, b)), out, heads, b);
+      put_queries(at::bmm(dropped_weights(weights, heads, b), keys_of(v, heads, b)), out, heads, b);
     });
     ctx->save_for_backward({q, k, v});
     ctx->saved_data["lengths"] = lengths;
-    ctx->saved_data["dim"] = dim;
-    ctx->saved_data["window"] = window;
+    ctx->saved_data["whole"] = std::vector<int64_t>{heads.dim, heads.kv, heads.group, heads.window, heads.seed};
+    ctx->saved_data["real"] = std::vector<double>{heads.scale, heads.cap, heads.dropout};
     return out;
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const auto saved = ctx->get_saved_variables();
     const Tensor &q = saved[0], &k = saved[1], &v = saved[2], grad = grads[0].contiguous();
-    const int64_t window = ctx->saved_data["window"].toInt();
-    const Heads heads = heads_of(q, k, ctx->saved_data["dim"].toInt(), window);
-    const auto blocks = blocks_of(ctx->saved_data["lengths"].toIntVector(), window);
+    const auto whole = ctx->saved_data["whole"].toIntVector();
+    const auto real = ctx->saved_data["real"].toDoubleVector();
+    const Heads heads{whole[0], whole[1], whole[2], whole[3], real[0], real[1], real[2], whole[4]};
+    const auto blocks = blocks_of(ctx->saved_data["lengths"].toIntVector(), heads.window);
     // Keys of a long document gather from several blocks; one-block documents are written once and need no zeros.
     bool several = false;
     for (const Block& b : blocks) several = several || b.end - b.start != b.end - b.key_start;
@@ -393,17 +409,20 @@ struct AttentionFunction : Function<AttentionFunction> {
     Tensor dq = at::empty_like(q), dk = several ? at::zeros_like(k) : at::empty_like(k), dv = several ? at::zeros_like(v) : at::empty_like(v);
     for_documents(blocks, [&](const Block& b) {
       const Tensor own = queries(q, heads, b), own_grad = queries(grad, heads, b), keys_own = keys_of(k, heads, b);
-      const Tensor weights = weights_of(own, keys_own, heads, b);
-      const Tensor values_grad = at::bmm(weights.transpose(1, 2), own_grad).narrow(1, 0, b.end - b.key_start);
-      Tensor scores_grad = at::bmm(own_grad, keys_of(v, heads, b).transpose(1, 2)).contiguous();
+      Tensor capped;
+      const Tensor weights = weights_of(own, keys_own, heads, b, &capped);
+      const Tensor kept = dropped_weights(weights, heads, b);
+      const Tensor values_grad = at::bmm(kept.transpose(1, 2), own_grad).narrow(1, 0, b.end - b.key_start);
+      Tensor scores_grad = dropped_weights(at::bmm(own_grad, keys_of(v, heads, b).transpose(1, 2)).contiguous(), heads, b);
       const int64_t keys = weights.size(2), rows = weights.numel() / keys;
       by_kind(scores_grad, [&](auto* type) {
         using T = std::remove_pointer_t<decltype(type)>;
         at::parallel_for(0, rows, grain(keys), [&](int64_t first, int64_t last) {
           for (int64_t r = first; r < last; r++)
-            pipe_kernels::softmax_back_row(data<T>(weights) + r * keys, data<T>(scores_grad) + r * keys, keys, static_cast<float>(heads.scale));
+            pipe_kernels::softmax_back_row(data<T>(weights) + r * keys, data<T>(scores_grad) + r * keys, keys, heads.softmax_scale());
         });
       });
+      if (heads.cap > 0) scores_grad.mul_(capped.square_().neg_().add_(1).mul_(heads.scale));
       put_queries(at::bmm(scores_grad, keys_own), dq, heads, b);
       const int64_t real = b.end - b.key_start;
       const Tensor keys_grad = at::bmm(scores_grad.transpose(1, 2), own).narrow(1, 0, real);
@@ -416,7 +435,7 @@ struct AttentionFunction : Function<AttentionFunction> {
         dv_view.copy_(values_grad);
       }
     });
-    return {dq, dk, dv, Tensor(), Tensor(), Tensor()};
+    return {dq, dk, dv, Tensor(), Tensor()};
   }
 };
 
@@ -426,7 +445,8 @@ struct AttentionFunction : Function<AttentionFunction> {
 constexpr int64_t kHeadRows = 256;
 
 struct HeadLossFunction : Function<HeadLossFunction> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& hidden, const Tensor& head, const Tensor& targets) {
+  static Tensor forward(AutogradContext* ctx, const Tensor& hidden, const Tensor& head, const std::optional<Tensor>& bias,
+                        const Tensor& targets, double scale, double cap) {
     const int64_t rows = hidden.size(0), vocabulary = head.size(0);
     const bool differentiate = hidden.requires_grad() || head.requires_grad();
     const Tensor weight = head.to(hidden.scalar_type());
@@ -439,7 +459,14 @@ struct HeadLossFunction : Function<HeadLossFunction> {
         part = at::zeros({rounded(count), hidden.size(1)}, hidden.options());
         part.narrow(0, 0, count).copy_(hidden.narrow(0, start, count));
       }
-      Tensor logits = at::mm(part, weight.t());
+      Tensor logits = at::mm(part, weight.t()), capped;
+      if (scale != 1) logits.mul_(scale);
+      if (bias) logits.add_(bias->to(logits.scalar_type()));
+      if (cap > 0) {
+        logits.div_(cap).tanh_();
+        if (differentiate) capped = logits.clone();
+        logits.mul_(cap);
+      }
       by_kind(logits, [&](auto* type) {
         using T = std::remove_pointer_t<decltype(type)>;
         at::parallel_for(0, count, 1, [&](int64_t first, int64_t last) {
@@ -447,6 +474,8 @@ struct HeadLossFunction : Function<HeadLossFunction> {
             data<float>(losses)[start + r] = pipe_kernels::cross_entropy_row(data<T>(logits) + r * vocabulary, vocabulary, data<int64_t>(targets)[start + r], differentiate);
         });
       });
+      if (differentiate && cap > 0) logits.mul_(capped.square_().neg_().add_(1));
+      if (differentiate && scale != 1) logits.mul_(scale);
       // Rows past the last hold the logits of zeros; their products are left out.
       if (differentiate) hidden_grad.narrow(0, start, count).copy_(at::mm(logits, weight).narrow(0, 0, count));
     }
@@ -456,7 +485,8 @@ struct HeadLossFunction : Function<HeadLossFunction> {
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const Tensor hidden_grad = ctx->get_saved_variables()[0];
-    return {hidden_grad.mul(grads[0].unsqueeze(1).to(hidden_grad.scalar_type())), Tensor(), Tensor()};
+    const Tensor out = hidden_grad.mul(grads[0].unsqueeze(1).to(hidden_grad.scalar_type()));
+    return {out, Tensor(), Tensor(), Tensor(), Tensor(), Tensor()};
   }
 };
 
@@ -549,15 +579,18 @@ Tensor* pipe_rotate(const Tensor* x, const Tensor* cos, const Tensor* sin, char*
 }
 
 Tensor* pipe_attention(const Tensor* q, const Tensor* k, const Tensor* v, const int64_t* lengths, int64_t documents,
-                       int64_t dim, int64_t window, char** error) {
+                       const PipeAttention* how, char** error) {
   return guarded(error, [&] {
     return AttentionFunction::apply(q->contiguous(), k->contiguous(), v->contiguous(),
-                                    std::vector<int64_t>(lengths, lengths + documents), dim, window);
+                                    std::vector<int64_t>(lengths, lengths + documents), *how);
   });
 }
 
-Tensor* pipe_head_loss(const Tensor* hidden, const Tensor* head, const Tensor* targets, char** error) {
-  return guarded(error, [&] { return HeadLossFunction::apply(hidden->contiguous(), *head, *targets); });
+Tensor* pipe_head_loss(const Tensor* hidden, const Tensor* head, const Tensor* bias, const Tensor* targets, double scale,
+                       double cap, char** error) {
+  return guarded(error, [&] {
+    return HeadLossFunction::apply(hidden->contiguous(), *head, if_given(bias), *targets, scale, cap);
+  });
 }
 
 Tensor* pipe_checkpoint(const Tensor* x, void* closure, char** error) {

@@ -29,6 +29,16 @@ struct PipeLora {
   uint64_t seed;
 };
 
+// How attention is computed. A cap or a window of 0 is none.
+struct PipeAttention {
+  int64_t dim;
+  int64_t window;
+  double scale;
+  double cap;
+  double dropout;
+  uint64_t seed;
+};
+
 // Writes weights of blocks [first, last) as f32 or bf16 to the start of `out` + 64 * first; implemented in Rust (kernels/).
 void pipe_nf4_decode(const uint8_t* packed, const uint8_t* scale_codes, const float* absmax, float offset, int64_t first,
                      int64_t last, int64_t count, int32_t wide, void* out);

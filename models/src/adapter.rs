@@ -34,15 +34,21 @@ pub fn attach(decoder: &mut Decoder, settings: &Settings, seed: u64) -> Result<(
     let scale = scale(settings);
     let matcher = Matcher::new(&settings.targets)?;
     let mut found = 0;
-    for linear in decoder.linears_mut().filter(|linear| matcher.matches(&linear.name)) {
+    // Every linear layer means what does the work; what chooses experts must be named.
+    let routers: Vec<String> = match settings.targets {
+        Targets::AllLinear => decoder.routers().map(str::to_string).collect(),
+        _ => Vec::new(),
+    };
+    let chosen = |linear: &Linear| matcher.matches(&linear.name) && !routers.contains(&linear.name);
+    for linear in decoder.linears_mut().filter(|linear| chosen(linear)) {
         linear.lora = Some(Lora::new(linear, settings.r as i64, scale, settings.dropout, seed));
         found += 1;
     }
     match found {
         0 => Err(ModelError::input(format!(
-            "lora_target_modules {:?} matches no linear layer; this model has q_proj, k_proj, v_proj, o_proj, gate_proj, \
-             up_proj and down_proj",
-            settings.targets
+            "lora_target_modules {:?} matches no linear layer; this model has {}",
+            settings.targets,
+            module_names(decoder).join(", ")
         ))),
         _ => Ok(()),
     }
@@ -151,6 +157,17 @@ fn key(layer: &str, side: &str) -> String {
     format!("{PREFIX}{layer}.lora_{side}.weight")
 }
 
+/// The last parts of the linear layers' names, each once.
+fn module_names(decoder: &Decoder) -> Vec<&str> {
+    let mut names: Vec<&str> = Vec::new();
+    for last in decoder.linears().filter_map(|linear| linear.name.rsplit('.').next()) {
+        if !names.contains(&last) {
+            names.push(last);
+        }
+    }
+    names
+}
+
 /// What PEFT needs to load the adapter; keys in its order of meaning, targets sorted.
 fn config(decoder: &Decoder, settings: &Settings, base: &Path) -> Value {
     let last = |linear: &Linear| linear.name.rsplit('.').next().unwrap_or_default().to_string();
@@ -172,7 +189,7 @@ fn config(decoder: &Decoder, settings: &Settings, base: &Path) -> Value {
         "use_dora": settings.dora,
         "target_modules": targets,
         "bias": "none",
-        "fan_in_fan_out": false,
+        "fan_in_fan_out": decoder.config.family.conv1d,
         "init_lora_weights": true,
         "inference_mode": true,
         "modules_to_save": null,

@@ -2,25 +2,37 @@
 //!
 //! Scores are only ever formed within a document, so no `[tokens, tokens]` mask exists. Nothing here has weights.
 
-use pipe_files::ModelConfig;
+use pipe_files::{ModelConfig, Rope};
 use tch::{Kind, Tensor};
 
 use crate::decoder::DEVICE;
 use crate::linear::Pass;
-use crate::shim;
+use crate::random;
+use crate::shim::{self, Attention};
 
 /// Rotary position embedding (Su et al., arXiv 2104.09864) in the half-split layout of Hugging Face.
 #[derive(Debug)]
 pub struct Rotary {
-    /// `[head_dim / 2]`, radians per position, f32.
+    rope: Rope,
+    /// `[rotated / 2]`, radians per position, f32; for schemes that do not look at the sequence's length.
     frequencies: Tensor,
 }
 
-/// Cosines and sines for some tokens, `[tokens, head_dim / 2]` each, f32.
+/// Cosines and sines for some tokens, `[tokens, rotated / 2]` each, f32.
 #[derive(Debug)]
 pub struct Angles {
     pub cos: Tensor,
     pub sin: Tensor,
+}
+
+/// Neighbouring tokens of one document.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// Position of the first.
+    pub first: i64,
+    pub count: i64,
+    /// Tokens of the document up to the last one known: some schemes stretch frequencies by it.
+    pub length: i64,
 }
 
 /// Keys and values of the tokens read so far. Rows have their own lengths; there is no padding to mask on the left.
@@ -34,53 +46,99 @@ pub struct Cache {
     capacity: i64,
 }
 
-impl Rotary {
-    /// From inverse frequencies, `head_dim / 2` of them.
-    pub fn new(frequencies: &[f32]) -> Self {
-        Self { frequencies: Tensor::from_slice(frequencies).to_device(DEVICE) }
-    }
-
-    /// Angles at `positions` `[tokens]`.
-    pub fn at(&self, positions: &Tensor) -> Angles {
-        let angle = positions.to_kind(Kind::Float).unsqueeze(1) * self.frequencies.unsqueeze(0);
-        Angles { cos: angle.cos(), sin: angle.sin() }
+impl Span {
+    /// A document from its start.
+    pub fn whole(length: i64) -> Self {
+        Self { first: 0, count: length, length }
     }
 }
 
-/// Rotates every head of `x` `[tokens, heads * head_dim]`.
-pub fn rotate(x: &Tensor, angles: &Angles, pass: Pass) -> Tensor {
-    if pass.fused {
+impl Rotary {
+    pub fn new(rope: &Rope) -> Self {
+        let frequencies = Tensor::from_slice(&rope.inverse_frequencies(0)).to_device(DEVICE);
+        Self { rope: rope.clone(), frequencies }
+    }
+
+    /// Angles at the tokens of `spans`, laid end to end.
+    pub fn at(&self, spans: &[Span]) -> Angles {
+        let positions: Vec<i64> = spans.iter().flat_map(|span| span.first..span.first + span.count).collect();
+        let positions = Tensor::from_slice(&positions).to_kind(Kind::Float).unsqueeze(1);
+        let angle = if self.rope.depends_on_length() {
+            let rows = spans.iter().map(|span| {
+                let own = Tensor::from_slice(&self.rope.inverse_frequencies(span.length as usize));
+                own.unsqueeze(0).expand([span.count, -1], false)
+            });
+            positions * Tensor::cat(&rows.collect::<Vec<_>>(), 0)
+        } else {
+            positions * self.frequencies.unsqueeze(0)
+        };
+        let factor = self.rope.attention_factor();
+        if factor == 1.0 {
+            return Angles { cos: angle.cos(), sin: angle.sin() };
+        }
+        Angles { cos: angle.cos() * factor, sin: angle.sin() * factor }
+    }
+}
+
+/// Rotates every head of `x` `[tokens, heads * head_dim]`, as many of its elements as there are angles for.
+pub fn rotate(x: &Tensor, angles: &Angles, head_dim: usize, pass: Pass) -> Tensor {
+    let half = angles.cos.size()[1];
+    let (dim, tokens) = (head_dim as i64, x.size()[0]);
+    if pass.fused && 2 * half == dim {
         return shim::rotate(x, &angles.cos, &angles.sin);
     }
-    let half = angles.cos.size()[1];
-    let heads = x.reshape([x.size()[0], -1, 2 * half]).to_kind(Kind::Float);
+    let heads = x.reshape([tokens, -1, dim]);
+    let turned = heads.narrow(2, 0, 2 * half).to_kind(Kind::Float);
     let (cos, sin) = (angles.cos.unsqueeze(1), angles.sin.unsqueeze(1));
-    let (low, high) = (heads.narrow(2, 0, half), heads.narrow(2, half, half));
-    let rotated = Tensor::cat(&[&low * &cos - &high * &sin, &high * &cos + &low * &sin], 2);
-    rotated.to_kind(x.kind()).reshape_as(x)
+    let (low, high) = (turned.narrow(2, 0, half), turned.narrow(2, half, half));
+    let turned = [&low * &cos - &high * &sin, &high * &cos + &low * &sin].map(|part| part.to_kind(x.kind()));
+    let [low, high] = turned;
+    let rest = heads.narrow(2, 2 * half, dim - 2 * half);
+    Tensor::cat(&[low, high, rest], 2).reshape_as(x)
+}
+
+/// How a layer of this model attends.
+pub fn of_layer(config: &ModelConfig, layer: usize, pass: Pass) -> Attention {
+    let seed =
+        pass.training.map(|seed| random::mix(random::mix(seed, random::name_key("attention weights")), layer as u64));
+    Attention {
+        head_dim: config.head_dim as i64,
+        window: config.window(layer).map_or(0, |window| window as i64),
+        scale: config.attention_scale(layer),
+        cap: config.attention_softcap.unwrap_or(0.0),
+        dropout: seed.map_or(0.0, |_| config.dropout.attention),
+        seed: seed.unwrap_or(0),
+    }
 }
 
 /// Causal attention within each document. `q` is `[tokens, heads * head_dim]`, `k` and `v` `[tokens, kv_heads *
 /// head_dim]`; `lengths` are the documents' tokens in order.
-pub fn packed(q: &Tensor, k: &Tensor, v: &Tensor, config: &ModelConfig, lengths: &[i64], pass: Pass) -> Tensor {
-    let window = config.sliding_window.map_or(0, |window| window as i64);
-    if pass.fused {
-        return shim::attention(q, k, v, config.head_dim as i64, lengths, window);
+pub fn packed(q: &Tensor, k: &Tensor, v: &Tensor, lengths: &[i64], how: &Attention, pass: Pass) -> Tensor {
+    // Masks of dropped weights are made by the kernel alone.
+    if pass.fused || how.dropout > 0.0 {
+        return shim::attention(q, k, v, lengths, how);
     }
     let split = |x: &Tensor, start: i64, length: i64| {
-        x.narrow(0, start, length).reshape([length, -1, config.head_dim as i64]).transpose(0, 1).unsqueeze(0)
+        x.narrow(0, start, length).reshape([length, -1, how.head_dim]).transpose(0, 1)
     };
     let mut start = 0;
     let mut outputs = Vec::with_capacity(lengths.len());
     for &length in lengths {
         let (q, k, v) = (split(q, start, length), split(k, start, length), split(v, start, length));
-        let mask = (window > 0 && length > window).then(|| window_mask(length, window));
-        let out =
-            Tensor::scaled_dot_product_attention(&q, &k, &v, mask.as_ref(), 0.0, mask.is_none(), None::<f64>, true);
-        outputs.push(out.squeeze_dim(0).transpose(0, 1).reshape([length, -1]));
+        let group = q.size()[0] / k.size()[0];
+        let (k, v) = (k.repeat_interleave_self_int(group, 0, None), v.repeat_interleave_self_int(group, 0, None));
+        let scores = capped(&(q.matmul(&k.transpose(1, 2)) * how.scale), how.cap).to_kind(Kind::Float);
+        let weights = scores.masked_fill(&unseen(length, how.window), f64::NEG_INFINITY).softmax(-1, Kind::Float);
+        let out = weights.to_kind(v.kind()).matmul(&v);
+        outputs.push(out.transpose(0, 1).reshape([length, -1]));
         start += length;
     }
     Tensor::cat(&outputs, 0)
+}
+
+/// `cap * tanh(x / cap)`, or `x` where there is no cap.
+pub fn capped(x: &Tensor, cap: f64) -> Tensor {
+    if cap > 0.0 { (x / cap).tanh() * cap } else { x.shallow_clone() }
 }
 
 impl Cache {
@@ -148,9 +206,10 @@ impl Cache {
         let longest = self.lengths.iter().max().copied().unwrap_or(0) + 1;
         let keys = self.keys[layer].narrow(1, 0, longest);
         let values = self.values[layer].narrow(1, 0, longest);
-        let q = q.reshape([rows * kv_heads, -1, dim]) * (1.0 / (dim as f64).sqrt());
-        let scores = q.bmm(&keys.transpose(1, 2)).to_kind(Kind::Float).reshape([rows, -1, longest]);
-        let weights = (scores + self.unread(longest, config)).softmax(-1, Kind::Float).to_kind(q.kind());
+        let q = q.reshape([rows * kv_heads, -1, dim]) * config.attention_scale(layer);
+        let scores = capped(&q.bmm(&keys.transpose(1, 2)), config.attention_softcap.unwrap_or(0.0));
+        let scores = scores.to_kind(Kind::Float).reshape([rows, -1, longest]);
+        let weights = (scores + self.unread(longest, config.window(layer))).softmax(-1, Kind::Float).to_kind(q.kind());
         weights.reshape([rows * kv_heads, -1, longest]).bmm(&values).reshape([rows, -1])
     }
 
@@ -159,11 +218,11 @@ impl Cache {
     }
 
     /// `[rows, 1, longest]`: minus infinity where a row holds nothing, or nothing within its window.
-    fn unread(&self, longest: i64, config: &ModelConfig) -> Tensor {
+    fn unread(&self, longest: i64, window: Option<usize>) -> Tensor {
         let columns = Tensor::arange(longest, (Kind::Int64, DEVICE)).unsqueeze(0);
         let last = Tensor::from_slice(&self.lengths).unsqueeze(1);
         let mut hidden = columns.gt_tensor(&last);
-        if let Some(window) = config.sliding_window {
+        if let Some(window) = window {
             hidden = hidden.logical_or(&columns.le_tensor(&(&last - window as i64)));
         }
         Tensor::zeros(hidden.size(), (Kind::Float, DEVICE)).masked_fill(&hidden, f64::NEG_INFINITY).unsqueeze(1)
@@ -183,7 +242,9 @@ impl Cache {
     }
 }
 
-/// `[length, length]`, true where a query may look: at itself and the `window - 1` tokens before it.
-fn window_mask(length: i64, window: i64) -> Tensor {
-    Tensor::ones([length, length], (Kind::Bool, DEVICE)).tril(0).triu(1 - window)
+/// `[length, length]`, true where a query may not look: after itself, and further back than its window (0 for none).
+fn unseen(length: i64, window: i64) -> Tensor {
+    let seen = Tensor::ones([length, length], (Kind::Bool, DEVICE)).tril(0);
+    let seen = if window > 0 { seen.triu(1 - window) } else { seen };
+    seen.logical_not()
 }

@@ -1,4 +1,4 @@
-//! The decoder: one network for every llama-like family, in training and in generation.
+//! The decoder: one network for every family, in training and in generation.
 //!
 //! Family differences are values in [`ModelConfig`], never branches on a name. Training runs documents end to end in
 //! one flat row of tokens, so there is no padding anywhere; generation adds a [`Cache`]. This file must not know
@@ -9,8 +9,11 @@ use std::rc::Rc;
 use pipe_files::ModelConfig;
 use tch::{Device, Kind, Tensor};
 
-use crate::attention::{self, Cache, Rotary};
+use crate::attention::{self, Angles, Cache, Rotary, Span};
+use crate::layer::Layer;
 use crate::linear::{Linear, Pass};
+use crate::mlp::{Tally, balance_loss};
+use crate::norm::Norm;
 use crate::shim;
 use crate::{ModelError, Result, random};
 
@@ -22,30 +25,28 @@ pub struct Decoder {
     pub compute: Kind,
     /// `[vocabulary, hidden]`
     pub embedding: Tensor,
+    /// Learned positions, `[positions, hidden]`.
+    pub positions: Option<Tensor>,
     pub layers: Vec<Layer>,
-    /// The last norm's weight, `[hidden]`.
-    pub norm: Tensor,
+    /// The last norm.
+    pub norm: Norm,
     /// `[vocabulary, hidden]`; `None` when the embedding is used.
     pub untied_head: Option<Tensor>,
-    pub rotary: Rotary,
+    /// `[vocabulary]`
+    pub head_bias: Option<Tensor>,
+    /// The model's rotary positions; layers say which of them is theirs.
+    pub rotary: Vec<Rotary>,
     /// NEFTune's noise scale; 0 for none. Active in training passes only.
     pub neftune_alpha: f64,
 }
 
-/// One decoder block.
+/// What a pass over documents gives.
 #[derive(Debug)]
-pub struct Layer {
-    /// `input_layernorm`, `[hidden]`.
-    pub attention_norm: Tensor,
-    pub q: Linear,
-    pub k: Linear,
-    pub v: Linear,
-    pub o: Linear,
-    /// `post_attention_layernorm`, `[hidden]`.
-    pub mlp_norm: Tensor,
-    pub gate: Linear,
-    pub up: Linear,
-    pub down: Linear,
+pub struct Hidden {
+    /// After the last norm, `[tokens, hidden]` in the compute type.
+    pub states: Tensor,
+    /// The load-balancing loss of a mixture of experts, weighted by the model's coefficient; a scalar.
+    pub balance: Option<Tensor>,
 }
 
 /// Documents laid end to end. Each attends to itself only, and positions start at 0 in each.
@@ -66,31 +67,44 @@ impl Segments {
         }
     }
 
-    /// `[tokens]`: 0, 1, 2... in each document.
-    fn positions(&self) -> Tensor {
-        let positions: Vec<i64> = self.lengths.iter().flat_map(|&length| 0..length).collect();
-        Tensor::from_slice(&positions)
+    fn spans(&self) -> Vec<Span> {
+        self.lengths.iter().copied().map(Span::whole).collect()
     }
 }
 
 impl Decoder {
     /// Hidden states after the last norm, `[tokens, hidden]` in the compute type.
     pub fn hidden(&self, segments: &Segments, pass: Pass) -> Result<Tensor> {
+        Ok(self.forward(segments, pass)?.states)
+    }
+
+    /// Passes documents through the network.
+    pub fn forward(&self, segments: &Segments, pass: Pass) -> Result<Hidden> {
         self.check_ids(&segments.ids)?;
-        let angles = Rc::new(self.rotary.at(&segments.positions()));
+        let spans = segments.spans();
+        let angles: Rc<[Angles]> = self.angles(&spans).into();
         let lengths: Rc<[i64]> = segments.lengths.as_slice().into();
-        let mut x = self.embed(segments, pass);
+        let mut x = self.embed(segments, &spans, pass)?;
+        let mut tallies = Vec::new();
         for layer in &self.layers {
             let (angles, lengths) = (angles.clone(), lengths.clone());
+            let how = attention::of_layer(&self.config, layer.index, pass);
             let run = move |x: &Tensor| {
                 layer.forward(&self.config, x, pass, |q, k, v| {
-                    let (q, k) = (attention::rotate(q, &angles, pass), attention::rotate(k, &angles, pass));
-                    attention::packed(&q, &k, v, &self.config, &lengths, pass)
+                    let (q, k) = self.rotate(q, k, layer.index, &angles, pass);
+                    attention::packed(&q, &k, v, &lengths, &how, pass)
                 })
             };
-            x = if pass.checkpointing && pass.training.is_some() { self.recomputed(&x, run) } else { run(&x) };
+            let (out, tally) = match pass.checkpointing && pass.training.is_some() {
+                true => self.recomputed(&x, run),
+                false => run(&x),
+            };
+            x = out;
+            tallies.extend(tally);
         }
-        Ok(self.rms_norm(&x, &self.norm, pass))
+        let weight = self.config.experts.as_ref().map_or(0.0, |experts| experts.balance);
+        let balance = balance_loss(&tallies, segments.ids.len() as i64).map(|loss| loss * weight);
+        Ok(Hidden { states: self.norm.forward(&x, pass), balance })
     }
 
     /// The output head's weight, `[vocabulary, hidden]`.
@@ -100,7 +114,14 @@ impl Decoder {
 
     /// `hidden` `[rows, hidden]` to logits `[rows, vocabulary]` in f32.
     pub fn logits(&self, hidden: &Tensor) -> Tensor {
-        hidden.matmul(&self.head().to_kind(hidden.kind()).tr()).to_kind(Kind::Float)
+        let logits = hidden.matmul(&self.head().to_kind(hidden.kind()).tr()).to_kind(Kind::Float);
+        let scale = self.config.scales.logits;
+        let logits = if scale == 1.0 { logits } else { logits * scale };
+        let logits = match &self.head_bias {
+            Some(bias) => logits + bias.to_kind(Kind::Float),
+            None => logits,
+        };
+        attention::capped(&logits, self.config.final_softcap.unwrap_or(0.0))
     }
 
     /// An empty cache for generation over as many rows as there are prompts.
@@ -119,14 +140,16 @@ impl Decoder {
         }
         self.check_ids(&segments.ids)?;
         tch::no_grad(|| {
-            let angles = self.rotary.at(&segments.positions());
-            let mut x = self.embed(&segments, pass);
+            let spans = segments.spans();
+            let angles = self.angles(&spans);
+            let mut x = self.embed(&segments, &spans, pass)?;
             cache.start(&segments.lengths);
-            for (index, layer) in self.layers.iter().enumerate() {
-                x = layer.forward(&self.config, &x, pass, |q, k, v| {
-                    let (q, k) = (attention::rotate(q, &angles, pass), attention::rotate(k, &angles, pass));
-                    cache.fill(index, &k, v, &self.config);
-                    attention::packed(&q, &k, v, &self.config, &segments.lengths, pass)
+            for layer in &self.layers {
+                let how = attention::of_layer(&self.config, layer.index, pass);
+                (x, _) = layer.forward(&self.config, &x, pass, |q, k, v| {
+                    let (q, k) = self.rotate(q, k, layer.index, &angles, pass);
+                    cache.fill(layer.index, &k, v, &self.config);
+                    attention::packed(&q, &k, v, &segments.lengths, &how, pass)
                 });
             }
             let ends: Vec<i64> = segments
@@ -138,7 +161,7 @@ impl Decoder {
                 })
                 .collect();
             let last = x.index_select(0, &Tensor::from_slice(&ends));
-            Ok(self.logits(&self.rms_norm(&last, &self.norm, pass)))
+            Ok(self.logits(&self.norm.forward(&last, pass)))
         })
     }
 
@@ -149,17 +172,19 @@ impl Decoder {
             return Err(ModelError::work(format!("{} tokens for {} rows", tokens.len(), cache.lengths.len())));
         }
         tch::no_grad(|| {
-            let angles = self.rotary.at(&Tensor::from_slice(&cache.lengths));
-            let mut x = self.embedding.index_select(0, &Tensor::from_slice(tokens)).to_kind(self.compute);
+            let one = |&length: &i64| Span { first: length, count: 1, length: length + 1 };
+            let spans: Vec<Span> = cache.lengths.iter().map(one).collect();
+            let angles = self.angles(&spans);
+            let mut x = self.placed(tokens, &spans)?;
             cache.grow(&self.config);
-            for (index, layer) in self.layers.iter().enumerate() {
-                x = layer.forward(&self.config, &x, pass, |q, k, v| {
-                    let (q, k) = (attention::rotate(q, &angles, pass), attention::rotate(k, &angles, pass));
-                    cache.append_and_attend(index, &q, &k, v, &self.config)
+            for layer in &self.layers {
+                (x, _) = layer.forward(&self.config, &x, pass, |q, k, v| {
+                    let (q, k) = self.rotate(q, k, layer.index, &angles, pass);
+                    cache.append_and_attend(layer.index, &q, &k, v, &self.config)
                 });
             }
             cache.advance();
-            Ok(self.logits(&self.rms_norm(&x, &self.norm, pass)))
+            Ok(self.logits(&self.norm.forward(&x, pass)))
         })
     }
 
@@ -173,12 +198,57 @@ impl Decoder {
         self.layers.iter_mut().flat_map(Layer::linears_mut)
     }
 
-    fn embed(&self, segments: &Segments, pass: Pass) -> Tensor {
-        let x = self.embedding.index_select(0, &Tensor::from_slice(&segments.ids)).to_kind(self.compute);
-        match pass.training {
-            Some(seed) if self.neftune_alpha > 0.0 => x + self.noise(segments, seed),
-            _ => x,
+    /// Names of the modules that choose experts.
+    pub fn routers(&self) -> impl Iterator<Item = &str> {
+        self.layers.iter().filter_map(|layer| match &layer.mlp {
+            crate::mlp::Mlp::Mixture(mixture) => Some(mixture.router.name.as_str()),
+            _ => None,
+        })
+    }
+
+    /// One set of angles for each of the model's ropes.
+    fn angles(&self, spans: &[Span]) -> Vec<Angles> {
+        self.rotary.iter().map(|rotary| rotary.at(spans)).collect()
+    }
+
+    fn rotate(&self, q: &Tensor, k: &Tensor, layer: usize, angles: &[Angles], pass: Pass) -> (Tensor, Tensor) {
+        let Some(angles) = angles.get(self.config.layer_kinds[layer].rope) else {
+            return (q.shallow_clone(), k.shallow_clone());
+        };
+        let turn = |x: &Tensor| attention::rotate(x, angles, self.config.head_dim, pass);
+        (turn(q), turn(k))
+    }
+
+    /// Embeddings of a pass, with the noise and the dropped elements of training.
+    fn embed(&self, segments: &Segments, spans: &[Span], pass: Pass) -> Result<Tensor> {
+        let x = self.placed(&segments.ids, spans)?;
+        let Some(seed) = pass.training else { return Ok(x) };
+        let x = if self.neftune_alpha > 0.0 { x + self.noise(segments, seed) } else { x };
+        let share = self.config.dropout.embedding;
+        let key = random::mix(seed, random::name_key("embedding"));
+        Ok(if share > 0.0 { shim::dropout(&x, share, key) } else { x })
+    }
+
+    /// Embeddings of tokens, scaled, with learned positions added.
+    fn placed(&self, ids: &[i64], spans: &[Span]) -> Result<Tensor> {
+        let x = self.embedding.index_select(0, &Tensor::from_slice(ids)).to_kind(self.compute);
+        let scales = &self.config.scales;
+        let x = match scales.embedding_rounded {
+            _ if scales.embedding == 1.0 => x,
+            true => &x * Tensor::from(scales.embedding).to_kind(x.kind()),
+            false => x * scales.embedding,
+        };
+        let Some(table) = &self.positions else { return Ok(x) };
+        let most = table.size()[0];
+        if let Some(span) = spans.iter().find(|span| span.first + span.count > most) {
+            return Err(ModelError::input(format!(
+                "a document of {} tokens is longer than the {most} positions this model has learned; lower sequence_len \
+                 (or max_new_tokens)",
+                span.first + span.count
+            )));
         }
+        let positions: Vec<i64> = spans.iter().flat_map(|span| span.first..span.first + span.count).collect();
+        Ok(x + table.index_select(0, &Tensor::from_slice(&positions)).to_kind(self.compute))
     }
 
     /// NEFTune (arXiv 2310.05914): uniform noise of size `alpha / sqrt(document tokens * hidden)`.
@@ -196,15 +266,34 @@ impl Decoder {
         noise.to_kind(self.compute)
     }
 
+    /// Runs a layer without keeping its activations. The tally of a mixture rides along in rows behind the tokens', because
+    /// what is recomputed gives one tensor.
     #[allow(unsafe_code)]
-    fn recomputed<'a>(&'a self, x: &Tensor, part: impl Fn(&Tensor) -> Tensor + 'a) -> Tensor {
-        // SAFETY: `part` borrows this decoder alone. The loop that owns the decoder runs backward on the loss, or drops
+    fn recomputed<'a>(
+        &'a self,
+        x: &Tensor,
+        part: impl Fn(&Tensor) -> (Tensor, Option<Tally>) + 'a,
+    ) -> (Tensor, Option<Tally>) {
+        let (rows, hidden) = (x.size()[0], x.size()[1]);
+        let one = move |x: &Tensor| match part(x) {
+            (out, None) => out,
+            (out, Some(tally)) => {
+                let flat = tally.reshape([-1]);
+                let gap = (hidden - flat.size()[0] % hidden) % hidden;
+                let padded = flat.constant_pad_nd([0, gap]).reshape([-1, hidden]).to_kind(out.kind());
+                Tensor::cat(&[out, padded], 0)
+            }
+        };
+        // SAFETY: `one` borrows this decoder alone. The loop that owns the decoder runs backward on the loss, or drops
         // it, before it touches the decoder again.
-        unsafe { shim::checkpoint(x, part) }
-    }
-
-    fn rms_norm(&self, x: &Tensor, weight: &Tensor, pass: Pass) -> Tensor {
-        rms_norm(x, weight, self.config.rms_eps, pass)
+        let out = unsafe { shim::checkpoint(x, one) };
+        let behind = out.size()[0] - rows;
+        if behind == 0 {
+            return (out, None);
+        }
+        let experts = self.config.experts.as_ref().map_or(0, |experts| experts.count as i64);
+        let tally = out.narrow(0, rows, behind).reshape([-1]).narrow(0, 0, 2 * experts);
+        (out.narrow(0, 0, rows), Some(tally.reshape([2, experts]).to_kind(Kind::Float)))
     }
 
     fn check_ids(&self, ids: &[i64]) -> Result<()> {
@@ -215,53 +304,6 @@ impl Decoder {
             ))),
             None => Ok(()),
         }
-    }
-}
-
-impl Layer {
-    /// The block's linear layers, in the order of the computation.
-    pub fn linears(&self) -> [&Linear; 7] {
-        [&self.q, &self.k, &self.v, &self.o, &self.gate, &self.up, &self.down]
-    }
-
-    /// The block's linear layers, in the order of the computation.
-    pub fn linears_mut(&mut self) -> [&mut Linear; 7] {
-        [&mut self.q, &mut self.k, &mut self.v, &mut self.o, &mut self.gate, &mut self.up, &mut self.down]
-    }
-
-    /// `x` is `[rows, hidden]`; `attend` mixes queries, keys and values of all rows into `[rows, heads * head_dim]`.
-    fn forward(
-        &self,
-        config: &ModelConfig,
-        x: &Tensor,
-        pass: Pass,
-        mut attend: impl FnMut(&Tensor, &Tensor, &Tensor) -> Tensor,
-    ) -> Tensor {
-        let eps = config.rms_eps;
-        let normed = rms_norm(x, &self.attention_norm, eps, pass);
-        let (q, k, v) = (self.q.forward(&normed, pass), self.k.forward(&normed, pass), self.v.forward(&normed, pass));
-        let x = x + self.o.forward(&attend(&q, &k, &v), pass);
-        let normed = rms_norm(&x, &self.mlp_norm, eps, pass);
-        let product = swiglu(&self.gate.forward(&normed, pass), &self.up.forward(&normed, pass), pass);
-        x + self.down.forward(&product, pass)
-    }
-}
-
-/// `x / rms(x) * weight` over the last dimension, in f32 inside (Zhang and Sennrich, arXiv 1910.07467).
-fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64, pass: Pass) -> Tensor {
-    if pass.fused && !weight.requires_grad() {
-        return shim::rms_norm(x, weight, eps);
-    }
-    let wide = x.to_kind(Kind::Float);
-    let scale = (wide.square().mean_dim([-1i64].as_slice(), true, Kind::Float) + eps).rsqrt();
-    (wide * scale).to_kind(x.kind()) * weight.to_kind(x.kind())
-}
-
-/// `silu(gate) * up` (Shazeer, arXiv 2002.05202).
-fn swiglu(gate: &Tensor, up: &Tensor, pass: Pass) -> Tensor {
-    match pass.fused {
-        true => shim::swiglu(gate, up),
-        false => gate.silu() * up,
     }
 }
 

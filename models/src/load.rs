@@ -6,15 +6,18 @@
 use std::path::Path;
 
 use half::bf16;
-use pipe_files::{ModelConfig, ModelFiles};
+use pipe_files::{ModelConfig, ModelFiles, NormStyle, Part, Place};
 use pipe_job::{BaseWeights, Compute};
 use tch::{Kind, Tensor};
 
 use crate::attention::Rotary;
-use crate::decoder::{Decoder, Layer};
+use crate::decoder::Decoder;
 use crate::events::Events;
+use crate::layer::{Layer, Projections};
 use crate::linear::{Linear, Weight};
+use crate::mlp::{Mixture, Mlp};
 use crate::nf4::Nf4;
+use crate::norm::Norm;
 use crate::{ModelError, Result};
 
 /// The libtorch type of a compute type.
@@ -33,22 +36,48 @@ pub fn load(path: &Path, base: BaseWeights, compute: Compute, events: &Events) -
     let files = ModelFiles::open(path)?;
     let reader = Reader { files: &files, base, kind: kind_of(compute)? };
     let config = files.config().clone();
-    let embedding = reader.dense("model.embed_tokens.weight")?;
+    let outer = Places::outside(&config);
+    let embedding = reader.table(&outer, Part::Embedding)?;
+    let positions = outer.has(Part::Positions).then(|| reader.table(&outer, Part::Positions)).transpose()?;
     let mut layers = Vec::with_capacity(config.layers);
     for index in 0..config.layers {
         events.check()?;
         layers.push(reader.layer(index)?);
         events.progress("load", "layers", index as u64 + 1, config.layers as u64);
     }
-    let norm = reader.dense("model.norm.weight")?;
-    let untied_head = if config.tied_embeddings { None } else { Some(reader.dense("lm_head.weight")?) };
+    let norm = reader.norm(&outer, Part::FinalNorm, config.norm)?;
+    let untied_head = outer.has(Part::Head).then(|| reader.table(&outer, Part::Head)).transpose()?;
+    let head_bias = outer.bias(Part::Head).map(|place| reader.dense(&place.name)).transpose()?;
     crate::device::release_memory();
-    let rotary = rotary(&config);
-    Ok(Decoder { compute: reader.kind, embedding, layers, norm, untied_head, rotary, neftune_alpha: 0.0, config })
+    let rotary = config.ropes.iter().map(Rotary::new).collect();
+    let (compute, neftune_alpha) = (reader.kind, 0.0);
+    Ok(Decoder { compute, embedding, positions, layers, norm, untied_head, head_bias, rotary, neftune_alpha, config })
 }
 
-fn rotary(config: &ModelConfig) -> Rotary {
-    Rotary::new(&config.inverse_frequencies())
+/// Tensors by role: those of one layer, or those outside the layers.
+struct Places(Vec<Place>);
+
+impl Places {
+    fn outside(config: &ModelConfig) -> Self {
+        let outer = |place: &Place| place.part.is_table() || place.part == Part::FinalNorm;
+        Self(config.tensors().into_iter().filter(outer).collect())
+    }
+
+    fn has(&self, part: Part) -> bool {
+        self.0.iter().any(|place| place.part == part)
+    }
+
+    fn find(&self, part: Part, copy: usize, bias: bool) -> Option<&Place> {
+        self.0.iter().find(|place| place.part == part && place.copy == copy && place.bias == bias)
+    }
+
+    fn weight(&self, part: Part) -> Option<&Place> {
+        self.find(part, 0, false)
+    }
+
+    fn bias(&self, part: Part) -> Option<&Place> {
+        self.find(part, 0, true)
+    }
 }
 
 struct Reader<'a> {
@@ -59,34 +88,83 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     fn layer(&self, index: usize) -> Result<Layer> {
-        let part = |part: &str| format!("model.layers.{index}.{part}");
-        let norm = |name: &str| self.dense(&format!("{}.weight", part(name)));
-        let linear = |name: &str| self.linear(part(name));
+        let config = self.files.config();
+        let places = Places(config.layer_tensors(index));
+        let norm = |part: Part| config.has(index, part).then(|| self.norm(&places, part, config.norm)).transpose();
+        let qk_norm = |part: Part| {
+            // Whether queries and keys are centred goes with the other norms; their bias does not.
+            let style = NormStyle { weight: true, bias: config.qk_norm_bias, ..config.norm };
+            config.has(index, part).then(|| self.norm(&places, part, style)).transpose()
+        };
+        let linear = |part: Part| self.linear(&places, part, 0);
+        let projections = match places.has(Part::QueryKeyValue) {
+            true => Projections::Packed(linear(Part::QueryKeyValue)?),
+            false => Projections::Separate(Box::new([linear(Part::Query)?, linear(Part::Key)?, linear(Part::Value)?])),
+        };
         Ok(Layer {
-            attention_norm: norm("input_layernorm")?,
-            q: linear("self_attn.q_proj")?,
-            k: linear("self_attn.k_proj")?,
-            v: linear("self_attn.v_proj")?,
-            o: linear("self_attn.o_proj")?,
-            mlp_norm: norm("post_attention_layernorm")?,
-            gate: linear("mlp.gate_proj")?,
-            up: linear("mlp.up_proj")?,
-            down: linear("mlp.down_proj")?,
+            index,
+            attention_norm: norm(Part::AttentionNorm)?,
+            projections,
+            query_norm: qk_norm(Part::QueryNorm)?,
+            key_norm: qk_norm(Part::KeyNorm)?,
+            output: linear(Part::Output)?,
+            attention_post_norm: norm(Part::AttentionPostNorm)?,
+            mlp_norm: norm(Part::MlpNorm)?,
+            mlp: self.mlp(&places)?,
+            mlp_post_norm: norm(Part::MlpPostNorm)?,
         })
     }
 
-    fn linear(&self, name: String) -> Result<Linear> {
-        let weight_name = format!("{name}.weight");
+    fn mlp(&self, places: &Places) -> Result<Mlp> {
+        let linear = |part: Part| self.linear(places, part, 0);
+        if let (Some(how), true) = (&self.files.config().experts, places.has(Part::Router)) {
+            let parts = [Part::ExpertGate, Part::ExpertUp, Part::ExpertDown];
+            let expert = |copy: usize| -> Result<[Linear; 3]> {
+                let [gate, up, down] = parts.map(|part| self.linear(places, part, copy));
+                Ok([gate?, up?, down?])
+            };
+            let experts = (0..how.count).map(expert).collect::<Result<Vec<_>>>()?;
+            return Ok(Mlp::Mixture(Mixture { router: linear(Part::Router)?, experts, how: how.clone() }));
+        }
+        Ok(match (places.has(Part::GateUp), places.has(Part::Gate)) {
+            (true, _) => Mlp::Packed { gate_up: linear(Part::GateUp)?, down: linear(Part::Down)? },
+            (_, true) => Mlp::Gated { gate: linear(Part::Gate)?, up: linear(Part::Up)?, down: linear(Part::Down)? },
+            _ => Mlp::Plain { up: linear(Part::Up)?, down: linear(Part::Down)? },
+        })
+    }
+
+    /// A norm; where each head has its own, their weights in one tensor.
+    fn norm(&self, places: &Places, part: Part, style: NormStyle) -> Result<Norm> {
+        let own = |bias: bool| places.0.iter().filter(move |place| place.part == part && place.bias == bias);
+        let stacked = |bias: bool| -> Result<Option<Tensor>> {
+            let all = own(bias).map(|place| self.dense(&place.name)).collect::<Result<Vec<_>>>()?;
+            Ok(match all.len() {
+                0 => None,
+                1 => all.into_iter().next(),
+                _ => Some(Tensor::stack(&all, 0)),
+            })
+        };
+        let name = own(false).next().map_or_else(String::new, |place| place.module().to_owned());
+        Ok(Norm { name, style, weight: stacked(false)?, bias: stacked(true)? })
+    }
+
+    fn table(&self, places: &Places, part: Part) -> Result<Tensor> {
+        let place = places.weight(part).ok_or_else(|| self.absent(part))?;
+        self.dense(&place.name)
+    }
+
+    fn linear(&self, places: &Places, part: Part, copy: usize) -> Result<Linear> {
+        let place = places.find(part, copy, false).ok_or_else(|| self.absent(part))?;
         let weight = match self.base {
-            BaseWeights::Dense => Weight::Dense(self.dense(&weight_name)?),
-            BaseWeights::Nf4 { double_quant } => self.nf4(&weight_name, double_quant)?,
+            BaseWeights::Nf4 { double_quant } if place.is_quantised() => self.nf4(&place.name, double_quant)?,
+            _ => Weight::Dense(self.dense(&place.name)?),
         };
-        let bias_name = format!("{name}.bias");
-        let bias = match self.files.shape(&bias_name) {
-            Some(_) => Some(self.dense(&bias_name)?),
-            None => None,
-        };
-        Ok(Linear { name, weight, bias, lora: None })
+        let bias = places.find(part, copy, true).map(|place| self.dense(&place.name)).transpose()?;
+        Ok(Linear { name: place.module().to_owned(), weight, bias, lora: None })
+    }
+
+    fn absent(&self, part: Part) -> ModelError {
+        ModelError::work(format!("{} has no place for {part:?}", self.files.config().architecture))
     }
 
     fn nf4(&self, name: &str, double_quant: bool) -> Result<Weight> {

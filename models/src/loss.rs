@@ -41,14 +41,26 @@ impl Targets {
 
 /// The loss of each trained position in nats, `[targets]` f32, with the graph to differentiate it.
 pub fn token_losses(decoder: &Decoder, segments: &Segments, targets: &Targets, pass: Pass) -> Result<Tensor> {
-    let hidden = decoder.hidden(segments, pass)?;
-    let rows = hidden.index_select(0, &Tensor::from_slice(&targets.rows));
+    Ok(losses(decoder, segments, targets, pass)?.0)
+}
+
+/// The loss of each trained position, and the load-balancing loss of a mixture of experts, weighted.
+pub fn losses(
+    decoder: &Decoder,
+    segments: &Segments,
+    targets: &Targets,
+    pass: Pass,
+) -> Result<(Tensor, Option<Tensor>)> {
+    let hidden = decoder.forward(segments, pass)?;
+    let rows = hidden.states.index_select(0, &Tensor::from_slice(&targets.rows));
     let ids = Tensor::from_slice(&targets.ids);
     if pass.fused && !decoder.head().requires_grad() {
-        return Ok(shim::head_loss(&rows, decoder.head(), &ids));
+        let (scale, cap) = (decoder.config.scales.logits, decoder.config.final_softcap.unwrap_or(0.0));
+        let losses = shim::head_loss(&rows, decoder.head(), decoder.head_bias.as_ref(), &ids, scale, cap);
+        return Ok((losses, hidden.balance));
     }
     let log_probabilities = decoder.logits(&rows).log_softmax(-1, Kind::Float);
-    Ok(-log_probabilities.gather(1, &ids.unsqueeze(1), false).squeeze_dim(1))
+    Ok((-log_probabilities.gather(1, &ids.unsqueeze(1), false).squeeze_dim(1), hidden.balance))
 }
 
 #[cfg(test)]

@@ -23,17 +23,17 @@ pub fn merge(job: &MergeJob, events: &Events) -> Result<()> {
     check(&files, adapter.as_ref())?;
     let mut writer = FolderWriter::create(&job.output, &tensors, kind, job.max_shard_bytes)?;
     let mut values = Vec::new();
-    for (done, (name, shape)) in tensors.iter().enumerate() {
+    for (done, place) in tensors.iter().enumerate() {
         events.check()?;
+        let name = &place.name;
         files.read_f32(name, &mut values)?;
         files.release(name);
-        let module = name.strip_suffix(".weight").unwrap_or(name);
-        let linear = shape.len() == 2 && module.contains("_proj");
         if job.base == MergeBase::AsTrained {
-            as_trained(&mut values, shape, linear, job)?;
+            as_trained(&mut values, &place.shape, place.is_quantised(), job)?;
         }
         if let Some(adapter) = &mut adapter
-            && let Some(own) = adapter.modules.remove(module)
+            && place.is_linear_weight()
+            && let Some(own) = adapter.modules.remove(place.module())
         {
             add(&mut values, &own, adapter.scale());
         }

@@ -35,6 +35,22 @@ struct PipeLora {
     seed: u64,
 }
 
+/// How attention is computed. A cap or a window of 0 is none.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Attention {
+    pub head_dim: i64,
+    /// Tokens a query sees at most, itself included.
+    pub window: i64,
+    /// Factor of the scores.
+    pub scale: f64,
+    /// Scores become `cap * tanh(score / cap)`.
+    pub cap: f64,
+    /// Share of attention weights dropped, by a mask drawn from `seed`.
+    pub dropout: f64,
+    pub seed: u64,
+}
+
 type Error = *mut c_char;
 
 unsafe extern "C" {
@@ -56,14 +72,16 @@ unsafe extern "C" {
         v: *const C_tensor,
         lengths: *const i64,
         documents: i64,
-        dim: i64,
-        window: i64,
+        how: *const Attention,
         error: *mut Error,
     ) -> *mut C_tensor;
     fn pipe_head_loss(
         hidden: *const C_tensor,
         head: *const C_tensor,
+        bias: *const C_tensor,
         targets: *const C_tensor,
+        scale: f64,
+        cap: f64,
         error: *mut Error,
     ) -> *mut C_tensor;
     fn pipe_checkpoint(x: *const C_tensor, closure: *mut c_void, error: *mut Error) -> *mut C_tensor;
@@ -118,20 +136,29 @@ pub fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Tensor {
     take(|error| unsafe { pipe_rotate(x.as_ptr(), cos.as_ptr(), sin.as_ptr(), error) })
 }
 
-/// Causal attention within documents; `window` 0 means unlimited.
-pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, dim: i64, lengths: &[i64], window: i64) -> Tensor {
+/// Causal attention within documents.
+pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, lengths: &[i64], how: &Attention) -> Tensor {
     // SAFETY: as in `linear`; the lengths are copied during the call.
     take(|error| unsafe {
         let (documents, places) = (lengths.len() as i64, lengths.as_ptr());
-        pipe_attention(q.as_ptr(), k.as_ptr(), v.as_ptr(), places, documents, dim, window, error)
+        pipe_attention(q.as_ptr(), k.as_ptr(), v.as_ptr(), places, documents, how, error)
     })
 }
 
 /// Cross-entropy of each row, `[rows]` f32: `hidden` `[rows, hidden]`, a frozen `head` `[vocabulary, hidden]`, `targets`
-/// `[rows]` i64. The gradient to `hidden` is made on the way, so no more than a few hundred rows of logits ever exist.
-pub fn head_loss(hidden: &Tensor, head: &Tensor, targets: &Tensor) -> Tensor {
+/// `[rows]` i64. Logits are multiplied by `scale`, biased and capped (0 for no cap). The gradient to `hidden` is made on
+/// the way, so no more than a few hundred rows of logits ever exist.
+pub fn head_loss(
+    hidden: &Tensor,
+    head: &Tensor,
+    bias: Option<&Tensor>,
+    targets: &Tensor,
+    scale: f64,
+    cap: f64,
+) -> Tensor {
+    let bias = bias.map_or(null(), Tensor::as_ptr);
     // SAFETY: as in `linear`.
-    take(|error| unsafe { pipe_head_loss(hidden.as_ptr(), head.as_ptr(), targets.as_ptr(), error) })
+    take(|error| unsafe { pipe_head_loss(hidden.as_ptr(), head.as_ptr(), bias, targets.as_ptr(), scale, cap, error) })
 }
 
 /// Runs `part` without keeping its activations; backward runs it again.

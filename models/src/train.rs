@@ -60,6 +60,7 @@ pub fn run(job: &TrainJob, events: &Events) -> Result<()> {
         let started = Instant::now();
         let window = plan.window(step);
         let trained: u64 = window.iter().map(|&pack| packs.trained(pack)).sum();
+        let window_tokens: u64 = window.iter().map(|&pack| packs.tokens(pack)).sum();
         if trained == 0 {
             return Err(ModelError::input(format!(
                 "step {} has no trained token in {}",
@@ -79,9 +80,11 @@ pub fn run(job: &TrainJob, events: &Events) -> Result<()> {
             }
             let seed = random::mix(random::mix(job.seed, step), index as u64);
             let pass = Pass { training: Some(seed), ..base };
-            let sum = loss::token_losses(&decoder, &chunk.segments, &chunk.targets, pass)?.sum(Kind::Float);
+            let (losses, balance) = loss::losses(&decoder, &chunk.segments, &chunk.targets, pass)?;
+            let sum = losses.sum(Kind::Float);
             loss += sum.double_value(&[]) / trained as f64;
-            (sum / trained as f64).backward();
+            let share = chunk.segments.ids.len() as f64 / window_tokens as f64;
+            balance.into_iter().fold(sum / trained as f64, |all, balance| all + balance * share).backward();
         }
         if cancelled {
             break Err(ModelError::Cancelled);
@@ -99,7 +102,6 @@ pub fn run(job: &TrainJob, events: &Events) -> Result<()> {
         optimizer.zero_grad();
         step += 1;
 
-        let tokens: u64 = window.iter().map(|&pack| packs.tokens(pack)).sum();
         let metric = Metric {
             step,
             total_steps: plan.total,
@@ -107,9 +109,9 @@ pub fn run(job: &TrainJob, events: &Events) -> Result<()> {
             loss,
             lr,
             grad_norm,
-            tokens,
+            tokens: window_tokens,
             trained_tokens: trained,
-            tokens_per_second: tokens as f64 / started.elapsed().as_secs_f64(),
+            tokens_per_second: window_tokens as f64 / started.elapsed().as_secs_f64(),
             rss_bytes: device::rss(),
         };
         record_metric(&mut metrics, events, metric);

@@ -5,6 +5,7 @@
 mod data;
 mod training;
 
+pub use training::save_points;
 use training::{eval_section, evaluates};
 
 use std::sync::Arc;

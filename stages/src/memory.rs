@@ -1,143 +1,258 @@
 //! How much memory training will take, from the model's shape and the recipe's settings, before anything is loaded.
 //!
-//! An estimate for people and for the scheduler; it reads the model's configuration, never its weights.
+//! An estimate for people and for the scheduler; it reads the model's configuration, never its weights. What counts is the
+//! worker's resident size at its fullest moment: a backward pass over the longest chunk of tokens, with everything else held.
+
+mod known;
+pub mod shape;
 
 use std::path::Path;
 
-use pipe_files::ModelConfig;
-use pipe_job::{Adapter, BaseWeights, Batching, Compute, Lora, Optimizer, OptimizerKind, Targets};
+use regex::Regex;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+pub use shape::Shape;
+
 /// Bytes by purpose.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Estimate {
-    /// The model, as held during training.
+    /// The base model, as held during training.
     pub weights_bytes: u64,
-    /// Adapter weights and their gradients; for full training the gradients of all weights.
+    /// Adapter weights; none where the base itself is trained.
     pub adapter_bytes: u64,
+    pub gradients_bytes: u64,
     pub optimizer_bytes: u64,
-    /// What one micro-batch keeps for the backward pass, the head and the loss included.
+    /// What one chunk of tokens keeps for the backward pass, and the weight that is unpacked for a product.
     pub activations_bytes: u64,
+    /// Logits of the positions that are predicted together.
+    pub loss_bytes: u64,
     /// libtorch itself and its buffers.
     pub runtime_bytes: u64,
     /// The sum.
+    pub total_bytes: u64,
+    /// The same, under the name it had first.
     pub peak_bytes: u64,
     /// Weights that get gradients.
     pub trainable_parameters: u64,
     pub parameters: u64,
+    /// Tokens that go through the network together.
+    pub chunk_tokens: u64,
+    /// The model's name, where the shape was taken from it because its configuration is not on this machine.
+    pub assumed_from_name: Option<String>,
 }
 
-/// What the estimate needs of the training stage's parameters.
-#[derive(Clone, Debug, Deserialize)]
-struct Settings {
-    adapter: Adapter,
-    base: BaseWeights,
-    compute: Compute,
-    batching: Batching,
-    optimizer: Optimizer,
+/// How many tokens go through the network together.
+#[derive(Clone, Copy, Debug)]
+pub struct Tokens {
+    pub sequence_len: u64,
+    /// The longest row, if it is known; else any row may fill a sequence.
+    pub longest_row: Option<u64>,
+    pub recompute: Recompute,
 }
 
-/// Resident size of the worker with libtorch loaded and nothing else, measured on Linux with the CPU build.
-const RUNTIME: u64 = 250_000_000;
+/// What the backward pass computes again instead of keeping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recompute {
+    Nothing,
+    Layers,
+}
+
+/// Resident size of the worker with libtorch loaded and a model of no size, measured on Linux with the CPU build, and the
+/// free memory that its allocator keeps for the next use.
+const RUNTIME: u64 = 141_000_000 + (32 << 20);
+/// What the backward pass holds beside what was kept for it, measured over chunks of 128 to 512 tokens.
+const IN_FLIGHT: f64 = 0.12;
 /// Positions whose logits are held at once by head and loss.
-const HEAD_CHUNK: u64 = 512;
+const HEAD_ROWS: u64 = 256;
+/// Whole rows are gathered up to this number of tokens; a longer row goes alone.
+const CHUNK_TOKENS: u64 = 512;
+/// Queries that attend together.
+const QUERY_BLOCK: u64 = 512;
 
-/// The estimate for training the model at `model` with the stage parameters `train`; `None` when the model's
-/// configuration is not on this machine.
-pub fn estimate(model: &Path, train: &Value, sequence_len: u64, checkpointing: bool) -> Option<Estimate> {
-    let config = ModelConfig::read(model).ok()?;
-    let settings: Settings = serde_json::from_value(train.clone()).ok()?;
-    let linear: u64 = config.modules().iter().map(|module| (module.outputs * module.inputs) as u64).sum();
-    let parameters = config.parameters();
-    let width = bytes_of(settings.compute);
-    let weights_bytes = match settings.base {
-        BaseWeights::Dense => parameters * width,
-        BaseWeights::Nf4 { double_quant } => {
-            let bits = if double_quant { 4.127 } else { 4.5 };
-            (linear as f64 * bits / 8.0) as u64 + (parameters - linear) * width
-        }
-    };
-    let (trainable_parameters, each) = match &settings.adapter {
-        Adapter::Full => (parameters, width),
-        // Adapters are float32, and so are their gradients.
-        Adapter::Lora(lora) => (adapted(&config, lora), 8),
-    };
-    let state = match settings.optimizer.kind {
-        OptimizerKind::AdamW => 8,
-        OptimizerKind::AdamW8bit => 2,
-        OptimizerKind::Sgd => 0,
-    };
-    let tokens = settings.batching.micro_batch as u64 * sequence_len;
+/// The estimate for training with the stage parameters `train` the model at `model`, or one of the known shape of `id`;
+/// `None` when neither tells the model's shape.
+pub fn estimate(model: &Path, id: &str, train: &Value, tokens: Tokens) -> Option<Estimate> {
+    let read = Shape::read(model);
+    let assumed = read.is_none().then(|| id.to_string());
+    let shape = read.or_else(|| known::shape(id))?;
+    Some(Estimate { assumed_from_name: assumed, ..of_shape(&shape, train, tokens) })
+}
+
+fn of_shape(shape: &Shape, train: &Value, tokens: Tokens) -> Estimate {
+    let width = width(train);
+    let micro = train.pointer("/batching/micro_batch").and_then(Value::as_u64).unwrap_or(1).max(1);
+    let longest = tokens.longest_row.unwrap_or(tokens.sequence_len).min(tokens.sequence_len);
+    let chunk = CHUNK_TOKENS.max(longest).min(micro * tokens.sequence_len);
+    let trained = trained(shape, train);
+    let full = trained.adapter == 0;
+    let kept = if full && trained.base < shape.parameters { trained.base } else { trained.adapter + trained.base };
+    let unpacked = if is_dense(train) { 0 } else { shape.largest_module() * width };
     let mut out = Estimate {
-        weights_bytes,
-        adapter_bytes: trainable_parameters * each,
-        optimizer_bytes: trainable_parameters * state,
-        activations_bytes: activations(&config, tokens, width, checkpointing),
+        weights_bytes: weights(shape, train, width),
+        adapter_bytes: trained.adapter * 4,
+        gradients_bytes: kept * if full { width } else { 4 },
+        optimizer_bytes: (kept as f64 * state_bytes(train)) as u64,
+        activations_bytes: activations(shape, train, chunk, width, tokens.recompute) + unpacked,
+        loss_bytes: HEAD_ROWS.min(chunk) * shape.vocab * width + chunk * shape.hidden * width,
         runtime_bytes: RUNTIME,
-        peak_bytes: 0,
-        trainable_parameters,
-        parameters,
+        trainable_parameters: trained.adapter + trained.base,
+        parameters: shape.parameters,
+        chunk_tokens: chunk,
+        ..Estimate::default()
     };
-    out.peak_bytes =
-        out.weights_bytes + out.adapter_bytes + out.optimizer_bytes + out.activations_bytes + out.runtime_bytes;
-    Some(out)
+    out.total_bytes = out.weights_bytes
+        + out.adapter_bytes
+        + out.gradients_bytes
+        + out.optimizer_bytes
+        + out.activations_bytes
+        + out.loss_bytes
+        + out.runtime_bytes;
+    out.peak_bytes = out.total_bytes;
+    out
 }
 
-/// Per token and layer the backward pass keeps about eight vectors of the hidden size and four of the inner one; with
-/// checkpointing only each layer's input, and one layer in full while it is recomputed.
-fn activations(config: &ModelConfig, tokens: u64, width: u64, checkpointing: bool) -> u64 {
-    let (hidden, inner, layers) = (config.hidden as u64, config.intermediate as u64, config.layers as u64);
-    let layer = tokens * (8 * hidden + 4 * inner) * width;
-    let kept = if checkpointing { tokens * hidden * width * layers + layer } else { layer * layers };
-    // Logits and their gradient, in float32.
-    kept + HEAD_CHUNK.min(tokens) * config.vocab as u64 * 8
-}
-
-fn adapted(config: &ModelConfig, lora: &Lora) -> u64 {
-    let is_target = |name: &str| match &lora.targets {
-        Targets::Names(names) => names.iter().any(|n| n == name || name.ends_with(&format!(".{n}"))),
-        // A pattern is taken to mean every module: an upper bound.
-        Targets::AllLinear | Targets::Regex(_) => true,
-    };
-    let modules = config.modules();
-    let targets = modules.iter().filter(|module| is_target(&module.name));
-    targets.map(|module| (lora.r * (module.inputs + module.outputs)) as u64).sum()
-}
-
-fn bytes_of(compute: Compute) -> u64 {
-    match compute {
-        Compute::F32 => 4,
-        Compute::Bf16 | Compute::F16 => 2,
+/// Bytes of a number in the arithmetic type.
+fn width(train: &Value) -> u64 {
+    match train["compute"].as_str() {
+        Some("bf16" | "f16") => 2,
+        _ => 4,
     }
+}
+
+fn is_dense(train: &Value) -> bool {
+    matches!(train.pointer("/base/kind").and_then(Value::as_str), None | Some("dense"))
+}
+
+fn weights(shape: &Shape, train: &Value, width: u64) -> u64 {
+    let linear: u64 = shape.modules.iter().map(shape::Module::size).sum();
+    let double = train.pointer("/base/double_quant").and_then(Value::as_bool).unwrap_or(true);
+    let bits = match train.pointer("/base/kind").and_then(Value::as_str) {
+        // Blocks of 64 codes with a scale, and blocks of 256 scales with one of their own.
+        Some("nf4" | "fp4") if double => 4.0 + 8.0 / 64.0 + 32.0 / (64.0 * 256.0),
+        Some("nf4" | "fp4") => 4.0 + 32.0 / 64.0,
+        Some("int8") => 8.0,
+        _ => width as f64 * 8.0,
+    };
+    (linear as f64 * bits / 8.0) as u64 + (shape.parameters - linear) * width
+}
+
+/// Bytes of optimizer state for each trained number.
+fn state_bytes(train: &Value) -> f64 {
+    match train.pointer("/optimizer/kind").and_then(Value::as_str) {
+        Some("adam_w8bit") => 2.0 + 8.0 / 256.0,
+        Some("lion" | "muon") => 4.0,
+        Some("sgd") if train.pointer("/optimizer/momentum").and_then(Value::as_f64).unwrap_or(0.0) == 0.0 => 0.0,
+        Some("sgd") => 4.0,
+        // Sums over rows and columns only.
+        Some("adafactor") => 0.05,
+        _ => 8.0,
+    }
+}
+
+/// What gets gradients: the adapter's own numbers, and the base's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Trained {
+    adapter: u64,
+    base: u64,
+}
+
+fn trained(shape: &Shape, train: &Value) -> Trained {
+    let adapter = &train["adapter"];
+    match adapter["kind"].as_str() {
+        Some("lora") => {
+            let modules = shape.modules.iter().filter(|module| is_target(adapter, &module.name));
+            let extra = |module: &shape::Module| if adapter["dora"] == true { module.outputs } else { 0 };
+            let count = modules.map(|m| rank(adapter, &m.name) * (m.inputs + m.outputs) + extra(m)).sum();
+            Trained { adapter: count, base: saved(shape, adapter) }
+        }
+        Some("freeze") => Trained { adapter: 0, base: unfrozen(shape, adapter) },
+        _ => Trained { adapter: 0, base: shape.parameters },
+    }
+}
+
+/// The adapted modules of a shape, for those who want to name them.
+pub fn targets<'a>(shape: &'a Shape, train: &'a Value) -> Vec<&'a shape::Module> {
+    match train["adapter"]["kind"].as_str() {
+        Some("lora") => shape.modules.iter().filter(|module| is_target(&train["adapter"], &module.name)).collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// PEFT's rules: a whole name, or its end after a dot; a pattern must match the whole name.
+fn is_target(adapter: &Value, name: &str) -> bool {
+    let value = &adapter["targets"]["value"];
+    match adapter["targets"]["kind"].as_str() {
+        Some("names") => {
+            let names = value.as_array().into_iter().flatten().filter_map(Value::as_str);
+            names.into_iter().any(|n| n == name || name.ends_with(&format!(".{n}")))
+        }
+        Some("regex") => {
+            let pattern = value.as_str().unwrap_or_default();
+            Regex::new(&format!("^(?:{pattern})$")).is_ok_and(|pattern| pattern.is_match(name))
+        }
+        // The router of a mixture is only adapted when it is named.
+        _ => !name.ends_with("mlp.gate") && !name.ends_with("block_sparse_moe.gate"),
+    }
+}
+
+fn rank(adapter: &Value, name: &str) -> u64 {
+    let own = adapter["rank_pattern"].as_array().into_iter().flatten().find_map(|pair| {
+        let pattern = pair.get(0).and_then(Value::as_str)?;
+        let found = Regex::new(&format!("(^|.*\\.)(?:{pattern})$")).is_ok_and(|pattern| pattern.is_match(name));
+        if found { pair.get(1).and_then(Value::as_u64) } else { None }
+    });
+    own.or(adapter["r"].as_u64()).unwrap_or(0)
+}
+
+/// Modules that are trained whole beside an adapter.
+fn saved(shape: &Shape, adapter: &Value) -> u64 {
+    let names = adapter["modules_to_save"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    let table = shape.vocab * shape.hidden;
+    names
+        .into_iter()
+        .map(|name| match name {
+            "embed_tokens" | "wte" | "embed_in" | "word_embeddings" | "tok_embeddings" | "lm_head" | "output" => table,
+            _ => shape.modules.iter().filter(|m| m.name.ends_with(&format!(".{name}"))).map(shape::Module::size).sum(),
+        })
+        .sum()
+}
+
+/// Axolotl's `unfrozen_parameters` match from the start of a weight's name; `last_layers` counts whole layers.
+fn unfrozen(shape: &Shape, adapter: &Value) -> u64 {
+    let last = adapter["last_layers"].as_u64().unwrap_or(0);
+    let first = shape.layers.saturating_sub(last);
+    let patterns: Vec<Regex> = adapter["unfrozen"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .filter_map(|pattern| Regex::new(&format!("^(?:{})", pattern.split('[').next()?.replace('.', "\\."))).ok())
+        .collect();
+    let named = |name: &str| patterns.iter().any(|pattern| pattern.is_match(&format!("{name}.weight")));
+    let modules = shape.modules.iter().filter(|m| (last > 0 && m.layer() >= Some(first)) || named(&m.name));
+    let tables = [("model.embed_tokens", true), ("lm_head", !shape.tied)];
+    let tables = tables.iter().filter(|(name, there)| *there && named(name)).count() as u64;
+    modules.map(shape::Module::size).sum::<u64>() + tables * shape.vocab * shape.hidden + last * 2 * shape.hidden
+}
+
+/// Per token a layer keeps: the residual before each norm and the norm after it, what goes into attention and out of it,
+/// and what goes into the gate and out of it; each adapted module its narrow product. With recomputation only each layer's
+/// input, and one layer in full.
+fn activations(shape: &Shape, train: &Value, chunk: u64, width: u64, recompute: Recompute) -> u64 {
+    let adapted = targets(shape, train);
+    let narrow: f64 =
+        adapted.iter().map(|m| rank(&train["adapter"], &m.name) as f64 * shape.share(&m.name)).sum::<f64>();
+    let wide: f64 = shape.modules.iter().map(|m| m.kept() as f64 * shape.share(&m.name)).sum();
+    let layers = shape.layers.max(1) as f64;
+    let layer = (4 * shape.hidden) as f64 + (wide + narrow) / layers;
+    let scores = (shape.heads * QUERY_BLOCK.min(chunk) * chunk * 2 * width) as f64;
+    let per_token = match recompute {
+        Recompute::Nothing => layer * layers,
+        Recompute::Layers => shape.hidden as f64 * layers + layer,
+    };
+    (chunk as f64 * per_token * width as f64 * (1.0 + IN_FLIGHT) + scores) as u64
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    #[test]
-    fn the_parts_of_the_tiny_llama() {
-        let model = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/tiny-llama"));
-        let lora = json!({"kind": "lora", "r": 4, "alpha": 8.0, "dropout": 0.0, "targets": {"kind": "all_linear"},
-            "rslora": false, "dora": false});
-        let train = json!({
-            "adapter": lora,
-            "base": {"kind": "nf4", "double_quant": true},
-            "compute": "f32",
-            "batching": {"micro_batch": 1, "accumulation": 1, "epochs": 1.0, "max_steps": null, "shuffle": true},
-            "optimizer": {"kind": "adam_w", "lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8,
-                "weight_decay": 0.0, "max_grad_norm": 1.0},
-        });
-        let found = estimate(model, &train, 128, false).unwrap();
-        // Per layer: q and o 64 to 64, k and v 64 to 32, gate and up 64 to 128, down 128 to 64.
-        let per_layer = 2 * (64 + 64) + 2 * (64 + 32) + 3 * (64 + 128);
-        assert_eq!(found.trainable_parameters, 2 * 4 * per_layer);
-        assert_eq!(found.optimizer_bytes, found.trainable_parameters * 8);
-        assert_eq!(found.parameters, 416 * 64 + 64 + 2 * (2 * 64 + 2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128));
-        assert!(found.weights_bytes < found.parameters * 4);
-        assert!(estimate(model, &train, 128, true).unwrap().activations_bytes < found.activations_bytes);
-    }
-}
+mod tests;

@@ -29,7 +29,7 @@ impl Task for Merge {
     }
 
     fn version(&self) -> String {
-        format!("1+{}", pipe_job::NUMERICS)
+        format!("2+{}", pipe_job::NUMERICS)
     }
 
     fn params(&self) -> Value {

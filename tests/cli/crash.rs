@@ -151,7 +151,7 @@ fn a_worker_that_crashes_is_one_failed_node_with_its_last_words() {
     );
     use std::os::unix::fs::PermissionsExt;
     std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
-    let said = project.pipe_with(&[("PIPE_TORCH", script.to_str().unwrap())], &["run", "recipe.yml"]);
+    let said = project.pipe_with(&["run", "recipe.yml"], "PIPE_TORCH", script.to_str().unwrap());
     assert_eq!(said.code, 1);
     assert!(said.stderr.contains("signal 11") && said.stderr.contains("about to fall"), "{}", said.stderr);
     assert_eq!(project.run(&["--until", "train"]).executed, set(&["train"]), "nothing before it was lost");

@@ -4,6 +4,11 @@ use std::path::{Path, PathBuf};
 
 use super::harness::Project;
 
+/// Files in recipes/.
+const SHIPPED: usize = 31;
+/// Names of XTuner's configurations that stand for recipes.
+const ALIASES: usize = 102;
+
 fn shipped() -> Vec<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("recipes");
     let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
@@ -25,7 +30,7 @@ fn every_recipe_validates_and_plans() {
         assert_eq!(said.code, 0, "{path}: {}", said.stderr);
         assert!(said.json()["nodes"].as_array().unwrap().len() > 5, "{path}");
     }
-    assert!(recipes.len() >= 2, "saw {} recipes", recipes.len());
+    assert_eq!(recipes.len(), SHIPPED, "count the recipes again");
 }
 
 #[test]
@@ -52,4 +57,43 @@ fn copying_does_not_overwrite() {
     assert!(said.stderr.contains("--force"));
     assert_eq!(project.pipe(&[&copy[..], &["--force"]].concat()).code, 0);
     assert_eq!(project.pipe(&["recipes", "copy", "none", "x.yml"]).code, 2);
+}
+
+#[test]
+fn every_name_of_xtuner_is_a_recipe() {
+    let project = Project::new();
+    let listed = project.pipe(&["recipes", "list", "-p", "_e", "--json"]).json();
+    let names: Vec<&str> =
+        listed["aliases"].as_array().unwrap().iter().map(|row| row["name"].as_str().unwrap()).collect();
+    assert_eq!(names.len(), ALIASES);
+    for name in names {
+        let said = project.pipe(&["recipes", "copy", name, "."]);
+        assert_eq!(said.code, 0, "{name}: {}", said.stderr);
+        let file = format!("{name}.yml");
+        let valid = project.pipe(&["plan", &file, "--json"]);
+        assert_eq!(valid.code, 0, "{name}: {}", valid.stderr);
+        let plan = valid.json();
+        assert_eq!(plan["nodes"].as_array().unwrap().last().unwrap()["node"], "convert", "{name}");
+    }
+}
+
+#[test]
+fn xtuners_flagship_is_what_it_is_there() {
+    let project = Project::new();
+    let text = project.pipe(&["recipes", "show", "internlm2_1_8b_qlora_alpaca_e3"]).stdout;
+    for line in [
+        "base_model: internlm/internlm2-1_8b",
+        "- path: tatsu-lab/alpaca",
+        "load_in_4bit: true",
+        "lora_r: 64",
+        "lora_alpha: 16",
+        "sequence_len: 2048",
+        "gradient_accumulation_steps: 16",
+        "num_epochs: 3",
+        "learning_rate: 0.0002",
+    ] {
+        assert!(text.contains(line), "{line}: {text}");
+    }
+    let said = project.pipe(&["recipes", "show", "internlm2_1_8b_qlora_alpaka_e3"]);
+    assert!(said.code == 2 && said.stderr.contains("internlm2_1_8b_qlora_alpaca_e3"), "{}", said.stderr);
 }

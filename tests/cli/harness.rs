@@ -78,11 +78,14 @@ impl Project {
         }
     }
 
-    /// The same with these variables set.
-    pub fn pipe_with(&self, environment: &[(&str, &str)], args: &[&str]) -> Said {
-        let output = self.command("work", args).envs(environment.iter().copied()).output().unwrap();
-        let code = output.status.code().unwrap_or(-1);
-        Said { code, stdout: self.plain(&output.stdout), stderr: self.plain(&output.stderr) }
+    /// The same with one variable of the environment set.
+    pub fn pipe_with(&self, args: &[&str], name: &str, value: &str) -> Said {
+        let output = self.command("work", args).env(name, value).output().unwrap();
+        Said {
+            code: output.status.code().unwrap_or(-1),
+            stdout: self.plain(&output.stdout),
+            stderr: self.plain(&output.stderr),
+        }
     }
 
     /// Starts a command without waiting for it.

@@ -85,6 +85,10 @@ pub(super) fn syntax(error: &ScanError, text: &str, file: &Arc<str>) -> Problem 
         return place.problem(Severity::Error, "yaml-limits", message);
     }
     let lines: Vec<&str> = text.lines().collect();
+    if error.info().contains("unknown anchor") {
+        let place = Span { file: file.clone(), line: error.marker().line(), column: error.marker().col() + 1 };
+        return anchor(&place, &lines);
+    }
     let last = lines.len().max(1);
     let mut line = error.marker().line().clamp(1, last);
     let mut column = error.marker().col() + 1;
@@ -115,6 +119,20 @@ pub(super) fn nearest<'k>(name: &str, known: impl Iterator<Item = &'k str>) -> O
         .filter(|(score, _)| *score > 0.8)
         .max_by(|a, b| a.0.total_cmp(&b.0))
         .map(|(_, other)| other)
+}
+
+/// An alias without its anchor; a text that begins with `*` is meant at times.
+fn anchor(place: &Span, lines: &[&str]) -> Problem {
+    let line = lines.get(place.line.saturating_sub(1)).copied().unwrap_or_default();
+    let alias: String =
+        line.chars().skip(place.column - 1).take_while(|c| !c.is_whitespace() && !",]}".contains(*c)).collect();
+    let name = alias.trim_start_matches('*');
+    let known = lines.iter().flat_map(|line| line.split_whitespace()).filter_map(|word| word.strip_prefix('&'));
+    let near = nearest(name, known).map(|near| format!("*{near}"));
+    let message = format!("the alias `{alias}` names an anchor that is not defined above it; a text needs quotes");
+    let mut problem = place.problem(Severity::Error, "yaml-anchor", message);
+    problem.suggestion = near.or_else(|| Some(format!("\"{alias}\"")));
+    problem
 }
 
 struct Found {
@@ -305,9 +323,7 @@ fn value_start(line: &str) -> Option<usize> {
 
 /// A parser's words in ours.
 fn reason(info: &str) -> String {
-    let plain = if info.contains("unknown anchor") {
-        "this alias names an anchor (`&name`) that is not defined above it"
-    } else if info.contains("mapping values are not allowed") {
+    let plain = if info.contains("mapping values are not allowed") {
         "a `key: value` cannot stand here; check the indentation of this line and the one above"
     } else if info.contains("expected key") || info.contains("block end") || info.contains("expected <block") {
         "this line does not fit the lines above it; check its indentation"

@@ -158,13 +158,15 @@ pub(super) fn interpolate(root: &mut Node, problems: &mut Vec<Problem>) {
             };
             // A variable may use those above it, so there are no cycles to look for.
             for mut entry in defined {
-                fill(&mut entry.value, &vars, &mut budget, problems);
+                let path = format!("vars.{}", entry.key);
+                Filling { vars: &vars, budget: &mut budget, problems }.fill(&mut entry.value, &path);
                 vars.insert(entry.key, entry.value);
             }
         }
     }
+    let mut filling = Filling { vars: &vars, budget: &mut budget, problems };
     for entry in entries.iter_mut().filter(|entry| !entry.key.starts_with("x-")) {
-        fill(&mut entry.value, &vars, &mut budget, problems);
+        filling.fill(&mut entry.value, &entry.key);
     }
 }
 
@@ -274,32 +276,44 @@ fn over(under: Node, upper: Node) -> Node {
     }
 }
 
-fn fill(node: &mut Node, vars: &HashMap<String, Node>, budget: &mut usize, problems: &mut Vec<Problem>) {
-    match &mut node.value {
-        Value::Seq(items) => items.iter_mut().for_each(|item| fill(item, vars, budget, problems)),
-        Value::Map(entries) => entries.iter_mut().for_each(|entry| fill(&mut entry.value, vars, budget, problems)),
-        Value::Scalar(scalar) if scalar.text.contains("${") => {
-            if let Some(name) = whole_variable(&scalar.text)
-                && let Some(var) = vars.get(name)
-            {
-                let cost = size(var);
-                if cost <= *budget {
-                    *budget -= cost;
-                    node.value = var.value.clone();
-                    return;
+/// Puts variables where they are named, as long as the whole stays small.
+struct Filling<'a> {
+    vars: &'a HashMap<String, Node>,
+    budget: &'a mut usize,
+    problems: &'a mut Vec<Problem>,
+}
+
+impl Filling<'_> {
+    fn fill(&mut self, node: &mut Node, path: &str) {
+        match &mut node.value {
+            Value::Seq(items) => {
+                items.iter_mut().enumerate().for_each(|(i, item)| self.fill(item, &format!("{path}[{i}]")));
+            }
+            Value::Map(entries) => {
+                entries.iter_mut().for_each(|entry| self.fill(&mut entry.value, &format!("{path}.{}", entry.key)));
+            }
+            Value::Scalar(scalar) if scalar.text.contains("${") => {
+                let whole = whole_variable(&scalar.text).and_then(|name| self.vars.get(name));
+                if let Some(var) = whole {
+                    let cost = size(var);
+                    if cost <= *self.budget {
+                        *self.budget -= cost;
+                        node.value = var.value.clone();
+                        return;
+                    }
+                }
+                match expand(&scalar.text, self.vars, self.budget) {
+                    Ok(text) => *scalar = Scalar { text: text.into(), plain: scalar.plain },
+                    Err((message, suggestion)) => {
+                        let mut problem = node.span.problem(Severity::Error, "unknown-variable", message);
+                        problem.key = Some(path.to_string());
+                        problem.suggestion = suggestion;
+                        self.problems.push(problem);
+                    }
                 }
             }
-            let span = node.span.clone();
-            match expand(&scalar.text, vars, budget) {
-                Ok(text) => *scalar = Scalar { text: text.into(), plain: scalar.plain },
-                Err((message, suggestion)) => {
-                    let mut problem = span.problem(Severity::Error, "unknown-variable", message);
-                    problem.suggestion = suggestion;
-                    problems.push(problem);
-                }
-            }
+            Value::Scalar(_) => {}
         }
-        Value::Scalar(_) => {}
     }
 }
 
@@ -323,7 +337,8 @@ fn expand(text: &str, vars: &HashMap<String, Node>, budget: &mut usize) -> Resul
         let Some(var) = vars.get(name) else {
             let near = explain::nearest(name, vars.keys().map(String::as_str));
             let message = format!("`${{{name}}}` is not among `vars` (write `$${{{name}}}` for the text itself)");
-            return Err((message, near.map(|near| format!("${{{near}}}"))));
+            let remedy = near.map_or_else(|| format!("vars: {{{name}: ...}}"), |near| format!("${{{near}}}"));
+            return Err((message, Some(remedy)));
         };
         let Some(scalar) = var.scalar() else {
             return Err((format!("`{name}` is a list or a map and can only stand alone, not inside a text"), None));

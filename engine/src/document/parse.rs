@@ -226,18 +226,8 @@ impl<'a> Builder<'a> {
                 let Some((key, key_span)) = key.take() else { return Ok(()) };
                 if key == "<<" {
                     merges.push((node, key_span));
-                } else if let Some(first) = seen.get(&key) {
-                    let mut problem = key_span.problem(
-                        Severity::Error,
-                        "duplicate-key",
-                        format!(
-                            "`{key}` is written twice: first at line {}, column {}, and again here",
-                            first.line, first.column
-                        ),
-                    );
-                    problem.suggestion = Some(format!("keep one `{key}`"));
-                    problem.key = Some(key);
-                    self.problems.push(problem);
+                } else if let Some(first) = seen.get(&key).cloned() {
+                    self.duplicate(&key, &key_span, &first);
                 } else {
                     seen.insert(key.clone(), key_span.clone());
                     entries.push(Entry { key, key_span, value: node });
@@ -246,6 +236,36 @@ impl<'a> Builder<'a> {
         }
         Ok(())
     }
+
+    fn duplicate(&mut self, key: &str, again: &Span, first: &Span) {
+        let message =
+            format!("`{key}` is written twice: first at line {}, column {}, and again here", first.line, first.column);
+        let mut problem = again.problem(Severity::Error, "duplicate-key", message);
+        problem.suggestion = Some(format!("keep one `{key}`"));
+        problem.key = Some(self.path_of(key));
+        self.problems.push(problem);
+    }
+
+    /// `key` of the map that is open, as a dotted path.
+    fn path_of(&self, key: &str) -> String {
+        let mut path = String::new();
+        for frame in &self.stack {
+            match &frame.kind {
+                Open::Seq(items) => path.push_str(&format!("[{}]", items.len())),
+                Open::Map { key: Some((name, _)), .. } => push_key(&mut path, name),
+                Open::Map { .. } => {}
+            }
+        }
+        push_key(&mut path, key);
+        path
+    }
+}
+
+fn push_key(path: &mut String, key: &str) {
+    if !path.is_empty() {
+        path.push('.');
+    }
+    path.push_str(key);
 }
 
 /// Puts the entries of `node` (a map, or a list of maps) beneath those already there.

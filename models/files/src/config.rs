@@ -6,91 +6,156 @@ use std::path::Path;
 
 use serde_json::{Map, Value as Json};
 
-use crate::FilesError;
-use crate::gguf::{Gguf, Value};
-
-/// Networks this program knows. Mistral is the same network as Llama with an optional sliding window.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Family {
-    Llama,
-    Mistral,
-}
-
-/// How rotary frequencies are stretched for long contexts.
-#[derive(Clone, Debug, PartialEq)]
-pub enum RopeScaling {
-    /// Positions divided by `factor`.
-    Linear { factor: f64 },
-    /// Llama 3.1: long wavelengths stretched, short ones kept, a ramp between.
-    Llama3 { factor: f64, low_freq_factor: f64, high_freq_factor: f64, original_max_positions: f64 },
-    /// Each frequency divided by its own factor, as GGUF's `rope_freqs` tensor stores it.
-    Factors(Vec<f32>),
-}
-
-/// One linear module: its name without `.weight`, and its weight's shape `[outputs, inputs]`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Module {
-    pub name: String,
-    pub outputs: usize,
-    pub inputs: usize,
-}
+use crate::families::Family;
+use crate::fields::Fields;
+use crate::gguf::Gguf;
+use crate::parts::{Part, QkNorm, QkvLayout};
+use crate::{FilesError, Rope, gguf_config};
 
 /// Everything the decoder must know about a model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelConfig {
     /// As `architectures[0]` spells it.
     pub architecture: String,
-    pub family: Family,
+    pub family: &'static Family,
     pub hidden: usize,
+    /// Of the dense feed-forward part.
     pub intermediate: usize,
     pub layers: usize,
     pub heads: usize,
     pub kv_heads: usize,
     pub head_dim: usize,
     pub vocab: usize,
-    pub rms_eps: f64,
-    pub rope_theta: f64,
-    pub rope_scaling: Option<RopeScaling>,
-    pub tied_embeddings: bool,
     pub max_positions: usize,
-    pub attention_bias: bool,
+    /// The parts of a layer with their names inside it.
+    pub parts: Vec<(Part, &'static str)>,
+    pub norm: NormStyle,
+    pub qk_norm: QkNorm,
+    pub qk_norm_bias: bool,
+    pub activation: Activation,
+    /// Rotary positions; several where layers differ, none where positions are learned.
+    pub ropes: Vec<Rope>,
+    /// One per layer.
+    pub layer_kinds: Vec<LayerKind>,
+    /// Attention and feed-forward part read the same input, and their outputs are added.
+    pub parallel: bool,
+    pub qkv_layout: QkvLayout,
+    pub qkv_bias: bool,
+    pub output_bias: bool,
     pub mlp_bias: bool,
-    pub attention_dropout: f64,
-    /// Tokens a query sees at most, itself included.
-    pub sliding_window: Option<usize>,
+    pub head_bias: bool,
+    pub experts: Option<Experts>,
+    pub scales: Scales,
+    /// Scores become `cap * tanh(score / cap)`.
+    pub attention_softcap: Option<f64>,
+    /// The same for the logits.
+    pub final_softcap: Option<f64>,
+    /// Queries, keys and values are clamped to this size.
+    pub clip_qkv: Option<f64>,
+    pub tied_embeddings: bool,
+    pub dropout: Dropout,
     pub bos: Option<u32>,
     /// Ids that end a sequence; several in newer models.
     pub eos: Vec<u32>,
     pub pad: Option<u32>,
 }
 
-impl RopeScaling {
-    /// The scheme behind a GGUF's per-frequency divisors: Llama 3's where the numbers are its numbers.
-    pub(crate) fn recognise(config: &ModelConfig, factors: Vec<f32>) -> Self {
-        let plain = ModelConfig { rope_scaling: None, ..config.clone() };
-        for factor in [8.0, 32.0, 16.0, 4.0] {
-            let (low_freq_factor, high_freq_factor, original_max_positions) = (1.0, 4.0, 8192.0);
-            let scheme = Self::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions };
-            let scaled = ModelConfig { rope_scaling: Some(scheme.clone()), ..config.clone() }.inverse_frequencies();
-            let close = |((p, s), f): ((f32, f32), &f32)| (p / s / f - 1.0).abs() < 1e-3;
-            if factors.len() == scaled.len()
-                && plain.inverse_frequencies().into_iter().zip(scaled).zip(&factors).all(close)
-            {
-                return scheme;
-            }
-        }
-        Self::Factors(factors)
-    }
+/// What one layer does differently from another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LayerKind {
+    /// Tokens a query sees at most, itself included.
+    pub window: Option<usize>,
+    /// Which of the model's ropes.
+    pub rope: usize,
 }
 
-impl Family {
-    /// Each supported family with the name `architectures[0]` has for it.
-    pub const ALL: [(Self, &'static str); 2] =
-        [(Self::Llama, "LlamaForCausalLM"), (Self::Mistral, "MistralForCausalLM")];
+/// How a norm is computed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct NormStyle {
+    /// Subtract the mean (LayerNorm) or not (RMSNorm).
+    pub centred: bool,
+    pub eps: f64,
+    /// The stored weight counts from one: `(1 + w) x`.
+    pub from_one: bool,
+    pub weight: bool,
+    pub bias: bool,
+}
 
-    fn named(path: &Path, architecture: &str) -> Result<Self, FilesError> {
-        let found = Self::ALL.iter().find(|(_, name)| *name == architecture).map(|(family, _)| *family);
-        found.ok_or_else(|| unsupported(path, architecture))
+/// Constant factors, 1 where a family has none.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Scales {
+    pub embedding: f64,
+    /// Whether that factor is rounded to the arithmetic type first.
+    pub embedding_rounded: bool,
+    /// Of attention scores.
+    pub attention: f64,
+    /// Divide attention scores by the layer's number, counted from one.
+    pub attention_by_layer: bool,
+    /// Of what a block adds.
+    pub residual: f64,
+    /// Of the logits.
+    pub logits: f64,
+}
+
+/// Shares of elements dropped in training, as the model's files say.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Dropout {
+    pub embedding: f64,
+    /// Of attention weights.
+    pub attention: f64,
+    /// Of what the attention adds.
+    pub attention_output: f64,
+    /// Of what the feed-forward part adds.
+    pub mlp_output: f64,
+}
+
+/// A mixture of experts in place of the feed-forward part.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Experts {
+    pub count: usize,
+    /// Experts that each token goes to.
+    pub per_token: usize,
+    pub intermediate: usize,
+    /// Whether the chosen experts' shares are scaled to sum to one.
+    pub normalise: bool,
+    /// Layers that have a plain feed-forward part instead.
+    pub dense_layers: Vec<usize>,
+    /// Weight of the load-balancing loss, where the configuration turns it on.
+    pub balance: f64,
+    /// Noise on the router's input in training, as a share.
+    pub jitter: f64,
+}
+
+/// The function inside the feed-forward part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    Silu,
+    Gelu,
+    GeluTanh,
+    QuickGelu,
+    Relu,
+    ReluSquared,
+}
+
+impl Activation {
+    /// Transformers' names; several mean the same function.
+    pub const NAMES: [(&'static str, Self); 12] = [
+        ("silu", Self::Silu),
+        ("swish", Self::Silu),
+        ("gelu", Self::Gelu),
+        ("gelu_python", Self::Gelu),
+        ("gelu_new", Self::GeluTanh),
+        ("gelu_fast", Self::GeluTanh),
+        ("gelu_accurate", Self::GeluTanh),
+        ("gelu_pytorch_tanh", Self::GeluTanh),
+        ("gelu_python_tanh", Self::GeluTanh),
+        ("quick_gelu", Self::QuickGelu),
+        ("relu", Self::Relu),
+        ("relu2", Self::ReluSquared),
+    ];
+
+    pub fn named(name: &str) -> Option<Self> {
+        Self::NAMES.iter().find(|(own, _)| *own == name).map(|(_, activation)| *activation)
     }
 }
 
@@ -105,120 +170,35 @@ impl ModelConfig {
         let json: Json =
             serde_json::from_str(&text).map_err(|e| FilesError::damaged(path, format!("not valid JSON ({e})")))?;
         let object = json.as_object().ok_or_else(|| FilesError::damaged(path, "not a JSON object"))?;
-        Fields { path, object }.config()
+        Self::from_object(path, object)
     }
 
     pub(crate) fn from_gguf(gguf: &Gguf) -> Result<Self, FilesError> {
-        let path = gguf.path.as_path();
-        if gguf.architecture() != "llama" {
-            return Err(unsupported(path, gguf.architecture()));
-        }
-        let size = |key: &str| gguf.arch(key).and_then(Value::as_i64).and_then(|v| usize::try_from(v).ok());
-        let need = |key: &str| size(key).filter(|v| *v > 0).ok_or_else(|| missing(path, &format!("llama.{key}")));
-        let float = |key: &str| gguf.arch(key).and_then(Value::as_f64);
-        let token = |key: &str| {
-            gguf.get(&format!("tokenizer.ggml.{key}_token_id"))
-                .and_then(Value::as_i64)
-                .and_then(|v| u32::try_from(v).ok())
-        };
-        let (hidden, heads) = (need("embedding_length")?, need("attention.head_count")?);
-        let has = |name: &str| gguf.tensors.iter().any(|t| t.name == name);
-        let embedding = gguf.tensors.iter().find(|t| t.name == "token_embd.weight");
-        let config = Self {
-            architecture: "LlamaForCausalLM".to_owned(),
-            family: Family::Llama,
-            hidden,
-            intermediate: need("feed_forward_length")?,
-            layers: need("block_count")?,
-            heads,
-            kv_heads: size("attention.head_count_kv").unwrap_or(heads),
-            head_dim: size("attention.key_length").or(size("rope.dimension_count")).unwrap_or(hidden / heads),
-            vocab: embedding.map_or_else(|| need("vocab_size"), |t| Ok(t.shape.first().copied().unwrap_or(0)))?,
-            rms_eps: float("attention.layer_norm_rms_epsilon").unwrap_or(1e-6),
-            rope_theta: float("rope.freq_base").unwrap_or(10000.0),
-            rope_scaling: gguf_scaling(gguf)?,
-            tied_embeddings: !has("output.weight"),
-            max_positions: size("context_length").unwrap_or(2048),
-            attention_bias: has("blk.0.attn_q.bias"),
-            mlp_bias: has("blk.0.ffn_gate.bias"),
-            attention_dropout: 0.0,
-            sliding_window: size("attention.sliding_window").filter(|w| *w > 0),
-            bos: token("bos"),
-            eos: token("eos").into_iter().collect(),
-            pad: token("padding"),
-        };
-        config.check(path)
+        Self::from_object(&gguf.path, &gguf_config::folder_config(gguf)?)
     }
 
-    /// Every linear module except the output head, in layer order, named as PEFT names them.
-    pub fn modules(&self) -> Vec<Module> {
-        let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
-        let (h, i) = (self.hidden, self.intermediate);
-        let parts = [
-            ("self_attn.q_proj", q, h),
-            ("self_attn.k_proj", kv, h),
-            ("self_attn.v_proj", kv, h),
-            ("self_attn.o_proj", h, q),
-            ("mlp.gate_proj", i, h),
-            ("mlp.up_proj", i, h),
-            ("mlp.down_proj", h, i),
-        ];
-        let layer = |l: usize| {
-            parts.iter().map(move |(part, outputs, inputs)| Module {
-                name: format!("model.layers.{l}.{part}"),
-                outputs: *outputs,
-                inputs: *inputs,
-            })
-        };
-        (0..self.layers).flat_map(layer).collect()
+    pub(crate) fn from_object(path: &Path, object: &Map<String, Json>) -> Result<Self, FilesError> {
+        let fields = Fields { path, object };
+        let family = Family::of(&fields)?;
+        refuse_quantised(&fields)?;
+        (family.read)(&fields, common(&fields, family)?)?.check(path)
     }
 
-    /// Every tensor the network needs, with its shape, in a folder's usual order.
-    pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
-        let mut all = vec![("model.embed_tokens.weight".to_owned(), vec![self.vocab, self.hidden])];
-        for (l, modules) in self.modules().chunks(7).enumerate() {
-            let norm = |part: &str| (format!("model.layers.{l}.{part}.weight"), vec![self.hidden]);
-            all.push(norm("input_layernorm"));
-            for module in modules {
-                all.push((format!("{}.weight", module.name), vec![module.outputs, module.inputs]));
-                let biased = if module.name.contains("self_attn") { self.attention_bias } else { self.mlp_bias };
-                if biased {
-                    all.push((format!("{}.bias", module.name), vec![module.outputs]));
-                }
-            }
-            all.push(norm("post_attention_layernorm"));
-        }
-        all.push(("model.norm.weight".to_owned(), vec![self.hidden]));
-        if !self.tied_embeddings {
-            all.push(("lm_head.weight".to_owned(), vec![self.vocab, self.hidden]));
-        }
-        all
+    /// The window of a layer, in tokens.
+    pub fn window(&self, layer: usize) -> Option<usize> {
+        self.layer_kinds.get(layer).and_then(|kind| kind.window)
     }
 
-    /// Number of parameters; tied embeddings count once.
-    pub fn parameters(&self) -> u64 {
-        self.tensors().iter().map(|(_, shape)| shape.iter().map(|d| *d as u64).product::<u64>()).sum()
+    /// What a layer's attention scores are multiplied by.
+    pub fn attention_scale(&self, layer: usize) -> f64 {
+        let share = if self.scales.attention_by_layer { (layer + 1) as f64 } else { 1.0 };
+        self.scales.attention / share
     }
 
-    /// Rotary inverse frequencies, `head_dim / 2` of them, computed in f32 as transformers does.
-    pub fn inverse_frequencies(&self) -> Vec<f32> {
-        let half = self.head_dim / 2;
-        let plain = (0..half).map(|i| 1.0 / (self.rope_theta as f32).powf((2 * i) as f32 / self.head_dim as f32));
-        match &self.rope_scaling {
-            None => plain.collect(),
-            Some(RopeScaling::Linear { factor }) => plain.map(|f| f / *factor as f32).collect(),
-            Some(RopeScaling::Factors(factors)) => plain.zip(factors).map(|(f, by)| f / by).collect(),
-            Some(RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions }) => {
-                let ramp = |f: f32| {
-                    let f = f64::from(f);
-                    let turns = original_max_positions * f / std::f64::consts::TAU;
-                    let smooth = (turns - low_freq_factor) / (high_freq_factor - low_freq_factor);
-                    let smooth = smooth.clamp(0.0, 1.0);
-                    ((1.0 - smooth) * f / factor + smooth * f) as f32
-                };
-                plain.map(ramp).collect()
-            }
-        }
+    /// Gives every layer the same window.
+    pub(crate) fn windowed(mut self, window: Option<usize>) -> Self {
+        self.layer_kinds.iter_mut().for_each(|kind| kind.window = window);
+        self
     }
 
     /// Refuses numbers that cannot be a network.
@@ -228,175 +208,88 @@ impl ModelConfig {
             let what = format!("is {}, which does not divide the {} attention heads", self.kv_heads, self.heads);
             return Err(wrong("num_key_value_heads", what));
         }
-        if self.head_dim == 0 || !self.head_dim.is_multiple_of(2) {
+        if self.head_dim == 0 || (!self.ropes.is_empty() && !self.head_dim.is_multiple_of(2)) {
             return Err(wrong("head_dim", format!("is {}, but rotary positions need an even number", self.head_dim)));
         }
-        if let Some(RopeScaling::Factors(f)) = &self.rope_scaling
-            && f.len() != self.head_dim / 2
+        if self.ropes.iter().any(|rope| rope.dim == 0 || rope.dim > self.head_dim) {
+            return Err(wrong("partial_rotary_factor", format!("leaves no valid part of a head of {}", self.head_dim)));
+        }
+        if self.layer_kinds.iter().any(|kind| kind.window == Some(0)) {
+            return Err(wrong("sliding_window", "is 0, so that no token sees anything; remove it".to_owned()));
+        }
+        if let Some(experts) = &self.experts
+            && (experts.per_token == 0 || experts.per_token > experts.count)
         {
-            let what = format!("has {} values for a head of {}", f.len(), self.head_dim);
-            return Err(wrong("rope_freqs.weight", what));
+            let what = format!("is {}, with {} experts to choose from", experts.per_token, experts.count);
+            return Err(wrong("num_experts_per_tok", what));
         }
         Ok(self)
     }
 }
 
-/// `config.json`'s fields, read with transformers' defaults.
-struct Fields<'a> {
-    path: &'a Path,
-    object: &'a Map<String, Json>,
+/// What most families share, under the keys most of them use; the family's own reading comes after.
+fn common(f: &Fields<'_>, family: &'static Family) -> Result<ModelConfig, FilesError> {
+    let hidden = f.size(&["hidden_size", "n_embd"])?;
+    let heads = f.size(&["num_attention_heads", "n_head"])?;
+    let layers = f.size(&["num_hidden_layers", "n_layer"])?;
+    let head_dim = f.optional_size(&["head_dim"])?.unwrap_or(hidden / heads);
+    Ok(ModelConfig {
+        architecture: family.architecture.to_owned(),
+        family,
+        hidden,
+        intermediate: f.optional_size(&["intermediate_size", "n_inner", "ffn_hidden_size"])?.unwrap_or(4 * hidden),
+        layers,
+        heads,
+        kv_heads: f.kv_heads(heads, None)?,
+        head_dim,
+        vocab: f.size(&["vocab_size"])?,
+        max_positions: f.optional_size(&["max_position_embeddings", "n_positions"])?.unwrap_or(2048),
+        parts: family.parts.to_vec(),
+        norm: NormStyle {
+            centred: false,
+            eps: f.float("rms_norm_eps").unwrap_or(1e-6),
+            from_one: false,
+            weight: true,
+            bias: false,
+        },
+        qk_norm: QkNorm::Head,
+        qk_norm_bias: false,
+        activation: Activation::Silu,
+        ropes: Vec::new(),
+        layer_kinds: vec![LayerKind { window: None, rope: 0 }; layers],
+        parallel: false,
+        qkv_layout: QkvLayout::Blocks,
+        qkv_bias: false,
+        output_bias: false,
+        mlp_bias: false,
+        head_bias: false,
+        experts: None,
+        scales: Scales {
+            embedding: 1.0,
+            embedding_rounded: false,
+            attention: 1.0 / (head_dim as f64).sqrt(),
+            attention_by_layer: false,
+            residual: 1.0,
+            logits: 1.0,
+        },
+        attention_softcap: None,
+        final_softcap: None,
+        clip_qkv: None,
+        tied_embeddings: f.flag("tie_word_embeddings", false),
+        dropout: Dropout { attention: f.float("attention_dropout").unwrap_or(0.0), ..Dropout::default() },
+        bos: f.tokens("bos_token_id").first().copied(),
+        eos: f.tokens("eos_token_id"),
+        pad: f.tokens("pad_token_id").first().copied(),
+    })
 }
 
-impl Fields<'_> {
-    fn config(&self) -> Result<ModelConfig, FilesError> {
-        let architecture = self.architecture();
-        let family = Family::named(self.path, &architecture)?;
-        self.refuse()?;
-        let mistral = family == Family::Mistral;
-        let (hidden, heads) = (self.size("hidden_size")?, self.size("num_attention_heads")?);
-        let kv_default = if mistral { 8 } else { heads };
-        let config = ModelConfig {
-            architecture,
-            family,
-            hidden,
-            intermediate: self.size("intermediate_size")?,
-            layers: self.size("num_hidden_layers")?,
-            heads,
-            kv_heads: self.optional_size("num_key_value_heads").unwrap_or(kv_default),
-            head_dim: self.optional_size("head_dim").unwrap_or(hidden / heads),
-            vocab: self.size("vocab_size")?,
-            rms_eps: self.float("rms_norm_eps").unwrap_or(1e-6),
-            rope_theta: self.rope("rope_theta").and_then(Json::as_f64).unwrap_or(10000.0),
-            rope_scaling: self.scaling()?,
-            tied_embeddings: self.flag("tie_word_embeddings"),
-            max_positions: self.optional_size("max_position_embeddings").unwrap_or(if mistral {
-                131_072
-            } else {
-                2048
-            }),
-            attention_bias: self.flag("attention_bias"),
-            mlp_bias: self.flag("mlp_bias"),
-            attention_dropout: self.float("attention_dropout").unwrap_or(0.0),
-            sliding_window: match self.object.get("sliding_window") {
-                None if mistral => Some(4096),
-                None | Some(Json::Null) => None,
-                Some(_) => mistral.then(|| self.size("sliding_window")).transpose()?,
-            },
-            bos: self.tokens("bos_token_id").first().copied(),
-            eos: self.tokens("eos_token_id"),
-            pad: self.tokens("pad_token_id").first().copied(),
-        };
-        config.check(self.path)
-    }
-
-    fn architecture(&self) -> String {
-        let listed = self.object.get("architectures").and_then(|a| a.get(0)).and_then(Json::as_str);
-        if let Some(name) = listed {
-            return name.to_owned();
-        }
-        match self.object.get("model_type").and_then(Json::as_str) {
-            Some("llama") => "LlamaForCausalLM".to_owned(),
-            Some("mistral") => "MistralForCausalLM".to_owned(),
-            Some(other) => other.to_owned(),
-            None => "(none named)".to_owned(),
-        }
-    }
-
-    /// What would silently be computed wrongly is refused.
-    fn refuse(&self) -> Result<(), FilesError> {
-        let act = self.object.get("hidden_act").and_then(Json::as_str).unwrap_or("silu");
-        if act != "silu" {
-            return Err(self.wrong("hidden_act", format!("is {act:?}; only \"silu\" is supported")));
-        }
-        if let Some(q) = self.object.get("quantization_config").filter(|q| !q.is_null()) {
-            let method = q.get("quant_method").and_then(Json::as_str).unwrap_or("unknown");
-            let what = format!(
-                "says the weights are already quantised ({method}); use the original weights or a GGUF of this model, \
-                 and let the recipe's load_in_4bit quantise them"
-            );
-            return Err(self.wrong("quantization_config", what));
-        }
-        Ok(())
-    }
-
-    /// A rope key from `rope_parameters` (transformers 5), `rope_scaling` or the top level.
-    fn rope(&self, key: &str) -> Option<&Json> {
-        let nested = |outer: &str| self.object.get(outer).and_then(|r| r.get(key));
-        nested("rope_parameters").or_else(|| nested("rope_scaling")).or_else(|| self.object.get(key))
-    }
-
-    fn scaling(&self) -> Result<Option<RopeScaling>, FilesError> {
-        let kind = self.rope("rope_type").or_else(|| self.rope("type")).and_then(Json::as_str).unwrap_or("default");
-        let number = |key: &str| {
-            let value = self.rope(key).and_then(Json::as_f64);
-            value.ok_or_else(|| self.wrong("rope_scaling", format!("of type {kind} has no number {key}")))
-        };
-        match kind {
-            "default" => Ok(None),
-            "linear" => Ok(Some(RopeScaling::Linear { factor: number("factor")? })),
-            "llama3" => Ok(Some(RopeScaling::Llama3 {
-                factor: number("factor")?,
-                low_freq_factor: number("low_freq_factor")?,
-                high_freq_factor: number("high_freq_factor")?,
-                original_max_positions: number("original_max_position_embeddings")?,
-            })),
-            other => Err(self.wrong(
-                "rope_scaling",
-                format!("is of type {other:?}; supported are default, linear and llama3. Remove it to use plain rotary positions"),
-            )),
-        }
-    }
-
-    fn size(&self, key: &str) -> Result<usize, FilesError> {
-        self.optional_size(key).filter(|v| *v > 0).ok_or_else(|| missing(self.path, key))
-    }
-
-    fn optional_size(&self, key: &str) -> Option<usize> {
-        self.object.get(key).and_then(Json::as_u64).and_then(|v| usize::try_from(v).ok())
-    }
-
-    fn float(&self, key: &str) -> Option<f64> {
-        self.object.get(key).and_then(Json::as_f64)
-    }
-
-    fn flag(&self, key: &str) -> bool {
-        self.object.get(key).and_then(Json::as_bool).unwrap_or(false)
-    }
-
-    fn tokens(&self, key: &str) -> Vec<u32> {
-        let one = |v: &Json| v.as_u64().and_then(|v| u32::try_from(v).ok());
-        match self.object.get(key) {
-            Some(Json::Array(items)) => items.iter().filter_map(one).collect(),
-            Some(value) => one(value).into_iter().collect(),
-            None => Vec::new(),
-        }
-    }
-
-    fn wrong(&self, key: &str, what: String) -> FilesError {
-        FilesError::Config { path: self.path.to_owned(), key: key.to_owned(), what }
-    }
-}
-
-fn gguf_scaling(gguf: &Gguf) -> Result<Option<RopeScaling>, FilesError> {
-    let kind = gguf.arch("rope.scaling.type").and_then(Value::as_str).unwrap_or("none");
-    match kind {
-        "none" => Ok(None),
-        "linear" => {
-            Ok(gguf.arch("rope.scaling.factor").and_then(Value::as_f64).map(|factor| RopeScaling::Linear { factor }))
-        }
-        other => {
-            let what = format!("rope scaling {other:?} is not supported (none and linear are, and rope_freqs)");
-            Err(FilesError::unsupported(&gguf.path, what))
-        }
-    }
-}
-
-fn missing(path: &Path, key: &str) -> FilesError {
-    let what = "is missing or not a positive whole number; the file is not a complete model configuration".to_owned();
-    FilesError::Config { path: path.to_owned(), key: key.to_owned(), what }
-}
-
-fn unsupported(path: &Path, architecture: &str) -> FilesError {
-    let supported = Family::ALL.iter().map(|(_, name)| (*name).to_owned()).collect();
-    FilesError::Architecture { path: path.to_owned(), architecture: architecture.to_owned(), supported }
+/// Weights that are quantised in place would silently be computed wrongly.
+fn refuse_quantised(f: &Fields<'_>) -> Result<(), FilesError> {
+    let Some(q) = f.get(&["quantization_config"]) else { return Ok(()) };
+    let method = q.get("quant_method").and_then(Json::as_str).unwrap_or("unknown");
+    let what = format!(
+        "says the weights are already quantised ({method}); use the original weights or a GGUF of this model, \
+         and let the recipe's load_in_4bit quantise them"
+    );
+    Err(f.wrong("quantization_config", what))
 }

@@ -46,6 +46,8 @@ pub struct Gguf {
     pub path: PathBuf,
     pub metadata: IndexMap<String, Value>,
     pub tensors: Vec<GgufTensor>,
+    /// Divisors of rotary frequencies, which are kept as small tensors, by tensor name.
+    pub rope_factors: IndexMap<String, Vec<f32>>,
 }
 
 impl Value {
@@ -170,7 +172,15 @@ impl Cursor<'_> {
             .ok_or_else(|| FilesError::damaged(self.path, "general.alignment is not a power of two"))?;
         let start = self.at.next_multiple_of(alignment);
         self.place(&mut tensors, start)?;
-        Ok(Gguf { path: self.path.to_owned(), metadata, tensors })
+        let (factors, tensors) =
+            tensors.into_iter().partition::<Vec<_>, _>(|t: &GgufTensor| t.name.starts_with("rope_f"));
+        let decoded = factors.into_iter().map(|t| {
+            let mut values = vec![0.0; t.shape.iter().product()];
+            t.dtype.decode(&self.bytes[t.offset..t.offset + t.len], &mut values);
+            (t.name, values)
+        });
+        let rope_factors = decoded.collect();
+        Ok(Gguf { path: self.path.to_owned(), metadata, tensors, rope_factors })
     }
 
     /// Turns offsets from the data section's start into offsets in the file, and proves that every tensor is inside.

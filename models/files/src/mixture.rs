@@ -1,6 +1,7 @@
 //! Which type each tensor gets in a GGUF of a named kind, as llama.cpp mixes them.
 
 use crate::blocks::TensorType;
+use crate::parts::Part;
 
 /// A kind of GGUF file, by the name users know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,22 +71,34 @@ impl GgufKind {
         }
     }
 
-    /// The type of one tensor. `part` is its GGUF part (`attn_v`, `token_embd`...), `head` whether it is the output head,
-    /// `layer` its layer of `layers`.
-    pub(crate) fn choose(self, part: &str, head: bool, layer: usize, layers: usize, shape: &[usize]) -> TensorType {
-        if shape.len() < 2 {
+    /// The type of one tensor. `head` says whether it is the output head, `layer` its layer of `layers`.
+    pub(crate) fn choose(
+        self,
+        name: &str,
+        head: bool,
+        layer: usize,
+        layers: usize,
+        shape: &[usize],
+        part: Part,
+    ) -> TensorType {
+        let exact = part == Part::Router || part == Part::Positions || !(part.is_linear() || part.is_table());
+        if shape.len() < 2 || exact {
             return TensorType::F32;
         }
         let main = self.main();
         let quantised = main.block().0 > 1;
-        let sensitive = matches!(part, "attn_v" | "ffn_down");
+        let value = name.ends_with("attn_v.weight");
+        let down = matches!(part, Part::Down | Part::ExpertDown);
+        let sensitive = value || down;
         let wanted = match self {
             _ if !quantised => main,
             Self::Q8_0 => main,
             _ if head => TensorType::Q6K,
             Self::Q4KM | Self::Q5KM if sensitive && needs_bits(layer, layers) => TensorType::Q6K,
-            Self::Q4KS if part == "attn_v" && layer < 4 => TensorType::Q5K,
-            Self::Q4KS if part == "ffn_down" && layer < layers / 8 => TensorType::Q5K,
+            Self::Q4KM if part == Part::QueryKeyValue => TensorType::Q5K,
+            Self::Q5KM if part == Part::QueryKeyValue => TensorType::Q6K,
+            Self::Q4KS if value && layer < 4 => TensorType::Q5K,
+            Self::Q4KS if down && layer < layers / 8 => TensorType::Q5K,
             _ => main,
         };
         fitting(wanted, shape.last().copied().unwrap_or(0))

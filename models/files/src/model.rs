@@ -13,7 +13,8 @@ use safetensors::tensor::Dtype;
 use crate::blocks::TensorType;
 use crate::gguf::Gguf;
 use crate::mapped::Mapped;
-use crate::{FilesError, ModelConfig, RopeScaling, shards};
+use crate::parts::{Part, Place};
+use crate::{FilesError, ModelConfig, gguf_names, shards};
 
 /// Where a model came from.
 #[derive(Debug)]
@@ -35,15 +36,27 @@ pub struct ModelFiles {
     tensors: IndexMap<String, Entry>,
 }
 
+/// One of the network's tensors: rows of one or more stored tensors, in the network's orientation and order.
 #[derive(Debug)]
 struct Entry {
+    shape: Vec<usize>,
+    pieces: Vec<Piece>,
+    /// For each row, its place among the pieces' rows; `None` where the order is the same.
+    order: Option<Vec<usize>>,
+    /// Stored as `[inputs, outputs]`.
+    transposed: bool,
+    /// Taken off every stored value.
+    excess: f32,
+}
+
+/// Consecutive rows of a stored tensor.
+#[derive(Clone, Debug)]
+struct Piece {
     shape: Vec<usize>,
     dtype: TensorType,
     file: usize,
     offset: usize,
     len: usize,
-    /// Heads whose rotary halves are interleaved in the file, if they are.
-    interleaved: Option<usize>,
 }
 
 impl ModelFiles {
@@ -52,9 +65,7 @@ impl ModelFiles {
         if !path.exists() {
             return Err(FilesError::Missing { path: path.to_owned() });
         }
-        let mut model = if path.is_dir() { Self::open_folder(path)? } else { Self::open_gguf(path)? };
-        model.check()?;
-        Ok(model)
+        if path.is_dir() { Self::open_folder(path) } else { Self::open_gguf(path) }
     }
 
     pub fn path(&self) -> &Path {
@@ -80,7 +91,7 @@ impl ModelFiles {
 
     /// How the tensor is stored.
     pub fn dtype(&self, name: &str) -> Option<TensorType> {
-        self.tensors.get(name).map(|t| t.dtype)
+        self.tensors.get(name).and_then(|t| t.pieces.first()).map(|piece| piece.dtype)
     }
 
     /// The files that hold the weights: what a cache key must digest.
@@ -94,12 +105,24 @@ impl ModelFiles {
         out.clear();
         out.resize(entry.shape.iter().product(), 0.0);
         self.rows(entry, out, |dtype, src, dst| dtype.decode(src, dst));
+        if entry.transposed {
+            *out = transposed(out, entry.shape[0]);
+        }
+        if entry.excess != 0.0 {
+            out.iter_mut().for_each(|value| *value -= entry.excess);
+        }
         Ok(())
     }
 
     /// Reads a tensor as bf16 (round to nearest even), row-major, replacing `out`'s content.
     pub fn read_bf16(&self, name: &str, out: &mut Vec<bf16>) -> Result<(), FilesError> {
         let entry = self.entry(name)?;
+        if entry.excess != 0.0 {
+            let mut wide = Vec::new();
+            self.read_f32(name, &mut wide)?;
+            *out = wide.into_iter().map(bf16::from_f32).collect();
+            return Ok(());
+        }
         out.clear();
         out.resize(entry.shape.iter().product(), bf16::ZERO);
         self.rows(entry, out, |dtype, src, dst| {
@@ -119,13 +142,16 @@ impl ModelFiles {
                 }
             }
         });
+        if entry.transposed {
+            *out = transposed(out, entry.shape[0]);
+        }
         Ok(())
     }
 
     /// Drops a tensor's pages from resident memory after it was read: mapped files count as resident.
     pub fn release(&self, name: &str) {
-        if let Some(entry) = self.tensors.get(name) {
-            self.files[entry.file].release(entry.offset, entry.len);
+        for piece in self.tensors.get(name).into_iter().flat_map(|entry| &entry.pieces) {
+            self.files[piece.file].release(piece.offset, piece.len);
         }
     }
 
@@ -139,68 +165,32 @@ impl ModelFiles {
         }
         let config = ModelConfig::from_json(&config_path)?;
         let mut files = Vec::new();
-        let mut tensors = IndexMap::new();
+        let mut stored = IndexMap::new();
         for file in shards::weight_files(path)? {
-            let (mapped, stored) = shards::open(&file)?;
-            for t in stored {
-                let Some(dtype) = float_type(t.dtype) else {
-                    let what = format!(
-                        "tensor {} holds {:?} values; only F32, F16 and BF16 weights are read",
-                        t.name, t.dtype
-                    );
-                    return Err(FilesError::unsupported(&file, what));
-                };
-                let (offset, len) = (t.offset, t.len);
-                let entry = Entry { shape: t.shape, dtype, file: files.len(), offset, len, interleaved: None };
-                tensors.insert(t.name, entry);
+            let (mapped, tensors) = shards::open(&file)?;
+            for t in tensors {
+                // Masks and the like that old checkpoints carry are no weights.
+                let Some(dtype) = float_type(t.dtype) else { continue };
+                stored.insert(t.name, Piece { shape: t.shape, dtype, file: files.len(), offset: t.offset, len: t.len });
             }
             files.push(mapped);
         }
+        let find = |place: &Place| in_folder(&config, &stored, place);
+        let tensors = resolve(path, &config, find)?;
         Ok(Self { path: path.to_owned(), config, source: Source::Folder, files, tensors })
     }
 
     fn open_gguf(path: &Path) -> Result<Self, FilesError> {
         let (gguf, mapped) = Gguf::open_mapped(path)?;
-        let mut config = ModelConfig::from_gguf(&gguf)?;
-        let mut tensors = IndexMap::new();
-        for t in &gguf.tensors {
-            if t.name == "rope_freqs.weight" {
-                let mut factors = vec![0.0; t.shape.iter().product()];
-                t.dtype.decode(&mapped.bytes()[t.offset..t.offset + t.len], &mut factors);
-                config.rope_scaling = Some(RopeScaling::recognise(&config, factors));
-                continue;
-            }
-            let Some(name) = folder_name(&t.name) else {
-                continue;
-            };
-            let interleaved = match &name {
-                n if n.contains("q_proj") => Some(config.heads),
-                n if n.contains("k_proj") => Some(config.kv_heads),
-                _ => None,
-            };
-            let entry =
-                Entry { shape: t.shape.clone(), dtype: t.dtype, file: 0, offset: t.offset, len: t.len, interleaved };
-            tensors.insert(name, entry);
-        }
+        let config = ModelConfig::from_gguf(&gguf)?;
+        let piece = |t: &crate::gguf::GgufTensor| {
+            let piece = Piece { shape: t.shape.clone(), dtype: t.dtype, file: 0, offset: t.offset, len: t.len };
+            (t.name.clone(), piece)
+        };
+        let stored: IndexMap<String, Piece> = gguf.tensors.iter().map(piece).collect();
+        let find = |place: &Place| in_gguf(&config, &stored, place);
+        let tensors = resolve(path, &config, find)?;
         Ok(Self { path: path.to_owned(), config, source: Source::Gguf(Box::new(gguf)), files: vec![mapped], tensors })
-    }
-
-    /// Keeps what the network needs, in its order; anything missing or of another shape is an error.
-    fn check(&mut self) -> Result<(), FilesError> {
-        let mut kept = IndexMap::new();
-        for (name, shape) in self.config.tensors() {
-            let what = match self.tensors.swap_remove(&name) {
-                Some(entry) if entry.shape == shape => {
-                    kept.insert(name, entry);
-                    continue;
-                }
-                Some(entry) => format!("has shape {:?} where the configuration needs {shape:?}", entry.shape),
-                None => format!("of shape {shape:?} is missing"),
-            };
-            return Err(FilesError::Tensor { path: self.path.clone(), name, what });
-        }
-        self.tensors = kept;
-        Ok(())
     }
 
     fn entry(&self, name: &str) -> Result<&Entry, FilesError> {
@@ -213,25 +203,125 @@ impl ModelFiles {
 
     /// Decodes row by row on all rayon threads; a row is whole blocks in every format.
     fn rows<T: Send>(&self, entry: &Entry, out: &mut [T], decode: impl Fn(TensorType, &[u8], &mut [T]) + Sync) {
-        let bytes = &self.files[entry.file].bytes()[entry.offset..entry.offset + entry.len];
-        let width = entry.shape.last().copied().unwrap_or(1).max(1);
-        let stride = entry.dtype.bytes(width);
-        let head = entry.interleaved.map(|heads| entry.shape[0] / heads);
-        // A bias is one row of interleaved elements; f32 elements are blocks of one, so treat it as a column.
-        let (width, stride) =
-            if entry.shape.len() == 1 && head.is_some() { (1, entry.dtype.bytes(1)) } else { (width, stride) };
+        let mut width = entry.pieces.first().and_then(|piece| piece.shape.last().copied()).unwrap_or(1).max(1);
+        if entry.shape.len() == 1 && (entry.order.is_some() || entry.pieces.len() > 1) {
+            // A bias whose elements change places: f32 elements are blocks of one, so it reads as a column.
+            width = 1;
+        }
+        let ends: Vec<usize> = entry
+            .pieces
+            .iter()
+            .scan(0, |end, piece| {
+                *end += piece.shape.iter().product::<usize>() / width;
+                Some(*end)
+            })
+            .collect();
         out.par_chunks_mut(width).with_min_len(16).enumerate().for_each(|(row, dst)| {
-            let from = head.map_or(row, |head| interleaved_row(row, head)) * stride;
-            decode(entry.dtype, &bytes[from..from + stride], dst);
+            let row = entry.order.as_ref().map_or(row, |order| order[row]);
+            let index = ends.partition_point(|end| *end <= row);
+            let piece = &entry.pieces[index];
+            let first = if index == 0 { 0 } else { ends[index - 1] };
+            let stride = piece.dtype.bytes(width);
+            let from = piece.offset + (row - first) * stride;
+            decode(piece.dtype, &self.files[piece.file].bytes()[from..from + stride], dst);
         });
     }
 }
 
-/// Where GGUF keeps row `row` of a query or key projection with heads of `head` rows: the two rotary halves of a head
-/// alternate there, and follow one another in Hugging Face's order.
-pub(crate) fn interleaved_row(row: usize, head: usize) -> usize {
-    let (base, within) = (row / head * head, row % head);
-    base + within % (head / 2) * 2 + within / (head / 2)
+/// Every tensor the network needs, in its order; anything missing or of another shape is an error.
+fn resolve(
+    path: &Path,
+    config: &ModelConfig,
+    find: impl Fn(&Place) -> Option<Entry>,
+) -> Result<IndexMap<String, Entry>, FilesError> {
+    let one = |place: Place| {
+        let what = match find(&place) {
+            None => format!("of shape {:?} is missing", place.stored_shape()),
+            Some(entry) => match misfit(&entry, &place) {
+                None => return Ok((place.name, entry)),
+                Some(shape) => format!("has shape {shape:?} where the configuration needs {:?}", place.stored_shape()),
+            },
+        };
+        Err(FilesError::Tensor { path: path.to_owned(), name: place.name, what })
+    };
+    config.tensors().into_iter().map(one).collect()
+}
+
+/// The stored shape, where it is not what the network needs.
+fn misfit(entry: &Entry, place: &Place) -> Option<Vec<usize>> {
+    let stored = if entry.transposed { place.stored_shape() } else { place.shape.clone() };
+    let rows: usize = entry.pieces.iter().map(|piece| piece.shape[0]).sum();
+    let rest = |shape: &[usize]| shape.get(1..).map(<[usize]>::to_vec).unwrap_or_default();
+    let same = rows == stored[0] && entry.pieces.iter().all(|piece| rest(&piece.shape) == rest(&stored));
+    (!same).then(|| entry.pieces.first().map(|piece| piece.shape.clone()).unwrap_or_default())
+}
+
+/// A tensor in a folder's files: under its name, without the model's prefix (old checkpoints of the bare model), or as one
+/// expert's share of a tensor of all experts.
+fn in_folder(config: &ModelConfig, stored: &IndexMap<String, Piece>, place: &Place) -> Option<Entry> {
+    let entry = |piece: Piece| Entry {
+        shape: place.shape.clone(),
+        pieces: vec![piece],
+        order: None,
+        transposed: place.transposed,
+        excess: 0.0,
+    };
+    let bare = || place.name.split_once('.').and_then(|(_, rest)| stored.get(rest));
+    if let Some(piece) = stored.get(&place.name).or_else(bare) {
+        return Some(entry(piece.clone()));
+    }
+    let (tensor, part, parts) = match place.part {
+        Part::ExpertGate => ("gate_up_proj", 0, 2),
+        Part::ExpertUp => ("gate_up_proj", 1, 2),
+        Part::ExpertDown => ("down_proj", 0, 1),
+        Part::Head => return stored.get("lm_head.weight").cloned().map(entry),
+        // Transformers 5 calls the router's module so in every family.
+        Part::Router => {
+            let name = format!("{}.{}.mlp.gate.weight", config.family.layers, place.layer);
+            return stored.get(&name).cloned().map(entry);
+        }
+        _ => return None,
+    };
+    let fused = stored.get(&format!("{}.{}.mlp.experts.{tensor}", config.family.layers, place.layer))?;
+    let experts = config.experts.as_ref().map_or(0, |experts| experts.count);
+    share(fused, place.copy * parts + part, experts * parts).map(entry)
+}
+
+fn in_gguf(config: &ModelConfig, stored: &IndexMap<String, Piece>, place: &Place) -> Option<Entry> {
+    let whole = |split: bool| {
+        let spot = gguf_names::spot(config, place, split);
+        let pieces: Option<Vec<Piece>> = spot.names.iter().map(|name| stored.get(name).cloned()).collect();
+        Some((spot, pieces?))
+    };
+    let (spot, pieces) = whole(false).or_else(|| whole(true))?;
+    let pieces = match spot.share {
+        Some((index, count)) => vec![share(&pieces[0], index, count)?],
+        None => pieces,
+    };
+    let excess = if spot.plus_one { 1.0 } else { 0.0 };
+    Some(Entry { shape: place.shape.clone(), pieces, order: spot.order, transposed: false, excess })
+}
+
+/// The `index`-th of `count` equal shares of a tensor's rows, all dimensions but the last counted as rows.
+fn share(whole: &Piece, index: usize, count: usize) -> Option<Piece> {
+    let width = *whole.shape.last()?;
+    let rows = whole.shape.iter().product::<usize>() / width.max(1);
+    if count == 0 || !rows.is_multiple_of(count) {
+        return None;
+    }
+    let (rows, len) = (rows / count, whole.len / count);
+    let shape = if rows == 1 { vec![width] } else { vec![rows, width] };
+    Some(Piece { shape, offset: whole.offset + index * len, len, ..whole.clone() })
+}
+
+/// A row-major matrix of `columns` columns, turned.
+pub(crate) fn transposed<T: Copy + Send + Sync>(values: &[T], columns: usize) -> Vec<T> {
+    let rows = values.len() / columns.max(1);
+    let mut out = values.to_vec();
+    out.par_chunks_mut(rows.max(1)).enumerate().for_each(|(column, out)| {
+        out.iter_mut().enumerate().for_each(|(row, value)| *value = values[row * columns + column]);
+    });
+    out
 }
 
 fn float_type(dtype: Dtype) -> Option<TensorType> {
@@ -241,32 +331,4 @@ fn float_type(dtype: Dtype) -> Option<TensorType> {
         Dtype::BF16 => Some(TensorType::Bf16),
         _ => None,
     }
-}
-
-/// GGUF tensor names by part, with Hugging Face's name for each.
-pub(crate) const LAYER_PARTS: [(&str, &str); 9] = [
-    ("attn_norm", "input_layernorm"),
-    ("attn_q", "self_attn.q_proj"),
-    ("attn_k", "self_attn.k_proj"),
-    ("attn_v", "self_attn.v_proj"),
-    ("attn_output", "self_attn.o_proj"),
-    ("ffn_norm", "post_attention_layernorm"),
-    ("ffn_gate", "mlp.gate_proj"),
-    ("ffn_up", "mlp.up_proj"),
-    ("ffn_down", "mlp.down_proj"),
-];
-
-/// Tensors outside the layers, likewise.
-pub(crate) const OUTER_PARTS: [(&str, &str); 3] =
-    [("token_embd", "model.embed_tokens"), ("output_norm", "model.norm"), ("output", "lm_head")];
-
-/// Hugging Face's name of a GGUF tensor, if it is one of the network's.
-fn folder_name(gguf: &str) -> Option<String> {
-    let (stem, kind) = gguf.rsplit_once('.')?;
-    if let Some((_, name)) = OUTER_PARTS.iter().find(|(from, _)| *from == stem) {
-        return Some(format!("{name}.{kind}"));
-    }
-    let (layer, part) = stem.strip_prefix("blk.")?.split_once('.')?;
-    let (_, name) = LAYER_PARTS.iter().find(|(from, _)| *from == part)?;
-    Some(format!("model.layers.{layer}.{name}.{kind}"))
 }

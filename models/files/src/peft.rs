@@ -132,9 +132,6 @@ fn refuse(path: &Path, config: &Json) -> Result<(), FilesError> {
             format!("is {saved}; merge this adapter with PEFT and use the merged model"),
         ));
     }
-    if config.get("fan_in_fan_out").and_then(Json::as_bool) == Some(true) {
-        return Err(wrong("fan_in_fan_out", "is true, which no supported architecture uses".to_owned()));
-    }
     match config.get("bias").and_then(Json::as_str) {
         None | Some("none") => Ok(()),
         Some(other) => Err(wrong("bias", format!("is {other:?}; only \"none\" is supported"))),

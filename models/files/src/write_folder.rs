@@ -12,8 +12,10 @@ use serde_json::{Map, Value as Json, json};
 
 use crate::blocks::TensorType;
 use crate::encode::encode;
+use crate::model::transposed;
+use crate::parts::Place;
 use crate::special::{TokenizerInfo, json_file};
-use crate::{FilesError, Gguf, ModelConfig, ModelFiles, RopeScaling, Source, tokenizer};
+use crate::{FilesError, Gguf, ModelFiles, Source, gguf_config, tokenizer};
 
 /// Writes a folder's weights one tensor at a time, in the order announced.
 #[derive(Debug)]
@@ -31,31 +33,29 @@ pub struct FolderWriter {
 #[derive(Clone, Debug)]
 struct Planned {
     name: String,
+    /// As stored.
     shape: Vec<usize>,
+    transposed: bool,
     elements: usize,
 }
 
 impl FolderWriter {
-    /// Plans the shards of `tensors` (name and shape) in `kind` (F32, F16 or Bf16). A shard holds at most `max_bytes`
+    /// Plans the shards of `tensors` in `kind` (F32, F16 or Bf16). A shard holds at most `max_bytes`
     /// unless a single tensor is larger.
-    pub fn create(
-        folder: &Path,
-        tensors: &[(String, Vec<usize>)],
-        kind: TensorType,
-        max_bytes: u64,
-    ) -> Result<Self, FilesError> {
+    pub fn create(folder: &Path, tensors: &[Place], kind: TensorType, max_bytes: u64) -> Result<Self, FilesError> {
         std::fs::create_dir_all(folder).map_err(FilesError::write(folder))?;
         let mut shards: Vec<Vec<Planned>> = vec![Vec::new()];
         let mut filled = 0u64;
-        for (name, shape) in tensors {
-            let elements: usize = shape.iter().product();
+        for place in tensors {
+            let elements: usize = place.shape.iter().product();
             let size = kind.bytes(elements) as u64;
             if filled > 0 && filled + size > max_bytes {
                 shards.push(Vec::new());
                 filled = 0;
             }
             filled += size;
-            let planned = Planned { name: name.clone(), shape: shape.clone(), elements };
+            let (name, shape) = (place.name.clone(), place.stored_shape());
+            let planned = Planned { name, shape, transposed: place.transposed, elements };
             if let Some(shard) = shards.last_mut() {
                 shard.push(planned);
             }
@@ -63,7 +63,7 @@ impl FolderWriter {
         Ok(Self { folder: folder.to_owned(), kind, shards, shard: 0, next: 0, file: None, bytes: Vec::new() })
     }
 
-    /// Writes the next tensor; `name` and length must be the announced ones.
+    /// Writes the next tensor, in the network's orientation; `name` and length must be the announced ones.
     pub fn write(&mut self, name: &str, values: &[f32]) -> Result<(), FilesError> {
         let path = self.path(self.shard);
         let planned = self.shards.get(self.shard).and_then(|s| s.get(self.next));
@@ -71,6 +71,8 @@ impl FolderWriter {
             let what = "was written out of turn".to_owned();
             return Err(FilesError::Tensor { path, name: name.to_owned(), what });
         }
+        let turned = planned.filter(|p| p.transposed).map(|p| transposed(values, p.shape[0]));
+        let values = turned.as_deref().unwrap_or(values);
         if self.file.is_none() {
             self.file = Some(self.start(&path)?);
         }
@@ -167,7 +169,7 @@ pub fn write_config(source: &ModelFiles, kind: TensorType, folder: &Path) -> Res
     };
     let mut config = match source.source() {
         Source::Folder => json_file(&source.path().join("config.json"))?,
-        Source::Gguf(_) => describe(source.path(), source.config())?,
+        Source::Gguf(gguf) => Json::Object(gguf_config::folder_config(gguf)?),
     };
     if let Some(object) = config.as_object_mut() {
         object.shift_remove("quantization_config");
@@ -242,42 +244,6 @@ fn copy_tokenizer(source: &Path, folder: &Path) -> Result<(), FilesError> {
         }
     }
     Ok(())
-}
-
-/// `config.json` for a model known from GGUF metadata.
-fn describe(path: &Path, c: &ModelConfig) -> Result<Json, FilesError> {
-    let scaling = match &c.rope_scaling {
-        None => Json::Null,
-        Some(RopeScaling::Linear { factor }) => json!({"rope_type": "linear", "factor": factor}),
-        Some(RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions }) => json!({
-            "rope_type": "llama3", "factor": factor, "low_freq_factor": low_freq_factor,
-            "high_freq_factor": high_freq_factor, "original_max_position_embeddings": *original_max_positions as u64,
-        }),
-        Some(RopeScaling::Factors(_)) => {
-            let what = "its rope_freqs follow no scheme that config.json can express; use the Hugging Face folder";
-            return Err(FilesError::unsupported(path, what));
-        }
-    };
-    let eos = match c.eos.as_slice() {
-        [] => Json::Null,
-        [one] => json!(one),
-        many => json!(many),
-    };
-    let model_type = if c.sliding_window.is_some() { "mistral" } else { "llama" };
-    let architecture = if c.sliding_window.is_some() { "MistralForCausalLM" } else { "LlamaForCausalLM" };
-    let mut config = json!({
-        "architectures": [architecture], "model_type": model_type, "hidden_size": c.hidden,
-        "intermediate_size": c.intermediate, "num_hidden_layers": c.layers, "num_attention_heads": c.heads,
-        "num_key_value_heads": c.kv_heads, "head_dim": c.head_dim, "vocab_size": c.vocab, "hidden_act": "silu",
-        "max_position_embeddings": c.max_positions, "rms_norm_eps": c.rms_eps, "rope_theta": c.rope_theta,
-        "rope_scaling": scaling, "tie_word_embeddings": c.tied_embeddings, "attention_bias": c.attention_bias,
-        "mlp_bias": c.mlp_bias, "attention_dropout": 0.0, "initializer_range": 0.02, "use_cache": true,
-        "bos_token_id": c.bos, "eos_token_id": eos, "pad_token_id": c.pad,
-    });
-    if let Some(window) = c.sliding_window {
-        config["sliding_window"] = json!(window);
-    }
-    Ok(config)
 }
 
 fn write_json(path: &Path, value: &Json) -> Result<(), FilesError> {

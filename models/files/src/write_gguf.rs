@@ -13,20 +13,22 @@ use crate::blocks::TensorType;
 use crate::encode::encode;
 use crate::gguf::Value;
 use crate::mixture::GgufKind;
-use crate::model::{LAYER_PARTS, OUTER_PARTS, interleaved_row};
-use crate::{FilesError, ModelConfig, ModelFiles, RopeScaling, Source, gguf_tokenizer};
+use crate::parts::Part;
+use crate::{FilesError, ModelConfig, ModelFiles, Source, gguf_config, gguf_names, gguf_tokenizer};
 
 const ALIGNMENT: usize = 32;
 
 /// One tensor to write.
 struct Planned {
-    /// Hugging Face's name to read by.
-    source: String,
+    /// Names to read by; their rows follow one another.
+    sources: Vec<String>,
     name: String,
     shape: Vec<usize>,
     kind: TensorType,
-    /// Heads whose rotary halves must alternate in the file.
-    heads: Option<usize>,
+    /// For each row of the file, its place among the rows read; `None` where the order is the same.
+    order: Option<Vec<usize>>,
+    /// Added to every value.
+    excess: f32,
 }
 
 /// Writes `model` as a GGUF of `kind` to `out`. `go_on` hears (tensors done, of how many) and stops the work by
@@ -37,8 +39,12 @@ pub fn write_gguf(
     out: &Path,
     go_on: &mut dyn FnMut(u64, u64) -> bool,
 ) -> Result<bool, FilesError> {
+    if let Some(why) = gguf_config::inexpressible(model.config()) {
+        let what = format!("{} cannot be written as GGUF: {why}; use the merged folder", model.config().architecture);
+        return Err(FilesError::unsupported(model.path(), what));
+    }
     let metadata = metadata(model, kind)?;
-    let factors = rope_factors(model.config());
+    let factors = gguf_config::rope_tensors(model.config());
     let tensors = plan(model.config(), kind);
     let mut partial = out.as_os_str().to_owned();
     partial.push(".partial");
@@ -46,8 +52,8 @@ pub fn write_gguf(
     let file = File::create(partial).map_err(FilesError::write(partial))?;
     let mut file = BufWriter::with_capacity(1 << 20, file);
     let done = (|| {
-        file.write_all(&head(&metadata, &tensors, factors.as_deref())).map_err(FilesError::write(partial))?;
-        write_tensors(model, &tensors, factors.as_deref(), &mut file, partial, go_on)
+        file.write_all(&head(&metadata, &tensors, &factors)).map_err(FilesError::write(partial))?;
+        write_tensors(model, &tensors, &factors, &mut file, partial, go_on)
     })();
     let finished = match done {
         Ok(true) => {
@@ -67,7 +73,7 @@ pub fn write_gguf(
 fn write_tensors(
     model: &ModelFiles,
     tensors: &[Planned],
-    factors: Option<&[f32]>,
+    factors: &IndexMap<&'static str, Vec<f32>>,
     file: &mut impl Write,
     path: &Path,
     go_on: &mut dyn FnMut(u64, u64) -> bool,
@@ -77,17 +83,21 @@ fn write_tensors(
             .and_then(|()| file.write_all(&[0; ALIGNMENT][..gap(bytes.len())]))
             .map_err(FilesError::write(path))
     };
-    if let Some(factors) = factors {
-        let bytes: Vec<u8> = factors.iter().flat_map(|f| f.to_le_bytes()).collect();
+    for divisors in factors.values() {
+        let bytes: Vec<u8> = divisors.iter().flat_map(|f| f.to_le_bytes()).collect();
         put(&bytes)?;
     }
-    let (mut values, mut bytes) = (Vec::new(), Vec::new());
+    let (mut values, mut part, mut bytes) = (Vec::new(), Vec::new(), Vec::new());
     for (done, tensor) in tensors.iter().enumerate() {
         if !go_on(done as u64, tensors.len() as u64) {
             return Ok(false);
         }
-        model.read_f32(&tensor.source, &mut values)?;
-        model.release(&tensor.source);
+        values.clear();
+        for source in &tensor.sources {
+            model.read_f32(source, &mut part)?;
+            model.release(source);
+            values.extend(part.iter().map(|value| value + tensor.excess));
+        }
         encode_rows(tensor, &values, &mut bytes);
         put(&bytes)?;
     }
@@ -97,59 +107,74 @@ fn write_tensors(
 
 /// Encodes a tensor on all threads, a few rows at a time.
 fn encode_rows(tensor: &Planned, values: &[f32], bytes: &mut Vec<u8>) {
-    let bias = tensor.shape.len() == 1 && tensor.heads.is_some();
-    let width = if bias { 1 } else { tensor.shape.last().copied().unwrap_or(1) };
+    let turned = tensor.shape.len() == 1 && tensor.order.is_some();
+    let width = if turned { 1 } else { tensor.shape.last().copied().unwrap_or(1) };
     let stride = tensor.kind.bytes(width);
     bytes.clear();
-    bytes.resize(tensor.kind.bytes(values.len()), 0);
-    let head = tensor.heads.map(|heads| tensor.shape[0] / heads);
+    bytes.resize(tensor.kind.bytes(tensor.shape.iter().product()), 0);
     bytes.par_chunks_mut(stride).with_min_len(4).enumerate().for_each(|(row, dst)| {
-        let from = head.map_or(row, |head| separated_row(row, head)) * width;
+        let from = tensor.order.as_ref().map_or(row, |order| order[row]) * width;
         encode(tensor.kind, &values[from..from + width], dst);
     });
-}
-
-/// The row of Hugging Face's order that GGUF keeps at `row`: the reverse of [`interleaved_row`].
-fn separated_row(row: usize, head: usize) -> usize {
-    let (base, within) = (row / head * head, row % head);
-    let separated = base + within % 2 * (head / 2) + within / 2;
-    debug_assert_eq!(interleaved_row(separated, head), row);
-    separated
 }
 
 /// Every tensor in writing order with its type.
 fn plan(config: &ModelConfig, kind: GgufKind) -> Vec<Planned> {
     let tied = config.tied_embeddings;
-    let planned = config.tensors().into_iter().filter_map(|(source, shape)| {
-        let (stem, suffix) = source.rsplit_once('.')?;
-        let (layer, part, name) = match stem.strip_prefix("model.layers.").and_then(|s| s.split_once('.')) {
-            Some((layer, own)) => {
-                let part = LAYER_PARTS.iter().find(|(_, name)| *name == own)?.0;
-                (layer.parse().ok()?, part, format!("blk.{layer}.{part}.{suffix}"))
+    let split = gguf_names::is_split(config);
+    let mut planned: IndexMap<String, Planned> = IndexMap::new();
+    for place in config.tensors() {
+        let spot = gguf_names::spot(config, &place, split);
+        if let Some((_, count)) = spot.share {
+            // Copies are stacked in the order in which they come.
+            let own = planned.entry(spot.names[0].clone()).or_insert_with(|| {
+                let shape = [&[count], place.shape.as_slice()].concat();
+                let kind = kind.choose(&spot.names[0], false, place.layer, config.layers, &shape, place.part);
+                let (name, excess) = (spot.names[0].clone(), if spot.plus_one { 1.0 } else { 0.0 });
+                Planned { sources: Vec::new(), name, shape, kind, order: None, excess }
+            });
+            own.sources.push(place.name);
+            continue;
+        }
+        let rows = spot.order.map(|order| inverse(&order));
+        let mut first = 0;
+        for (index, name) in spot.names.iter().enumerate() {
+            let mut shape = place.shape.clone();
+            let mut order = rows.clone();
+            if spot.names.len() > 1 {
+                let heads = if index == 0 { config.heads } else { config.kv_heads };
+                shape[0] = heads * config.head_dim;
+                let all = rows.clone().unwrap_or_else(|| (0..place.shape[0]).collect());
+                order = Some(all[first..first + shape[0]].to_vec());
+                first += shape[0];
             }
-            None => {
-                let part = OUTER_PARTS.iter().find(|(_, name)| *name == stem)?.0;
-                (0, part, format!("{part}.{suffix}"))
-            }
-        };
-        let head = part == "output" || (tied && part == "token_embd");
-        let heads = match part {
-            "attn_q" => Some(config.heads),
-            "attn_k" => Some(config.kv_heads),
-            _ => None,
-        };
-        let kind = kind.choose(part, head, layer, config.layers, &shape);
-        Some(Planned { source, name, shape, kind, heads })
-    });
-    planned.collect()
+            let head = place.part == Part::Head || (tied && place.part == Part::Embedding);
+            let kind = kind.choose(name, head, place.layer, config.layers, &shape, place.part);
+            let excess = if spot.plus_one { 1.0 } else { 0.0 };
+            let sources = vec![place.name.clone()];
+            planned.insert(name.clone(), Planned { sources, name: name.clone(), shape, kind, order, excess });
+        }
+    }
+    planned.into_values().collect()
+}
+
+/// The order that undoes `order`.
+fn inverse(order: &[usize]) -> Vec<usize> {
+    let mut out = vec![0; order.len()];
+    order.iter().enumerate().for_each(|(row, place)| out[*place] = row);
+    out
 }
 
 /// Header, metadata and tensor table, padded so that data may follow.
-fn head(metadata: &IndexMap<String, Value>, tensors: &[Planned], factors: Option<&[f32]>) -> Vec<u8> {
+fn head(
+    metadata: &IndexMap<String, Value>,
+    tensors: &[Planned],
+    factors: &IndexMap<&'static str, Vec<f32>>,
+) -> Vec<u8> {
     let mut out = Vec::new();
     out.extend(b"GGUF");
     out.extend(3u32.to_le_bytes());
-    out.extend((tensors.len() as u64 + u64::from(factors.is_some())).to_le_bytes());
+    out.extend(((tensors.len() + factors.len()) as u64).to_le_bytes());
     out.extend((metadata.len() as u64).to_le_bytes());
     for (key, value) in metadata {
         put_text(&mut out, key);
@@ -166,9 +191,7 @@ fn head(metadata: &IndexMap<String, Value>, tensors: &[Planned], factors: Option
         let size = kind.bytes(shape.iter().product());
         offset += (size + gap(size)) as u64;
     };
-    if let Some(factors) = factors {
-        entry("rope_freqs.weight", &[factors.len()], TensorType::F32);
-    }
+    factors.iter().for_each(|(name, divisors)| entry(name, &[divisors.len()], TensorType::F32));
     tensors.iter().for_each(|t| entry(&t.name, &t.shape, t.kind));
     out.resize(out.len() + gap(out.len()), 0);
     out
@@ -221,46 +244,7 @@ fn metadata(model: &ModelFiles, kind: GgufKind) -> Result<IndexMap<String, Value
 }
 
 fn described(model: &ModelFiles) -> Result<IndexMap<String, Value>, FilesError> {
-    let c = model.config();
-    let mut all = IndexMap::new();
-    let mut put = |key: &str, value: Value| all.insert(key.to_owned(), value);
-    let size = |v: usize| Value::U32(u32::try_from(v).unwrap_or(u32::MAX));
-    put("general.architecture", Value::Str("llama".to_owned()));
-    put("general.type", Value::Str("model".to_owned()));
-    put("llama.block_count", size(c.layers));
-    put("llama.context_length", size(c.max_positions));
-    put("llama.embedding_length", size(c.hidden));
-    put("llama.feed_forward_length", size(c.intermediate));
-    put("llama.attention.head_count", size(c.heads));
-    put("llama.attention.head_count_kv", size(c.kv_heads));
-    put("llama.attention.key_length", size(c.head_dim));
-    put("llama.attention.value_length", size(c.head_dim));
-    put("llama.attention.layer_norm_rms_epsilon", Value::F32(c.rms_eps as f32));
-    put("llama.rope.freq_base", Value::F32(c.rope_theta as f32));
-    put("llama.rope.dimension_count", size(c.head_dim));
-    put("llama.vocab_size", size(c.vocab));
-    if let Some(window) = c.sliding_window {
-        put("llama.attention.sliding_window", size(window));
-    }
-    if let Some(RopeScaling::Linear { factor }) = c.rope_scaling {
-        put("llama.rope.scaling.type", Value::Str("linear".to_owned()));
-        put("llama.rope.scaling.factor", Value::F32(factor as f32));
-    }
-    for (key, value) in gguf_tokenizer::metadata(model.path(), c.vocab)? {
-        put(&key, value);
-    }
-    Ok(all)
-}
-
-/// Per-frequency divisors, for schemes that GGUF has no keys for.
-fn rope_factors(config: &ModelConfig) -> Option<Vec<f32>> {
-    match &config.rope_scaling {
-        Some(RopeScaling::Factors(factors)) => Some(factors.clone()),
-        Some(RopeScaling::Llama3 { .. }) => {
-            let plain = ModelConfig { rope_scaling: None, ..config.clone() };
-            let scaled = config.inverse_frequencies();
-            Some(plain.inverse_frequencies().into_iter().zip(scaled).map(|(p, s)| p / s).collect())
-        }
-        _ => None,
-    }
+    let config = model.config();
+    let tokenizer = gguf_tokenizer::metadata(model.path(), config.vocab)?;
+    Ok(gguf_config::metadata(config).into_iter().chain(tokenizer).collect())
 }

@@ -38,10 +38,10 @@ fn write_folder(model: &ModelFiles, kind: TensorType, max: u64, out: &Path) {
     let tensors = model.config().tensors();
     let mut writer = FolderWriter::create(out, &tensors, kind, max).unwrap();
     let mut values = Vec::new();
-    for (name, _) in &tensors {
-        model.read_f32(name, &mut values).unwrap();
-        model.release(name);
-        writer.write(name, &values).unwrap();
+    for place in &tensors {
+        model.read_f32(&place.name, &mut values).unwrap();
+        model.release(&place.name);
+        writer.write(&place.name, &values).unwrap();
     }
     writer.finish().unwrap();
     write_config(model, kind, out).unwrap();
@@ -76,8 +76,8 @@ fn folder_to_gguf_and_back_keeps_every_bit_and_every_token() {
     let source = ModelFiles::open(&tiny()).unwrap();
     let file = gguf(&source, GgufKind::F32, &dir.join("tiny-f32.gguf"));
     assert_eq!(compare(&source, &file).0, 0.0);
-    assert_eq!(file.config().rope_theta, source.config().rope_theta);
-    assert_eq!(file.config().rms_eps, source.config().rms_eps);
+    assert_eq!(file.config().ropes, source.config().ropes);
+    assert_eq!(file.config().norm, source.config().norm);
     let back = dir.join("back");
     write_folder(&file, TensorType::F32, 100_000, &back);
     assert!(back.join("model.safetensors.index.json").is_file(), "200 KB in shards of 100 KB");
@@ -91,6 +91,70 @@ fn folder_to_gguf_and_back_keeps_every_bit_and_every_token() {
     }
     let (a, b) = (TokenizerInfo::read(&tiny()).unwrap(), TokenizerInfo::read(&back).unwrap());
     assert_eq!((a.bos, a.eos, a.pad, a.chat_template), (b.bos, b.eos, b.pad, b.chat_template));
+}
+
+/// A family's fixture with a tokenizer of as many tokens as its vocabulary.
+fn family(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for name in ["config.json", "model.safetensors"] {
+        std::fs::copy(from.join(name), to.join(name)).unwrap();
+    }
+    let mut json: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(tiny().join("tokenizer.json")).unwrap()).unwrap();
+    let vocabulary = ModelFiles::open(to).unwrap().config().vocab as u64;
+    json["added_tokens"] = serde_json::json!([]);
+    json["model"]["merges"] = serde_json::json!([]);
+    json["model"]["vocab"].as_object_mut().unwrap().retain(|_, id| id.as_u64().unwrap() < vocabulary);
+    std::fs::write(to.join("tokenizer.json"), json.to_string()).unwrap();
+    std::fs::write(to.join("tokenizer_config.json"), "{}").unwrap();
+}
+
+#[test]
+fn every_family_survives_gguf_and_a_folder() {
+    let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/families");
+    let roots = std::iter::once(own).chain(std::env::var_os("PIPE_TEST_FAMILIES").map(PathBuf::from));
+    let cases = roots.flat_map(|root| std::fs::read_dir(root).unwrap().flatten().map(|entry| entry.path()));
+    let (_keep, dir) = scratch("families");
+    let mut written = 0;
+    for case in cases.filter(|path| path.join("config.json").is_file()) {
+        let name = case.file_name().unwrap().to_string_lossy().into_owned();
+        let source = dir.join(&name).join("source");
+        family(&case, &source);
+        let source = ModelFiles::open(&source).unwrap();
+        let out = dir.join(&name).join("model.gguf");
+        let file = match write_gguf(&source, GgufKind::F32, &out, &mut |_, _| true) {
+            Ok(_) => ModelFiles::open(&out).unwrap_or_else(|e| panic!("{name}: {e}")),
+            // What GGUF has no keys for is refused, and only that.
+            Err(error) => {
+                assert!(error.to_string().contains("cannot be written as GGUF"), "{name}: {error}");
+                continue;
+            }
+        };
+        written += 1;
+        // A norm's weight that counts from one passes through 1 + w.
+        let slack = if source.config().norm.from_one { 1e-6 } else { 0.0 };
+        assert!(compare(&source, &file).0 <= slack, "{name}");
+        let back = dir.join(&name).join("back");
+        write_folder(&file, TensorType::F32, u64::MAX, &back);
+        let back = ModelFiles::open(&back).unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert!(compare(&source, &back).0 <= slack, "{name}");
+        let (a, b) = (source.config(), back.config());
+        assert_eq!((&a.parts, &a.layer_kinds, a.parallel), (&b.parts, &b.layer_kinds, b.parallel), "{name}");
+        assert_eq!((a.activation, a.qk_norm, &a.experts), (b.activation, b.qk_norm, &b.experts), "{name}");
+        assert_eq!(
+            (a.final_softcap, a.attention_softcap, a.clip_qkv),
+            (b.final_softcap, b.attention_softcap, b.clip_qkv)
+        );
+        for length in [1, 1000] {
+            let at = |c: &pipe_files::ModelConfig| -> Vec<f32> {
+                c.ropes.iter().flat_map(|rope| rope.inverse_frequencies(length)).collect()
+            };
+            for (x, y) in at(a).iter().zip(at(b)) {
+                assert!((x / y - 1.0).abs() < 1e-5, "{name} at {length}: {:?} {:?}", a.ropes, b.ropes);
+            }
+        }
+    }
+    assert!(written >= 12, "{written}");
 }
 
 #[test]

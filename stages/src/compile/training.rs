@@ -221,7 +221,7 @@ fn eval_points(recipe: &Recipe) -> EvalPoints {
 }
 
 /// Axolotl saves at the end of each epoch when nothing is said.
-fn save_points(recipe: &Recipe) -> EvalPoints {
+pub fn save_points(recipe: &Recipe) -> EvalPoints {
     points(recipe.save_strategy, recipe.save_steps, recipe.saves_per_epoch, recipe, EvalPoints::PerEpoch(1))
 }
 

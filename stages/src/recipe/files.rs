@@ -51,7 +51,19 @@ fn one(facts: &mut Facts<'_>, key: &str, path: &str, what: &str) {
     if path.contains(['*', '?']) && !path.contains("://") {
         return;
     }
-    let Place::Missing(looked) = facts.project.place(path) else { return };
+    facts.missing(key, path, what);
+}
+
+impl Facts<'_> {
+    /// Says that nothing is at `path`, if so, and where it would be found.
+    pub fn missing(&mut self, key: &str, path: &str, what: &str) {
+        if let Place::Missing(looked) = self.project.place(path) {
+            missing(self, key, path, what, &looked);
+        }
+    }
+}
+
+fn missing(facts: &mut Facts<'_>, key: &str, path: &str, what: &str, looked: &std::path::Path) {
     // A bare word may be one of the hub's oldest ids, such as gpt2; the hub is never asked here.
     let bare = is_hub_id(&format!("hub/{path}"));
     let hint = facts.project.hint(path);
@@ -63,7 +75,7 @@ fn one(facts: &mut Facts<'_>, key: &str, path: &str, what: &str) {
     if bare && hint.is_none() {
         facts.warning("missing-file", key, format!("{message}; it is taken for the id of something on a hub"), None);
     } else {
-        let near = hint.or_else(|| similar(&looked).map(|name| sibling(path, &name)));
+        let near = hint.or_else(|| similar(looked).map(|name| sibling(path, &name)));
         facts.error("missing-file", key, message, near);
     }
 }

@@ -13,11 +13,21 @@ pub enum Fate {
     Renamed(&'static str),
 }
 
+/// What an inert key takes: as in Axolotl, so that a recipe that is wrong there is not praised here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shape {
     Any,
     /// A boolean or `auto`.
     Flag,
+    Text,
+    Whole,
+    Number,
+    List,
+    Map,
+    /// One of these, separated by spaces.
+    Words(&'static str),
+    /// One of these, or a path.
+    WordsOrPath(&'static str),
 }
 
 /// A known key: its fate, and why.
@@ -41,7 +51,7 @@ pub struct KnownValues {
 /// Known keys of the recipe's top level.
 pub fn top_level() -> impl Iterator<Item = Known> {
     expand(INERT_FLAGS, Fate::Inert(Shape::Flag))
-        .chain(expand(INERT, Fate::Inert(Shape::Any)))
+        .chain(expand(INERT, Fate::Inert(Shape::Any)).map(shaped))
         .chain(unsupported(UNSUPPORTED))
         .chain(renamed(RENAMED))
 }
@@ -67,6 +77,12 @@ pub fn value(key: &str, value: &str) -> Option<&'static KnownValues> {
                 None => name == value,
             })
     })
+}
+
+/// The key with the shape that [`SHAPES`] gives it.
+fn shaped(known: Known) -> Known {
+    let shape = SHAPES.iter().find(|(keys, _)| keys.split_whitespace().any(|key| key == known.key));
+    Known { fate: shape.map_or(known.fate, |(_, shape)| Fate::Inert(*shape)), ..known }
 }
 
 type Grouped = &'static [(&'static str, &'static str)];
@@ -186,6 +202,10 @@ const INERT: Grouped = &[
         "nothing that comes out depends on it here",
     ),
     (
+        "loss_watchdog_threshold loss_watchdog_patience",
+        "training goes on whatever the loss; `pipe report` shows its curve",
+    ),
+    (
         "trl vllm ebft rl_beta dpo_beta dpo_use_weighting dpo_label_smoothing precompute_ref_log_probs \
          dpo_use_liger_kernel dpo_padding_free dpo_loss_type dpo_loss_weights dpo_use_logits_to_keep \
          dpo_generate_during_eval dpo_norm_loss rpo_alpha orpo_alpha simpo_gamma cpo_alpha kto_desirable_weight \
@@ -204,6 +224,57 @@ const INERT: Grouped = &[
          fp8_enable_fsdp_float8_all_gather lr_div_factor loraplus_lr_embedding swap_embedding",
         "it tunes a method that is not switched on",
     ),
+];
+
+const SHAPES: &[(&str, Shape)] = &[
+    (
+        "attn_implementation",
+        Shape::WordsOrPath("flash_attention_2 flash_attention_3 flex_attention sdpa eager xformers sage fp8"),
+    ),
+    ("large_head_attention", Shape::Words("auto sdpa triton_flash")),
+    ("torch_compile_mode", Shape::Words("default reduce-overhead max-autotune")),
+    ("fsdp_final_state_dict_type", Shape::Words("FULL_STATE_DICT LOCAL_STATE_DICT SHARDED_STATE_DICT")),
+    ("ring_attn_func", Shape::Words("varlen_llama3 batch_ring")),
+    ("merge_method", Shape::Words("legacy memory_efficient")),
+    ("relora_prune_method", Shape::Words("magnitude random reset")),
+    (
+        "torch_compile_backend expert_backend moe_grouped_backend wandb_name wandb_run_id wandb_mode wandb_project \
+         wandb_entity wandb_watch wandb_log_model mlflow_tracking_uri mlflow_experiment_name mlflow_run_name \
+         comet_api_key comet_workspace comet_project_name comet_experiment_key comet_mode swanlab_project \
+         swanlab_experiment_name swanlab_description swanlab_mode swanlab_workspace swanlab_api_key swanlab_web_host \
+         swanlab_api_host swanlab_lark_webhook_url swanlab_lark_secret trackio_project_name trackio_run_name \
+         trackio_space_id otel_metrics_host gradio_title gradio_server_name hub_model_id hub_strategy hub_revision \
+         push_dataset_to_hub dataset_prepared_path sample_packing_mp_start_method ray_run_name bench_dataset \
+         bench_split metric_for_best_model cls_model_config qgalore_proj_type lisa_layers_attribute \
+         kd_online_server_base_url lm_eval_model spectrum_model_name",
+        Shape::Text,
+    ),
+    (
+        "chunked_cross_entropy_num_chunks tiled_mlp_num_shards moe_dequant_chunk_size swanlab_completion_log_interval \
+         swanlab_completion_max_buffer otel_metrics_port profiler_steps profiler_steps_start eval_table_size \
+         gradio_server_port gradio_max_new_tokens dataset_processes dataset_num_proc num_dataset_shards_to_save \
+         dataloader_num_workers dataloader_prefetch_factor gc_steps torch_empty_cache_steps gc_collect_steps \
+         pad_to_multiple_of pretrain_multipack_buffer_size streaming_multipack_buffer_size fsdp_version world_size \
+         local_rank ddp_timeout ddp_bucket_cap_mb dp_shard_size dp_replicate_size tensor_parallel_size \
+         context_parallel_size sequence_parallel_degree heads_k_stride ray_num_workers expert_parallel_size \
+         eval_max_new_tokens num_generation_samples generation_max_new_tokens generation_top_k \
+         loss_watchdog_patience max_prompt_len jagged_restart_warmup_steps jagged_restart_anneal_steps qgalore_rank \
+         qgalore_update_proj_gap qgalore_proj_bits qgalore_proj_group_size qgalore_gamma_proj qgalore_queue_size \
+         dion_rank_multiple_of lisa_step_interval eaft_k pose_max_context_len pose_num_chunks kd_online_topk \
+         kd_online_timeout",
+        Shape::Whole,
+    ),
+    (
+        "gradio_temperature sample_packing_eff_est generation_temperature generation_top_p generation_prompt_ratio \
+         loss_watchdog_threshold rl_beta dpo_beta dpo_label_smoothing rpo_alpha orpo_alpha simpo_gamma cpo_alpha \
+         kto_desirable_weight kto_undesirable_weight center_rewards_coefficient relora_prune_ratio qgalore_scale \
+         qgalore_cos_threshold dion_momentum dion_rank_fraction eaft_alpha kd_ce_alpha kd_alpha kd_temperature kd_beta \
+         kd_temperature_min scaling_softmax_factor scaling_softmax_bias lr_div_factor loraplus_lr_embedding \
+         grokfast_lamb",
+        Shape::Number,
+    ),
+    ("fsdp_config accelerator_config gradient_checkpointing_kwargs torch_compile_options", Shape::Map),
+    ("pose_split_on_token_ids fp32_norm_classes", Shape::List),
 ];
 
 const UNSUPPORTED: Refused = &[
@@ -408,7 +479,7 @@ const SYNONYMS: Grouped = &[
     ("output output_path out_dir", "output_dir"),
     ("val_size test_size validation_split eval_split", "val_set_size"),
     ("warmup", "warmup_steps"),
-    ("finetuning_type peft_type", "adapter"),
+    ("finetuning_type peft_type full_finetune full_finetuning use_lora use_qlora", "adapter"),
     ("use_rslora", "peft_use_rslora"),
     ("use_dora lora_use_dora", "peft_use_dora"),
     ("random_seed", "seed"),
@@ -419,6 +490,13 @@ const SYNONYMS: Grouped = &[
 ];
 
 const KNOWN_VALUES: &[KnownValues] = &[
+    KnownValues {
+        key: "chat_template",
+        values: "mistral_v2v3 mistral_v3_tekken cohere llama3_2_vision llama4 deepseek_v3 jamba qwen_25 qwen3 qwen3_5 \
+                 exaone4 gemma4 gemma4_unified command_a command_a_tool_use command_a_rag aya",
+        why: "this template is not built in",
+        instead: "tokenizer_default",
+    },
     KnownValues {
         key: "optimizer",
         values: "adafactor adagrad lion* lomo adalomo muon rmsprop* galore* ademamix* apollo* grokadamw schedule_free* \

@@ -5,6 +5,7 @@
 
 mod checks;
 pub mod dataset;
+mod examples;
 mod files;
 mod keys;
 mod known;

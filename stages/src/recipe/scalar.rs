@@ -28,6 +28,9 @@ pub(super) enum Misfit {
     Form { pattern: String },
 }
 
+/// Of whole numbers; larger ones are not exact everywhere.
+const HUGE: &str = "less than 9000000000000000";
+
 /// By YAML's core rules; quoted scalars are text.
 pub(super) fn resolve(scalar: &Scalar) -> Resolved {
     let text = &*scalar.text;
@@ -172,7 +175,10 @@ fn fit_one(value: &Resolved, schema: &Value) -> Result<(), Misfit> {
         Resolved::Bool(_) => has_type(schema, "boolean").then_some(()).ok_or_else(other),
         Resolved::Int(n) if has_type(schema, "integer") || has_type(schema, "number") => range(*n as f64, schema),
         Resolved::Float(x) if has_type(schema, "number") => range(*x, schema),
-        Resolved::Float(x) if has_type(schema, "integer") && x.fract() == 0.0 && x.abs() < 9e15 => range(*x, schema),
+        Resolved::Float(x) if has_type(schema, "integer") && (x.fract() == 0.0 || !x.is_finite()) => {
+            // Whole, and far beyond what any count may be: the number is wrong, not its kind.
+            range(*x, schema).and(if x.abs() < 9e15 { Ok(()) } else { Err(Misfit::Range { bounds: HUGE.to_string() }) })
+        }
         Resolved::Text(text) if has_type(schema, "string") => fit_text(text, schema),
         _ => Err(other()),
     }
@@ -202,6 +208,7 @@ fn has_form(text: &str, pattern: &str) -> bool {
             text.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_')
                 && text.chars().all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c))
         }
+        schema::PATH_TEXT => text.contains('/'),
         _ => super::sections::parse_size(text).is_some(),
     }
 }

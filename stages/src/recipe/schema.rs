@@ -4,8 +4,8 @@
 
 use serde_json::{Map, Value, json};
 
-use super::Recipe;
 use super::known::{self, Fate, Known, Shape};
+use super::{Recipe, examples};
 
 /// Words that count as booleans where a boolean is wanted, beside `true` and `false`.
 pub(super) const BOOLEANS: [(&str, bool); 18] = [
@@ -32,6 +32,8 @@ pub(super) const BOOLEANS: [(&str, bool); 18] = [
 /// Texts that count as numbers where a number is wanted: quoted ones, and `1e-4`, which older YAML reads as text.
 pub(super) const NUMBER_TEXT: &str = r"^[-+]?([0-9][0-9_]*\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?$";
 pub(super) const INTEGER_TEXT: &str = r"^[-+]?[0-9][0-9_]*(\.0*)?$";
+/// Text with a slash in it.
+pub(super) const PATH_TEXT: &str = "/";
 
 /// The JSON Schema of recipes (draft 2020-12).
 pub fn schema() -> Value {
@@ -54,6 +56,7 @@ pub fn schema() -> Value {
     if let Value::Object(map) = &mut schema {
         map.insert("title".to_string(), json!("Recipe"));
     }
+    examples::insert(&mut schema);
     schema
 }
 
@@ -91,14 +94,14 @@ fn insert_known(schema: &mut Value, definition: Option<&str>, known: impl Iterat
 
 fn known_schema(key: &Known) -> Value {
     match key.fate {
-        Fate::Inert(Shape::Any) => {
-            json!({"description": format!("Accepted, without effect: {}.", key.why), "x-inert": key.why})
+        Fate::Inert(shape) => {
+            let mut schema = shape_schema(shape);
+            if let Value::Object(map) = &mut schema {
+                map.insert("description".to_string(), json!(format!("Accepted, without effect: {}.", key.why)));
+                map.insert("x-inert".to_string(), json!(key.why));
+            }
+            schema
         }
-        Fate::Inert(Shape::Flag) => json!({
-            "description": format!("Accepted, without effect: {}.", key.why),
-            "anyOf": [{"type": ["boolean", "null"]}, {"type": "string", "enum": words(&["auto"])}],
-            "x-inert": key.why
-        }),
         Fate::Unsupported { harmless, instead } => {
             let mut values = vec![json!(null), json!(false), json!(0)];
             for text in harmless {
@@ -118,6 +121,29 @@ fn known_schema(key: &Known) -> Value {
             })
         }
         Fate::Renamed(_) => Value::Null,
+    }
+}
+
+fn shape_schema(shape: Shape) -> Value {
+    let one_of = |names: &str| names.split(' ').map(|name| json!(name)).collect::<Vec<Value>>();
+    match shape {
+        Shape::Any => json!({}),
+        Shape::Flag => {
+            json!({"anyOf": [{"type": ["boolean", "null"]}, {"type": "string", "enum": words(&["auto"])}]})
+        }
+        Shape::Text => json!({"type": ["string", "null"]}),
+        Shape::Whole => {
+            json!({"anyOf": [{"type": ["integer", "boolean", "null"]}, {"type": "string", "pattern": INTEGER_TEXT}]})
+        }
+        Shape::Number => {
+            json!({"anyOf": [{"type": ["number", "boolean", "null"]}, {"type": "string", "pattern": NUMBER_TEXT}]})
+        }
+        Shape::List => json!({"type": ["array", "null"]}),
+        Shape::Map => json!({"type": ["object", "null"]}),
+        Shape::Words(names) => json!({"anyOf": [{"type": "string", "enum": one_of(names)}, {"type": "null"}]}),
+        Shape::WordsOrPath(names) => json!({"anyOf": [
+            {"type": "string", "enum": one_of(names)}, {"type": "string", "pattern": PATH_TEXT}, {"type": "null"}
+        ]}),
     }
 }
 

@@ -27,7 +27,7 @@ pub(super) struct Checked {
 }
 
 /// Paths about which something was already said.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Tainted(HashSet<String>);
 
 impl Tainted {
@@ -67,7 +67,7 @@ pub(super) fn check(document: &Document) -> Checked {
         }
     };
     let mut problems = walk.problems;
-    quiet_preference(&tree, &mut problems);
+    quiet_followers(&mut problems);
     Checked { recipe, tree, tainted: walk.tainted, problems }
 }
 
@@ -194,13 +194,13 @@ impl<'s> Walk<'s> {
             Tree::Scalar(text) => match scalar::fit(text, &alternatives) {
                 Ok(value) => Some(value),
                 Err(misfit) => {
-                    self.misfit(node, text, misfit, path);
+                    self.misfit(node, text, misfit, path, schema);
                     None
                 }
             },
             Tree::Seq(items) => {
                 let Some(list) = alternatives.iter().find(|schema| scalar::has_type(schema, "array")) else {
-                    self.wrong_kind(node, &alternatives, path);
+                    self.wrong_kind(node, schema, path);
                     return None;
                 };
                 let items: Vec<serde_yaml::Value> = items
@@ -213,7 +213,7 @@ impl<'s> Walk<'s> {
             Tree::Map(_) => match alternatives.iter().find(|schema| scalar::has_type(schema, "object")) {
                 Some(map) => Some(self.object(node, map, path)),
                 None => {
-                    self.wrong_kind(node, &alternatives, path);
+                    self.wrong_kind(node, schema, path);
                     None
                 }
             },
@@ -270,17 +270,20 @@ impl<'s> Walk<'s> {
         self.report(&entry.key_span, "unknown-key", message, path, hint.map(|hint| hint.write));
     }
 
-    fn misfit(&mut self, node: &Node, text: &Scalar, misfit: Misfit, path: &str) {
+    fn misfit(&mut self, node: &Node, text: &Scalar, misfit: Misfit, path: &str, schema: &'s Value) {
         let shown = suggest::shown(&text.text);
         let key = last(path);
         let (code, message, suggestion) = match misfit {
             Misfit::Type { wanted } => {
                 let is = suggest::described(text);
                 let message = format!("`{path}` takes {wanted}, and {shown} is {is}");
-                ("wrong-type", message, suggest::retyped(key, text, &wanted))
+                let other = || self.wrapped(node, schema, path).or_else(|| suggest::example(schema));
+                ("wrong-type", message, suggest::retyped(key, text, &wanted).or_else(other))
             }
             Misfit::Range { bounds } => {
-                ("out-of-range", format!("`{path}` is {shown}, and must be {bounds}"), Some(bounds))
+                let message = format!("`{path}` is {shown}, and must be {bounds}");
+                let example = suggest::example(schema).map_or(String::new(), |text| format!(", such as {text}"));
+                ("out-of-range", message, Some(format!("{bounds}{example}")))
             }
             Misfit::Form { pattern } => {
                 let form = if pattern.contains("KMGT") {
@@ -314,16 +317,30 @@ impl<'s> Walk<'s> {
         self.report(&node.span, code, message, path, suggestion);
     }
 
-    fn wrong_kind(&mut self, node: &Node, alternatives: &[&Value], path: &str) {
+    fn wrong_kind(&mut self, node: &Node, schema: &'s Value, path: &str) {
+        let alternatives = self.alternatives(schema);
         let is = if node.items().is_some() { "a list" } else { "a map" };
-        let wanted = scalar::wanted(alternatives);
+        let wanted = scalar::wanted(&alternatives);
         let list = alternatives.iter().any(|schema| scalar::has_type(schema, "array"));
-        let suggestion = (list && node.entries().is_some()).then(|| {
-            let first = node.entries().and_then(|entries| entries.first()).map(|entry| entry.key.as_str());
-            format!("- {}: ...", first.unwrap_or("path"))
-        });
+        let single = || match node.items()? {
+            [one] => one.scalar().filter(|one| scalar::fit(one, &alternatives).is_ok()).map(|one| one.text.to_string()),
+            _ => None,
+        };
+        let suggestion = match node.entries() {
+            Some(entries) if list => {
+                let first = entries.first().map_or("path", |entry| &entry.key);
+                Some(format!("- {first}: ..."))
+            }
+            _ => single().or_else(|| self.wrapped(node, schema, path)).or_else(|| suggest::example(schema)),
+        };
         let message = format!("`{path}` takes {wanted}, and here stands {is}");
         self.report(&node.span, "wrong-type", message, path, suggestion);
+    }
+
+    /// The value within the map that is wanted in its place.
+    fn wrapped(&self, node: &Node, schema: &'s Value, path: &str) -> Option<String> {
+        let maps = self.alternatives(schema).into_iter().filter(|schema| scalar::has_type(schema, "object"));
+        maps.into_iter().find_map(|map| suggest::wrapped(path, node, map, self.schema))
     }
 
     fn report(
@@ -382,17 +399,33 @@ fn harmless(node: &Node, schema: &Value) -> bool {
     }
 }
 
-/// In a recipe for preference training its data formats are no further news.
-fn quiet_preference(tree: &Node, problems: &mut Vec<Problem>) {
-    let keys = ["rl", "reward_model", "process_reward_model"];
-    let said =
-        problems.iter().any(|p| p.code == "unsupported-key" && p.key.as_deref().is_some_and(|key| keys.contains(&key)));
-    if said && tree.entry("datasets").is_some() {
+/// What only says more of a method that is not supported is no further news.
+fn quiet_followers(problems: &mut Vec<Problem>) {
+    let unsupported = |p: &Problem, key: &str| p.code == "unsupported-key" && p.key.as_deref() == Some(key);
+    for (leaders, followers) in FOLLOWERS {
+        let Some(first) = leaders.iter().find(|leader| problems.iter().any(|p| unsupported(p, leader))) else {
+            continue;
+        };
         problems.retain(|p| {
-            p.code != "unsupported-value" || !p.key.as_deref().is_some_and(|key| key.contains("datasets["))
+            let key = p.key.as_deref().unwrap_or_default();
+            let listed = followers.iter().any(|name| key == *name || name.ends_with('[') && key.contains(name));
+            let follows = listed || (leaders.contains(&key) && key != *first);
+            !(follows && matches!(p.code, "unsupported-key" | "unsupported-value"))
         });
     }
 }
+
+/// Keys that name a method, and keys (or, with `[`, lists) that have a meaning only with it.
+type Followers = (&'static [&'static str], &'static [&'static str]);
+
+const FOLLOWERS: &[Followers] = &[
+    (&["rl", "reward_model", "process_reward_model"], &["num_labels", "datasets["]),
+    (&["pretraining_dataset", "streaming"], &["pretraining_sample_concatenation"]),
+    (&["processor_type"], &["processor_kwargs", "image_size", "freeze_mm_modules", "is_multimodal"]),
+    (&["relora"], &["jagged_restart_steps"]),
+    (&["do_causal_lm_eval"], &["eval_causal_lm_metrics"]),
+    (&["do_bench_eval", "lm_eval_tasks"], &["lm_eval_post_train"]),
+];
 
 fn join(path: &str, key: &str) -> String {
     if path.is_empty() { key.to_string() } else { format!("{path}.{key}") }

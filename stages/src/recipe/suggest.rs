@@ -1,6 +1,6 @@
 //! What the user probably meant: near keys, the section a key belongs to, near words, values in the wanted type.
 
-use pipe_engine::document::Scalar;
+use pipe_engine::document::{Node, Scalar};
 use serde_json::Value;
 
 use super::known;
@@ -21,7 +21,7 @@ pub(super) struct Hint {
 pub(super) fn key(name: &str, schema: &Value, root: &Value, parent: &str) -> Option<Hint> {
     let here: Vec<&str> = keys(schema);
     let same = |other: &&&str| normal(other) == normal(name);
-    if let Some(near) = here.iter().find(same) {
+    if let Some(near) = here.iter().find(same).copied().or_else(|| one_off(name, &here)) {
         return Some(hint(near));
     }
     if let Some(found) = elsewhere(name, root, parent) {
@@ -35,8 +35,11 @@ pub(super) fn key(name: &str, schema: &Value, root: &Value, parent: &str) -> Opt
             return Some(found);
         }
     }
-    if let Some(near) = nearest(name, &here) {
+    if let Some(near) = nearest(name, &here).or_else(|| same_words(name, &here)) {
         return Some(hint(near));
+    }
+    if let Some(note) = name.strip_prefix("x_") {
+        return Some(hint(&format!("x-{note}")));
     }
     let tops = keys(root);
     if !parent.is_empty()
@@ -61,6 +64,40 @@ pub(super) fn word(text: &str, words: &[String]) -> Option<String> {
 pub(super) fn listed(words: &[String]) -> String {
     let shown = words.iter().take(12).cloned().collect::<Vec<_>>().join(", ");
     if words.len() > 12 { format!("{shown} and {} more", words.len() - 12) } else { shown }
+}
+
+/// What a key takes, as an example.
+pub(super) fn example(schema: &Value) -> Option<String> {
+    let examples = schema.get("examples").and_then(Value::as_array).and_then(|all| all.first());
+    let example = examples.or_else(|| schema.get("default").filter(|value| value.is_number()))?;
+    Some(example.as_str().map_or_else(|| example.to_string(), str::to_string))
+}
+
+/// A plain value, or a list of them, where a map is wanted: the map with its first key that takes it.
+pub(super) fn wrapped(path: &str, node: &Node, map: &Value, root: &Value) -> Option<String> {
+    let properties = map.get("properties").and_then(Value::as_object)?;
+    let one: Vec<&Scalar> = match node.items() {
+        Some(items) => items.iter().map(Node::scalar).collect::<Option<_>>()?,
+        None => vec![node.scalar()?],
+    };
+    let (key, list) = properties.iter().find_map(|(key, property)| {
+        let mut simple = Vec::new();
+        flatten(root, property, &mut simple);
+        let fits = |schemas: &[&Value]| one.iter().all(|scalar| scalar::fit(scalar, schemas).is_ok());
+        let plain = node.items().is_none() && fits(&simple);
+        let listed = simple.iter().filter_map(|schema| schema.get("items")).any(|items| {
+            let mut inner = Vec::new();
+            flatten(root, items, &mut inner);
+            fits(&inner)
+        });
+        (plain || listed).then_some((key, !plain))
+    })?;
+    let text: Vec<&str> = one.iter().map(|scalar| &*scalar.text).collect();
+    let value = if list { format!("[{}]", text.join(", ")) } else { text.join(", ") };
+    match path.ends_with(']') {
+        true => Some(format!("- {key}: {value}")),
+        false => Some(format!("{}: {{{key}: {value}}}", path.rsplit('.').next().unwrap_or(path))),
+    }
 }
 
 /// A value as a message shows it: short, on one line.
@@ -105,16 +142,20 @@ pub(super) fn retyped(key: &str, scalar: &Scalar, wanted: &str) -> Option<String
     }
 }
 
-/// A number in other notations: `2,5`, `1_000`, `4k`, `10%`.
+/// A number in other notations: `2,5`, `10,000`, `4k`, `10%`, “16”.
 fn numeric(text: &str) -> Option<String> {
-    let text = text.trim();
+    let text = text.trim_matches(|c: char| c.is_whitespace() || "“”‘’\"'`".contains(c));
     if let Some(percent) = text.strip_suffix('%') {
         return percent.trim().parse::<f64>().ok().map(|x| (x / 100.0).to_string());
     }
     if let Some(thousands) = text.strip_suffix(['k', 'K']) {
         return thousands.parse::<f64>().ok().map(|x| (x * 1024.0).to_string());
     }
-    let other = text.replace(',', ".").replace('O', "0").replace('l', "1").replace(' ', "");
+    let mut groups = text.split([',', ' ']);
+    let first = groups.next().is_some_and(|group| (1..=3).contains(&group.len()));
+    let thousands = first && text.contains([',', ' ']) && groups.all(|group| group.len() == 3);
+    let plain = if thousands { text.replace([',', ' '], "") } else { text.replace(',', ".").replace(' ', "") };
+    let other = plain.replace(['O', 'o'], "0").replace('l', "1").replace('−', "-");
     other.parse::<f64>().ok().filter(|x| x.is_finite()).map(|_| other)
 }
 
@@ -164,6 +205,30 @@ fn sections(root: &Value) -> Vec<(String, &Value)> {
 
 fn normal(name: &str) -> String {
     name.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect()
+}
+
+/// The name that differs by one letter, if there is one; short names are too alike for that.
+fn one_off<'n>(name: &str, names: &[&'n str]) -> Option<&'n str> {
+    let long = name.chars().count() >= 4;
+    names.iter().find(|other| long && other.len() >= 4 && strsim::osa_distance(name, other) == 1).copied()
+}
+
+/// The name with the same words in another order, or with most words in common: `max_tokens` for `max_new_tokens`.
+fn same_words<'n>(name: &str, names: &[&'n str]) -> Option<&'n str> {
+    let words = |text: &str| -> Vec<String> {
+        text.split(['_', '-', '.']).filter(|word| !word.is_empty()).map(str::to_lowercase).collect()
+    };
+    let own = words(name);
+    let shared = |other: &str| words(other).iter().filter(|word| own.contains(word)).count();
+    names
+        .iter()
+        .map(|other| (shared(other), words(other).len().abs_diff(own.len()), *other))
+        .filter(|(shared, extra, other)| {
+            let all = *shared == own.len() || *shared == words(other).len();
+            *shared > 0 && all && *extra <= 1 && (*shared > 1 || own.len() == 1 && own[0].len() >= 3)
+        })
+        .max_by_key(|(shared, extra, other)| (*shared, std::cmp::Reverse(*extra), std::cmp::Reverse(other.len())))
+        .map(|(.., other)| other)
 }
 
 /// The closest of `names`, if it is close: at most a third of the letters differ.

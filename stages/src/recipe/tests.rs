@@ -1,6 +1,11 @@
 #![allow(clippy::unwrap_used)]
 
+mod broken;
+mod placed;
+
 use std::fs;
+
+use pipe_engine::problem::Severity;
 
 use super::*;
 
@@ -79,7 +84,7 @@ fn a_misspelt_key_is_not_missed_as_well() {
 
 #[test]
 fn values_have_types() {
-    expect_instead("lora_r: 8", "lora_r: eight", &["6:9 wrong-type lora_r -> -"]);
+    expect_instead("lora_r: 8", "lora_r: eight", &["6:9 wrong-type lora_r -> 16"]);
     expect_instead("lora_r: 8", "lora_r: 8.5", &["6:9 wrong-type lora_r -> 9"]);
     expect_instead("lora_r: 8", "lora_r: \"8\"", &[]);
     expect_instead("2e-4", "\"2e-4\"", &[]);
@@ -110,9 +115,9 @@ fn words_name_the_nearest_word() {
 
 #[test]
 fn ranges_are_checked() {
-    expect_more("lora_dropout: 8.95\n", &["12:15 out-of-range lora_dropout -> between 0 and 1"]);
-    expect_more("num_epochs: 0\n", &["12:13 out-of-range num_epochs -> more than 0"]);
-    expect_instead("lora_r: 8", "lora_r: 0", &["6:9 out-of-range lora_r -> between 1 and 65536"]);
+    expect_more("lora_dropout: 8.95\n", &["12:15 out-of-range lora_dropout -> between 0 and 1, such as 0.05"]);
+    expect_more("num_epochs: 0\n", &["12:13 out-of-range num_epochs -> more than 0, such as 3"]);
+    expect_instead("lora_r: 8", "lora_r: 0", &["6:9 out-of-range lora_r -> between 1 and 65536, such as 16"]);
     expect_more("val_set_size: 1.5\n", &["12:1 out-of-range val_set_size -> 0.015"]);
 }
 
@@ -155,11 +160,11 @@ fn contradictions_are_found_together() {
 #[test]
 fn missing_keys_are_said_once() {
     expect_instead("    type: alpaca\n", "", &["3:5 ~missing-key datasets[0].type -> type: alpaca"]);
-    expect_instead("learning_rate: 2e-4\n", "", &["- missing-key learning_rate -> learning_rate: 2e-4"]);
+    expect_instead("learning_rate: 2e-4\n", "", &["1:1 missing-key learning_rate -> learning_rate: 2e-4"]);
     expect_instead(
         "gradient_accumulation_steps: 4\n",
         "",
-        &["- missing-key gradient_accumulation_steps -> gradient_accumulation_steps: 1"],
+        &["1:1 missing-key gradient_accumulation_steps -> gradient_accumulation_steps: 1"],
     );
 }
 

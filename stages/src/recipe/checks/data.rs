@@ -1,8 +1,11 @@
 //! Datasets, splits, templates and packing.
 
 use super::Facts;
+use crate::project::Place;
 use crate::recipe::dataset::Dataset;
 use crate::recipe::values::{DatasetType, Format};
+use crate::recipe::{known, suggest};
+use crate::template::builtin;
 
 pub(super) fn check(facts: &mut Facts<'_>) {
     presence(facts);
@@ -152,10 +155,43 @@ fn template(facts: &mut Facts<'_>) {
 }
 
 fn jinja(facts: &mut Facts<'_>, key: &str, template: Option<&str>, text: Option<&str>) {
+    if let Some(name) = template.filter(|name| !matches!(*name, "jinja" | "tokenizer_default")) {
+        named_template(facts, key, name);
+    }
     let other = format!("{key}_jinja");
     if template == Some("jinja") && text.is_none() && facts.sound(&[key, &other]) {
         let message = format!("`{key}: jinja` needs the template under `{other}`");
         facts.error("missing-key", key, message, Some(other));
+    }
+}
+
+/// A template is built in, a file, or a model's folder.
+fn named_template(facts: &mut Facts<'_>, key: &str, name: &str) {
+    let builtin_name = name.strip_prefix("tokenizer_default_fallback_").unwrap_or(name);
+    if builtin::text(builtin_name).is_some() || !facts.sound(&[key]) {
+        return;
+    }
+    let path_like = builtin_name == name && (name.contains('/') || name.ends_with(".jinja"));
+    match facts.project.place(name) {
+        Place::Local(_) | Place::Remote(_) => {}
+        Place::Missing(_) if path_like => {
+            facts.missing(key, name, "template");
+        }
+        Place::Missing(_) => {
+            if let Some(known) = known::value("chat_template", builtin_name) {
+                let message = format!("`{key}: {name}` is known from Axolotl and not supported here: {}", known.why);
+                facts.error("unsupported-value", key, message, Some(known.instead.to_string()));
+                return;
+            }
+            let mut names: Vec<String> = builtin::names().map(str::to_string).collect();
+            names.extend(["jinja", "tokenizer_default"].map(str::to_string));
+            let near = suggest::word(builtin_name, &names);
+            let message = match &near {
+                Some(near) => format!("`{key}` does not take `{name}`; did you mean `{near}`?"),
+                None => format!("`{key}`: no template `{name}` is built in, and there is no such file"),
+            };
+            facts.error("bad-value", key, message, Some(near.unwrap_or_else(|| suggest::listed(&names))));
+        }
     }
 }
 
@@ -177,7 +213,7 @@ fn one(facts: &mut Facts<'_>, dataset: &Dataset, at: &str) {
     columns(facts, dataset, at);
     if let Some(DatasetType::UserDefined(map)) = &dataset.kind
         && map.field_output.is_none()
-        && facts.sound(&[&key("type")])
+        && facts.sound(&[&key("type.field_output")])
     {
         let message = format!("`{at}.type` names no `field_output`; the column `output` is read");
         facts.warning("missing-key", &key("type"), message, Some("field_output".to_string()));

@@ -6,9 +6,9 @@ use crate::recipe::values::Strategy;
 
 pub(super) fn check(facts: &mut Facts<'_>) {
     warmup(facts);
+    sections(facts);
     evaluation(facts);
     saving(facts);
-    sections(facts);
 }
 
 fn warmup(facts: &mut Facts<'_>) {
@@ -45,8 +45,9 @@ fn evaluation(facts: &mut Facts<'_>) {
     let split = recipe.split.clone().unwrap_or_default();
     let held = split.val.or(recipe.val_set_size).unwrap_or(0.0) > 0.0;
     let tests = recipe.test_datasets.as_ref().is_some_and(|list| !list.is_empty()) || split.test.unwrap_or(0.0) > 0.0;
-    let sound =
-        facts.sound(&["val_set_size", "split", "test_datasets", "eval_steps", "evals_per_epoch", "eval_strategy"]);
+    let weighed =
+        ["val_set_size", "split", "test_datasets", "eval_steps", "evals_per_epoch", "eval_strategy", "eval.metrics"];
+    let sound = facts.sound(&weighed);
     if !held && !tests && sound {
         let remedy = Some("val_set_size: 0.05".to_string());
         if recipe.eval_steps.is_some() && !both {
@@ -173,7 +174,7 @@ fn sections(facts: &mut Facts<'_>) {
         && merges
         && recipe.lora_model_dir.is_none()
         && !untrained
-        && facts.sound(&["adapter", "merge"])
+        && facts.sound(&["adapter", "merge", "load_in_4bit", "load_in_8bit"])
     {
         facts.warning(
             "no-effect",

@@ -9,7 +9,6 @@ pub(super) fn check(facts: &mut Facts<'_>) {
     batches(facts);
     targets(facts);
     schedule(facts);
-    backends(facts);
 }
 
 fn adapter(facts: &mut Facts<'_>) {
@@ -34,7 +33,9 @@ fn adapter(facts: &mut Facts<'_>) {
                 if on {
                     let message =
                         format!("`{key}` holds the base in a format that cannot be trained, and there is no `adapter`");
-                    facts.error("missing-key", key, message, Some("adapter: qlora".to_string()));
+                    let adapter = if key == "load_in_4bit" { "adapter: qlora" } else { "adapter: lora" };
+                    facts.error("missing-key", key, message, Some(adapter.to_string()));
+                    facts.taint("adapter");
                 }
             }
         }
@@ -167,13 +168,9 @@ fn targets(facts: &mut Facts<'_>) {
                 let message =
                     format!("`lora_target_modules` as text is one regular expression, and `{text}` looks like a list");
                 facts.error("bad-value", "lora_target_modules", message, Some(format!("[{list}]")));
-            } else if let Err(why) = balanced(text) {
-                facts.error(
-                    "bad-value",
-                    "lora_target_modules",
-                    format!("`lora_target_modules` is not a regular expression: {why}"),
-                    Some("[q_proj, v_proj]".to_string()),
-                );
+            } else if let Err((why, remedy)) = balanced(text) {
+                let message = format!("`lora_target_modules` is not a regular expression: {why}");
+                facts.error("bad-value", "lora_target_modules", message, Some(remedy));
             }
         }
         None if recipe.adapter.is_some()
@@ -207,61 +204,12 @@ fn schedule(facts: &mut Facts<'_>) {
     }
 }
 
-/// Axolotl's checks on keys that are inert here, so that a recipe that is wrong there is not praised here.
-fn backends(facts: &mut Facts<'_>) {
-    let on = |facts: &Facts<'_>, key: &str| {
-        facts
-            .tree
-            .at(key)
-            .and_then(|node| node.scalar())
-            .is_some_and(|scalar| matches!(&*scalar.text, "true" | "True" | "yes" | "on"))
-    };
-    let attention = [
-        "flash_attention",
-        "xformers_attention",
-        "sdp_attention",
-        "flex_attention",
-        "sage_attention",
-        "eager_attention",
-    ];
-    let chosen: Vec<&str> = attention.into_iter().filter(|key| on(facts, key)).collect();
-    if facts.written("attn_implementation") && !chosen.is_empty() {
-        facts.conflict(["attn_implementation", chosen[0]], "both choose the attention", "keep `attn_implementation`");
-    } else if chosen.len() > 1 {
-        facts.conflict([chosen[0], chosen[1]], "both choose the attention", "keep one, such as `attn_implementation`");
-    }
-    if facts.written("deepspeed") && (facts.written("fsdp") || facts.written("fsdp_config")) {
-        let second = if facts.written("fsdp") { "fsdp" } else { "fsdp_config" };
-        facts.conflict(["deepspeed", second], "both split the model over processes", "keep one of the two");
-    }
-    plugins(facts);
-}
-
-fn plugins(facts: &mut Facts<'_>) {
-    let known =
-        ["cut_cross_entropy", "liger", "kernels", "llm_compressor", "spectrum", "swanlab", "lm_eval", "densemixer"];
-    let inert = &known[..3];
-    let Some(items) = facts.tree.at("plugins").and_then(|node| node.items()) else { return };
-    let names: Vec<String> =
-        items.iter().filter_map(|item| item.scalar()).map(|scalar| scalar.text.to_string()).collect();
-    for (i, name) in names.iter().enumerate() {
-        let lower = name.to_ascii_lowercase();
-        let carried = inert.iter().any(|part| lower.contains(&format!(".{part}."))) || lower.contains("swanlab");
-        if !carried {
-            let message = format!(
-                "the plugin `{name}` is known from Axolotl and not supported here: only kernels that are built in are"
-            );
-            facts.error("unsupported-value", &format!("plugins[{i}]"), message, Some("remove this plugin".to_string()));
-        }
-    }
-}
-
-/// The commonest mistakes in a regular expression: brackets that do not pair, a repetition of nothing.
-fn balanced(text: &str) -> Result<(), String> {
+/// The commonest mistakes in a regular expression, with a remedy: brackets that do not pair, a repetition of nothing.
+fn balanced(text: &str) -> Result<(), (String, String)> {
     let mut open: Vec<char> = Vec::new();
     let mut escaped = false;
     let mut before = None;
-    for c in text.chars() {
+    for (at, c) in text.char_indices() {
         let in_set = open.last() == Some(&'[');
         if escaped {
             escaped = false;
@@ -273,9 +221,13 @@ fn balanced(text: &str) -> Result<(), String> {
                     open.pop();
                 }
                 '(' if !in_set => open.push('('),
-                ')' if !in_set && open.pop() != Some('(') => return Err("a `)` has no `(` before it".to_string()),
+                ')' if !in_set && open.pop() != Some('(') => {
+                    let without = format!("{}{}", &text[..at], &text[at + 1..]);
+                    return Err(("a `)` has no `(` before it".to_string(), without));
+                }
                 '*' | '+' if !in_set && matches!(before, None | Some('(') | Some('|')) => {
-                    return Err(format!("`{c}` has nothing before it to repeat; to match anything write `.*`"));
+                    let why = format!("`{c}` has nothing before it to repeat; to match anything write `.*`");
+                    return Err((why, format!("{}.{}", &text[..at], &text[at..])));
                 }
                 _ => {}
             }
@@ -283,8 +235,11 @@ fn balanced(text: &str) -> Result<(), String> {
         before = Some(c);
     }
     match (open.last(), escaped) {
-        (Some(c), _) => Err(format!("a `{c}` is never closed")),
-        (None, true) => Err("it ends in `\\`".to_string()),
+        (Some(c), _) => {
+            let close = if *c == '[' { ']' } else { ')' };
+            Err((format!("a `{c}` is never closed"), format!("{text}{close}")))
+        }
+        (None, true) => Err(("it ends in `\\`".to_string(), text.trim_end_matches('\\').to_string())),
         (None, false) => Ok(()),
     }
 }

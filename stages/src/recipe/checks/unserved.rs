@@ -109,7 +109,9 @@ fn datasets(facts: &mut Facts<'_>) {
 }
 
 fn say(facts: &mut Facts<'_>, key: &str, why: &str, instead: &str) {
-    let said = facts.problems.iter().any(|problem| problem.key.as_deref() == Some(key));
+    let within =
+        |other: &str| other.strip_prefix(key).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']));
+    let said = facts.problems.iter().any(|problem| problem.key.as_deref().is_some_and(within));
     if facts.sound(&[key]) && !said {
         facts.error("unsupported-key", key, format!("`{key}`: {why}"), Some(instead.to_string()));
     }

@@ -1,0 +1,150 @@
+//! One decoder block of any family: which norms it has, how its projections are packed and how its halves are joined are
+//! values in [`ModelConfig`] and in what is held here. Knows nothing of positions, caches or documents.
+
+use pipe_files::{ModelConfig, QkvLayout};
+use tch::Tensor;
+
+use crate::linear::{Linear, Pass};
+use crate::mlp::{Mlp, Tally};
+use crate::norm::Norm;
+use crate::{random, shim};
+
+/// One decoder block.
+#[derive(Debug)]
+pub struct Layer {
+    /// Its number, from 0.
+    pub index: usize,
+    pub attention_norm: Option<Norm>,
+    pub projections: Projections,
+    pub query_norm: Option<Norm>,
+    pub key_norm: Option<Norm>,
+    pub output: Linear,
+    pub attention_post_norm: Option<Norm>,
+    pub mlp_norm: Option<Norm>,
+    pub mlp: Mlp,
+    pub mlp_post_norm: Option<Norm>,
+}
+
+/// The projections to queries, keys and values.
+#[derive(Debug)]
+pub enum Projections {
+    Separate(Box<[Linear; 3]>),
+    Packed(Linear),
+}
+
+impl Layer {
+    /// The block's linear layers, in the order of the computation.
+    pub fn linears(&self) -> Vec<&Linear> {
+        let mut all: Vec<&Linear> = match &self.projections {
+            Projections::Separate(three) => three.iter().collect(),
+            Projections::Packed(one) => vec![one],
+        };
+        all.push(&self.output);
+        all.extend(self.mlp.linears());
+        all
+    }
+
+    /// The block's linear layers, in the order of the computation.
+    pub fn linears_mut(&mut self) -> Vec<&mut Linear> {
+        let mut all: Vec<&mut Linear> = match &mut self.projections {
+            Projections::Separate(three) => three.iter_mut().collect(),
+            Projections::Packed(one) => vec![one],
+        };
+        all.push(&mut self.output);
+        all.extend(self.mlp.linears_mut());
+        all
+    }
+
+    /// The block's norms, in the order of the computation.
+    pub fn norms_mut(&mut self) -> impl Iterator<Item = &mut Norm> {
+        let all = [
+            &mut self.attention_norm,
+            &mut self.query_norm,
+            &mut self.key_norm,
+            &mut self.attention_post_norm,
+            &mut self.mlp_norm,
+            &mut self.mlp_post_norm,
+        ];
+        all.into_iter().flatten()
+    }
+
+    /// `x` is `[rows, hidden]`; `attend` mixes queries, keys and values of all rows into `[rows, heads * head_dim]`.
+    pub fn forward(
+        &self,
+        config: &ModelConfig,
+        x: &Tensor,
+        pass: Pass,
+        mut attend: impl FnMut(&Tensor, &Tensor, &Tensor) -> Tensor,
+    ) -> (Tensor, Option<Tally>) {
+        let normed = through(&self.attention_norm, x, pass);
+        let [q, k, v] = self.project(config, &normed, pass);
+        let attended = self.output.forward(&attend(&q, &k, &v), pass);
+        let attended = through(&self.attention_post_norm, &attended, pass);
+        let attended = self.added(&attended, config, config.dropout.attention_output, "attention", pass);
+        if config.parallel {
+            let normed = if self.mlp_norm.is_some() { through(&self.mlp_norm, x, pass) } else { normed };
+            let (fed, tally) = self.feed(&normed, config, pass);
+            return (x + attended + fed, tally);
+        }
+        let x = x + attended;
+        let (fed, tally) = self.feed(&through(&self.mlp_norm, &x, pass), config, pass);
+        (x + fed, tally)
+    }
+
+    /// Queries, keys and values, each `[rows, its heads * head_dim]`, before positions.
+    fn project(&self, config: &ModelConfig, x: &Tensor, pass: Pass) -> [Tensor; 3] {
+        let dim = config.head_dim as i64;
+        let parts = match &self.projections {
+            Projections::Separate(three) => three.each_ref().map(|linear: &Linear| linear.forward(x, pass)),
+            Projections::Packed(linear) => unpack(&linear.forward(x, pass), config),
+        };
+        let [q, k, v] = match config.clip_qkv {
+            Some(limit) => parts.map(|part| part.clamp(-limit, limit)),
+            None => parts,
+        };
+        let normed = |norm: &Option<Norm>, x: Tensor| match norm {
+            Some(norm) => norm.forward_heads(&x, dim, pass),
+            None => x,
+        };
+        [normed(&self.query_norm, q), normed(&self.key_norm, k), v]
+    }
+
+    fn feed(&self, x: &Tensor, config: &ModelConfig, pass: Pass) -> (Tensor, Option<Tally>) {
+        let (fed, tally) = self.mlp.forward(x, config.activation, pass);
+        let fed = through(&self.mlp_post_norm, &fed, pass);
+        (self.added(&fed, config, config.dropout.mlp_output, "mlp", pass), tally)
+    }
+
+    /// What a half adds to the residual stream: scaled, and in training thinned out.
+    fn added(&self, x: &Tensor, config: &ModelConfig, dropped: f64, half: &str, pass: Pass) -> Tensor {
+        let x = match pass.training {
+            Some(seed) if dropped > 0.0 => {
+                let key = random::mix(random::mix(seed, random::name_key(half)), self.index as u64);
+                shim::dropout(x, dropped, key)
+            }
+            _ => x.shallow_clone(),
+        };
+        if config.scales.residual == 1.0 { x } else { x * config.scales.residual }
+    }
+}
+
+fn through(norm: &Option<Norm>, x: &Tensor, pass: Pass) -> Tensor {
+    norm.as_ref().map_or_else(|| x.shallow_clone(), |norm| norm.forward(x, pass))
+}
+
+/// The parts of a packed projection `[rows, (heads + 2 kv_heads) * head_dim]`.
+fn unpack(packed: &Tensor, config: &ModelConfig) -> [Tensor; 3] {
+    let (heads, kv, dim) = (config.heads as i64, config.kv_heads as i64, config.head_dim as i64);
+    let rows = packed.size()[0];
+    match config.qkv_layout {
+        QkvLayout::Blocks => {
+            [(0, heads), (heads, kv), (heads + kv, kv)].map(|(from, count)| packed.narrow(1, from * dim, count * dim))
+        }
+        QkvLayout::Grouped => {
+            let group = heads / kv;
+            let grouped = packed.reshape([rows, kv, group + 2, dim]);
+            [(0, group), (group, 1), (group + 1, 1)]
+                .map(|(from, count)| grouped.narrow(2, from, count).reshape([rows, kv * count * dim]))
+        }
+    }
+}

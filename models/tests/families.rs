@@ -1,0 +1,231 @@
+//! Every family against transformers: token losses, gradients, greedy answers (tests/fixtures/families).
+#![allow(clippy::unwrap_used)]
+
+use std::path::{Path, PathBuf};
+
+use pipe_job::{BaseWeights, Compute};
+use pipe_models::decoder::{Decoder, Segments};
+use pipe_models::events::Events;
+use pipe_models::linear::{Pass, Weight};
+use pipe_models::loss::{Targets, losses, token_losses};
+use pipe_models::norm::Norm;
+use pipe_models::{load, tuned};
+use serde_json::Value;
+use tch::{Kind, Tensor};
+
+const PLAIN: Pass = Pass { fused: false, ..Pass::INFERENCE };
+
+/// The committed cases, and those in a folder that is named for a wider check.
+fn cases() -> Vec<PathBuf> {
+    let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/families");
+    let roots = std::iter::once(own).chain(std::env::var_os("PIPE_TEST_FAMILIES").map(PathBuf::from));
+    let folders = roots.flat_map(|root| std::fs::read_dir(root).unwrap().flatten().map(|entry| entry.path()));
+    let mut folders: Vec<PathBuf> = folders.filter(|path| path.join("expected.json").is_file()).collect();
+    folders.sort();
+    assert!(folders.len() >= 20, "{} cases", folders.len());
+    folders
+}
+
+fn expected(folder: &Path) -> Value {
+    serde_json::from_slice(&std::fs::read(folder.join("expected.json")).unwrap()).unwrap()
+}
+
+fn decoder(folder: &Path) -> Decoder {
+    load::load(folder, BaseWeights::Dense, Compute::F32, &Events::to(std::io::sink())).unwrap()
+}
+
+fn numbers(value: &Value) -> Vec<f64> {
+    value.as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect()
+}
+
+fn ids(value: &Value) -> Vec<i64> {
+    value.as_array().unwrap().iter().map(|v| v.as_i64().unwrap()).collect()
+}
+
+/// All documents end to end, every token but the first of each to be predicted.
+fn packed(want: &Value) -> (Segments, Targets) {
+    let mut segments = Segments::default();
+    want["documents"].as_array().unwrap().iter().for_each(|document| segments.push(&ids(document)));
+    let targets = Targets::of(&segments.ids, &segments.lengths);
+    (segments, targets)
+}
+
+/// Runs a check on every case and reports all that fail.
+fn each(check: impl Fn(&Path, &Value) -> Result<(), String>) {
+    let failed: Vec<String> = cases()
+        .iter()
+        .filter_map(|folder| {
+            let name = folder.file_name().unwrap().to_string_lossy().into_owned();
+            check(folder, &expected(folder)).err().map(|what| format!("{name}: {what}"))
+        })
+        .collect();
+    assert!(failed.is_empty(), "{} fail:\n{}", failed.len(), failed.join("\n"));
+}
+
+#[test]
+fn packed_documents_have_transformers_token_losses() {
+    each(|folder, want| {
+        let decoder = decoder(folder);
+        let (segments, targets) = packed(want);
+        let want: Vec<f64> = want["losses"].as_array().unwrap().iter().flat_map(numbers).collect();
+        for pass in [Pass::INFERENCE, PLAIN] {
+            let got = tch::no_grad(|| token_losses(&decoder, &segments, &targets, pass)).unwrap();
+            let got: Vec<f32> = Vec::try_from(got).unwrap();
+            let off = got.iter().zip(&want).map(|(g, w)| (f64::from(*g) - w).abs() / w.abs().max(1e-2));
+            let worst = off.fold(0.0, f64::max);
+            if got.len() != want.len() || worst.is_nan() || worst > 1e-4 {
+                return Err(format!("fused {}: losses off by {worst:e}", pass.fused));
+            }
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn gradients_are_transformers() {
+    each(|folder, want| {
+        let Some(gradients) = want["gradients"].as_object() else { return Ok(()) };
+        let mut decoder = decoder(folder);
+        let leaves = train_everything(&mut decoder);
+        let (segments, targets) = packed(want);
+        token_losses(&decoder, &segments, &targets, PLAIN).unwrap().sum(Kind::Float).backward();
+        // Norms of single heads are one tensor here and several there.
+        let apart = |name: &&String| !name.contains(".norms.");
+        let missing = gradients.keys().filter(apart).find(|name| leaves.iter().all(|(own, _)| own != *name));
+        if let Some(name) = missing {
+            return Err(format!("no gradient of {name}"));
+        }
+        leaves.iter().try_for_each(|(name, leaf)| same_gradient(name, leaf, &gradients[name]))
+    });
+}
+
+#[test]
+fn frozen_weights_pass_on_transformers_gradients() {
+    each(|folder, want| {
+        for checkpointing in [false, true] {
+            let mut decoder = decoder(folder);
+            if decoder.untied_head.is_none() {
+                decoder.untied_head = Some(decoder.embedding.copy());
+            }
+            decoder.embedding = decoder.embedding.set_requires_grad(true);
+            // Training, but for the dropout that some families' files ask for.
+            decoder.config.dropout = Default::default();
+            let pass = Pass { training: Some(1), checkpointing, ..Pass::INFERENCE };
+            let (segments, targets) = packed(want);
+            let (all, _) = losses(&decoder, &segments, &targets, pass).unwrap();
+            all.sum(Kind::Float).backward();
+            same_gradient("embedding", &decoder.embedding, &want["input_gradient"])?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn greedy_answers_are_transformers() {
+    each(|folder, want| {
+        let Some(continuation) = want.get("continuation") else { return Ok(()) };
+        let decoder = decoder(folder);
+        let mut cache = decoder.cache();
+        // A second row of another length must change nothing.
+        let prompts = [ids(&want["prompt"]), vec![3, 4, 5]];
+        let mut logits = decoder.prefill(&prompts, &mut cache, Pass::INFERENCE).unwrap();
+        let mut got = Vec::new();
+        for _ in ids(continuation) {
+            let next: Vec<i64> = Vec::try_from(logits.argmax(1, false)).unwrap();
+            got.push(next[0]);
+            logits = decoder.step(&next, &mut cache, Pass::INFERENCE).unwrap();
+        }
+        if got == ids(continuation) { Ok(()) } else { Err(format!("answers {got:?}, wanted {continuation}")) }
+    });
+}
+
+#[test]
+fn the_load_balancing_loss_is_transformers() {
+    let seen = std::cell::Cell::new(0);
+    each(|folder, want| {
+        let Some(balance) = want.get("balance").and_then(Value::as_f64) else { return Ok(()) };
+        let decoder = decoder(folder);
+        let mut segments = Segments::default();
+        segments.push(&ids(&want["documents"][0]));
+        let coefficient = decoder.config.experts.as_ref().unwrap().balance;
+        for checkpointing in [false, true] {
+            let pass = Pass { training: Some(1), checkpointing, ..Pass::INFERENCE };
+            let got = decoder.forward(&segments, pass).unwrap().balance.unwrap().double_value(&[]) / coefficient;
+            if (got / balance - 1.0).abs() > 1e-5 {
+                return Err(format!("balance {got}, wanted {balance}"));
+            }
+        }
+        seen.set(seen.get() + 1);
+        Ok(())
+    });
+    assert!(seen.get() > 0);
+}
+
+#[test]
+fn quantised_weights_can_be_made_dense() {
+    each(|folder, want| {
+        let nf4 = BaseWeights::Nf4 { double_quant: true };
+        let mut decoder = load::load(folder, nf4, Compute::F32, &Events::to(std::io::sink())).unwrap();
+        let (segments, targets) = packed(want);
+        let loss = |decoder: &Decoder| {
+            tch::no_grad(|| token_losses(decoder, &segments, &targets, Pass::INFERENCE).unwrap().mean(Kind::Float))
+        };
+        let before = loss(&decoder).double_value(&[]);
+        tuned::densify(&mut decoder);
+        let after = loss(&decoder).double_value(&[]);
+        let dense = decoder.linears().all(|linear| matches!(linear.weight, Weight::Dense(_)));
+        if dense && (before / after - 1.0).abs() < 1e-5 { Ok(()) } else { Err(format!("{before} {after}")) }
+    });
+}
+
+/// Makes every weight a leaf that is trained; each with its name.
+fn train_everything(decoder: &mut Decoder) -> Vec<(String, Tensor)> {
+    let outer = |part: pipe_files::Part| {
+        let found = decoder.config.tensors().into_iter().find(|place| place.part == part && !place.bias);
+        found.map(|place| place.module().to_owned()).unwrap_or_default()
+    };
+    let [embedding, positions, head] =
+        [pipe_files::Part::Embedding, pipe_files::Part::Positions, pipe_files::Part::Head].map(outer);
+    let mut leaves = Vec::new();
+    let mut leaf = |name: String, tensor: &mut Tensor| {
+        *tensor = tensor.set_requires_grad(true);
+        leaves.push((name, tensor.shallow_clone()));
+    };
+    leaf(format!("{embedding}.weight"), &mut decoder.embedding);
+    decoder.positions.iter_mut().for_each(|table| leaf(format!("{positions}.weight"), table));
+    decoder.untied_head.iter_mut().for_each(|table| leaf(format!("{head}.weight"), table));
+    decoder.head_bias.iter_mut().for_each(|bias| leaf(format!("{head}.bias"), bias));
+    let norm = |norm: &mut Norm, leaf: &mut dyn FnMut(String, &mut Tensor)| {
+        let weight = norm.weight.as_mut().filter(|weight| weight.dim() == 1);
+        weight.into_iter().for_each(|weight| leaf(format!("{}.weight", norm.name), weight));
+        norm.bias.iter_mut().for_each(|bias| leaf(format!("{}.bias", norm.name), bias));
+    };
+    norm(&mut decoder.norm, &mut leaf);
+    for layer in &mut decoder.layers {
+        layer.norms_mut().for_each(|own| norm(own, &mut leaf));
+        for linear in layer.linears_mut() {
+            let name = linear.name.clone();
+            if let Weight::Dense(weight) = &mut linear.weight {
+                leaf(format!("{name}.weight"), weight);
+            }
+            linear.bias.iter_mut().for_each(|bias| leaf(format!("{name}.bias"), bias));
+        }
+    }
+    leaves
+}
+
+/// Compares norm and sum; an expert that no token reached has no gradient in one of the two.
+fn same_gradient(name: &str, leaf: &Tensor, want: &Value) -> Result<(), String> {
+    if want.is_null() {
+        return Err(format!("transformers has no gradient of {name}"));
+    }
+    let grad = leaf.grad();
+    let got = match grad.defined() {
+        true => [grad.norm().double_value(&[]), grad.sum(Kind::Double).double_value(&[])],
+        false => [0.0, 0.0],
+    };
+    let want = numbers(want);
+    let scale = want[0].max(1e-3);
+    let off = got.iter().zip(&want).map(|(g, w)| (g - w).abs() / scale).fold(0.0, f64::max);
+    if off < 1e-3 { Ok(()) } else { Err(format!("gradient of {name} {got:?}, wanted {want:?}")) }
+}

@@ -1,0 +1,56 @@
+//! The parts of the tiny llama's memory, counted by hand.
+
+use super::*;
+use serde_json::json;
+
+fn train(adapter: Value) -> Value {
+    json!({
+        "adapter": adapter,
+        "base": {"kind": "nf4", "double_quant": true},
+        "compute": "f32",
+        "batching": {"micro_batch": 1, "accumulation": 1, "epochs": 1.0, "max_steps": null, "shuffle": true},
+        "optimizer": {"kind": "adam_w", "lr": 1e-3},
+    })
+}
+
+fn lora(targets: Value) -> Value {
+    json!({"kind": "lora", "r": 4, "alpha": 8.0, "dropout": 0.0, "targets": targets, "rslora": false, "dora": false})
+}
+
+fn found(train: &Value, recompute: Recompute) -> Estimate {
+    let model = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/tiny-llama"));
+    estimate(model, "tiny", train, Tokens { sequence_len: 128, longest_row: None, recompute }).unwrap()
+}
+
+#[test]
+fn the_parts_of_the_tiny_llama() {
+    let all = found(&train(lora(json!({"kind": "all_linear"}))), Recompute::Nothing);
+    // Per layer: q and o 64 to 64, k and v 64 to 32, gate and up 64 to 128, down 128 to 64.
+    let per_layer = 2 * (64 + 64) + 2 * (64 + 32) + 3 * (64 + 128);
+    assert_eq!(all.trainable_parameters, 2 * 4 * per_layer);
+    assert_eq!(all.adapter_bytes, all.trainable_parameters * 4);
+    assert_eq!(all.gradients_bytes, all.trainable_parameters * 4);
+    assert_eq!(all.optimizer_bytes, all.trainable_parameters * 8);
+    assert_eq!(all.parameters, 416 * 64 + 64 + 2 * (2 * 64 + 2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128));
+    assert!(all.weights_bytes < all.parameters * 4);
+    assert_eq!(all.chunk_tokens, 128);
+    // Norms 4 x 64; q, k, v 64 + 32 + 32; o 64; gate, up, down 3 x 128; seven narrow products of 4.
+    let kept = 4 * 64 + 128 + 64 + 3 * 128 + 7 * 4;
+    let scores = 4 * 128 * 128 * 2 * 4;
+    let activations = (128.0 * f64::from(kept * 2 * 4) * 1.12 + f64::from(scores)) as u64;
+    assert_eq!(all.activations_bytes, activations + 64 * 128 * 4);
+    let parts = [all.weights_bytes, all.adapter_bytes, all.gradients_bytes, all.optimizer_bytes, all.activations_bytes];
+    assert_eq!(all.total_bytes, parts.iter().sum::<u64>() + all.loss_bytes + all.runtime_bytes);
+    let less = found(&train(lora(json!({"kind": "all_linear"}))), Recompute::Layers);
+    assert!(less.activations_bytes < all.activations_bytes);
+}
+
+#[test]
+fn targets_are_counted_as_peft_finds_them() {
+    let count = |targets: Value| found(&train(lora(targets)), Recompute::Nothing).trainable_parameters;
+    assert_eq!(count(json!({"kind": "names", "value": ["q_proj"]})), 2 * 4 * 128);
+    assert_eq!(count(json!({"kind": "names", "value": ["model.layers.1.self_attn.q_proj", "proj"]})), 4 * 128);
+    assert_eq!(count(json!({"kind": "regex", "value": ".*layers\\.0.*(q|k)_proj"})), 4 * (128 + 96));
+    let full = found(&train(json!({"kind": "full"})), Recompute::Nothing);
+    assert_eq!((full.trainable_parameters, full.adapter_bytes), (full.parameters, 0));
+}
