@@ -101,7 +101,7 @@ pub fn stderr_width() -> usize {
 /// Whether a moving display makes sense on standard error.
 pub fn is_live() -> bool {
     let dumb = std::env::var("TERM").is_ok_and(|term| term == "dumb");
-    std::io::stderr().is_terminal() && !dumb && !is_set("CI") && !is_set("NO_COLOR")
+    std::io::stderr().is_terminal() && !dumb && !is_set("CI")
 }
 
 /// `line` with or without its colours, as standard error takes it.

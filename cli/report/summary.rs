@@ -46,6 +46,8 @@ pub struct Sample {
     pub tuned: Option<String>,
 }
 
+/// Beyond this only the nodes that ran are listed; the closing line counts the others.
+const MOST_NODES: usize = 24;
 /// Sample answers shown.
 const SAMPLES: usize = 3;
 
@@ -95,8 +97,12 @@ impl Summary {
             Column { head: "time", align: Align::Right, drop: 0 },
             Column { head: "memory", align: Align::Right, drop: 1 },
         ]);
+        let is_long = self.nodes.len() > MOST_NODES;
         for node in &self.nodes {
             let executed = node.outcome == NodeOutcome::Executed;
+            if is_long && !executed {
+                continue;
+            }
             table.row(vec![
                 node.node.to_string(),
                 if executed { "run" } else { "cached" }.to_string(),
@@ -288,6 +294,17 @@ outputs
 next
   pipe chat outputs/docker/merged";
         assert_eq!(plain(&summary.render(80)), expected);
+    }
+
+    #[test]
+    fn many_nodes_are_counted_and_those_that_ran_are_listed() {
+        let names: Vec<String> = (0..49).map(|i| format!("tokenize.dataset-with-a-long-name-{i}")).collect();
+        let cached: Vec<&str> = names.iter().map(String::as_str).collect();
+        let text = plain(&summary(&["train"], &cached).render(40));
+        assert_eq!(
+            text,
+            "node        rows    time  memory\ntrain  run  2,400  12.5 s   41 MB\n\ndone: 1 run, 49 cached in 13.0 s"
+        );
     }
 
     #[test]

@@ -166,3 +166,59 @@ pub struct Silent;
 impl Sink for Silent {
     fn emit(&self, _event: Event) {}
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_come_back_from_their_lines() {
+        let node = NodeName::new("train");
+        let digest = Digest::of(b"x");
+        let finished = NodeFinished {
+            node: node.clone(),
+            outcome: NodeOutcome::Executed,
+            key: digest,
+            output: digest,
+            seconds: 1.5,
+            peak_rss_bytes: 1,
+            bytes_read: 2,
+            bytes_written: 3,
+            rows: Some(4),
+            rows_computed: None,
+            rows_reused: None,
+            stats: IndexMap::from([("a".to_string(), 1.into())]),
+            warnings: vec!["w".into()],
+        };
+        let metric = |loss: f64| Event::Metric {
+            node: node.clone(),
+            step: 1,
+            total_steps: 2,
+            epoch: 0.5,
+            loss,
+            lr: 1e-4,
+            grad_norm: 0.25,
+            tokens: 3,
+            trained_tokens: 2,
+            tokens_per_second: 10.0,
+            rss_bytes: 7,
+        };
+        let events = [
+            Event::NodeStarted { node: node.clone(), reason: "it has not run yet".into() },
+            Event::NodeProgress { node: node.clone(), done: 1, total: 2, unit: "rows".into() },
+            Event::NodeFinished(Box::new(finished)),
+            Event::NodeFailed { node: node.clone(), error: "e".into(), hint: None },
+            Event::NodeSkipped { node: node.clone(), reason: "r".into() },
+            Event::Warning { node: node.clone(), message: "m".into() },
+            metric(0.1),
+            Event::Fact { node: node.clone(), name: "n".into(), value: 2.0 },
+        ];
+        let again = |event: &Event| -> Event {
+            let line = serde_json::to_string(&Stamped { time: "t".into(), event: event.clone() }).unwrap();
+            serde_json::from_str::<Stamped>(&line).unwrap().event
+        };
+        assert!(events.iter().all(|event| &again(event) == event));
+        assert!(matches!(again(&metric(f64::NAN)), Event::Metric { loss, .. } if loss.is_nan()));
+    }
+}

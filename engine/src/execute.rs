@@ -3,7 +3,6 @@
 //! Nothing here decides what runs; whatever goes wrong, a panic included, becomes a [`Report`].
 
 use std::any::Any;
-use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::panic::{self, AssertUnwindSafe};
 use std::path::PathBuf;
@@ -292,9 +291,8 @@ fn describe(condition: &Condition) -> String {
 /// Tasks now running; while there are any, a panic away from the main thread is theirs and is not printed.
 static RUNNING: AtomicUsize = AtomicUsize::new(0);
 
-thread_local! {
-    static PANIC_PLACE: RefCell<Option<String>> = const { RefCell::new(None) };
-}
+/// Where the latest of their panics was; a task's own threads pass a panic on to it.
+static PANIC_PLACE: Mutex<Option<String>> = Mutex::new(None);
 
 /// Runs the task, turning a panic into an error that names its place.
 fn guarded(task: &dyn Task, context: &Context) -> Result<Summary, TaskError> {
@@ -303,7 +301,11 @@ fn guarded(task: &dyn Task, context: &Context) -> Result<Summary, TaskError> {
     let result = panic::catch_unwind(AssertUnwindSafe(|| task.run(context)));
     RUNNING.fetch_sub(1, Ordering::SeqCst);
     result.unwrap_or_else(|payload| {
-        let place = PANIC_PLACE.take().map_or_else(String::new, |place| format!(" at {place}"));
+        let place = PANIC_PLACE
+            .lock()
+            .ok()
+            .and_then(|mut place| place.take())
+            .map_or_else(String::new, |place| format!(" at {place}"));
         Err(TaskError::Bug(format!("the stage {} broke{place}: {}", task.stage(), panic_message(payload.as_ref()))))
     })
 }
@@ -318,7 +320,9 @@ fn silence_panics() {
                 return loud(info);
             }
             let place = info.location().map(|place| format!("{}:{}", place.file(), place.line()));
-            PANIC_PLACE.set(place);
+            if let Ok(mut latest) = PANIC_PLACE.lock() {
+                *latest = place;
+            }
         }));
     });
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::harness::{Project, rows, set};
+use super::harness::{Project, copy_folder, fixture, rows, set};
 
 #[test]
 fn a_killed_run_is_carried_on() {
@@ -45,4 +45,150 @@ fn an_interrupted_run_says_so_and_goes_on() {
 fn digests(events: &[serde_json::Value]) -> std::collections::BTreeMap<String, String> {
     let finished = events.iter().filter(|event| event["event"] == "node_finished");
     finished.map(|event| (event["node"].to_string(), event["output"].to_string())).collect()
+}
+
+/// A whole recipe with a tiny training that writes a checkpoint at every step.
+fn with_training() -> Option<Project> {
+    let worker = std::path::Path::new(env!("CARGO_BIN_EXE_pipe")).with_file_name("pipe-torch");
+    if !worker.is_file() {
+        return None;
+    }
+    let project = Project::new();
+    copy_folder(&fixture("tiny-llama"), &project.path("work/model"));
+    project.write("rows.jsonl", &rows(0..60));
+    project.write("recipe.yml", TRAINING);
+    Some(project)
+}
+
+const TRAINING: &str = "\
+base_model: model
+datasets:
+  - path: rows.jsonl
+    type: alpaca
+    label: docker
+val_set_size: 0.2
+sequence_len: 256
+sample_packing: true
+adapter: lora
+lora_r: 4
+lora_alpha: 8
+lora_target_linear: true
+micro_batch_size: 1
+gradient_accumulation_steps: 1
+num_epochs: 2
+learning_rate: 0.01
+save_steps: 1
+eval: false
+merge: true
+quantize:
+  types: [q8_0]
+output_dir: out
+";
+
+#[test]
+fn a_recipe_with_training_killed_again_and_again_ends_with_the_same_bytes() {
+    let (Some(calm), Some(project)) = (with_training(), with_training()) else { return };
+    let began = std::time::Instant::now();
+    let undisturbed = calm.run(&[]);
+    assert_eq!(undisturbed.code, 0);
+    let whole = began.elapsed();
+    let mut random = 11u64;
+    for _ in 0..12 {
+        random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        let mut child = project.start(&["run", "recipe.yml", "--quiet"]);
+        std::thread::sleep(whole.mul_f64((random >> 33) as f64 / (1u64 << 31) as f64));
+        let _ = child.kill();
+        let _ = child.wait();
+        let verified = project.pipe(&["cache", "verify"]);
+        assert_eq!(verified.code, 0, "{}", verified.stdout);
+    }
+    let ran = project.run(&[]);
+    assert_eq!(ran.code, 0);
+    assert_eq!(digests(&ran.events), digests(&undisturbed.events));
+    for file in ["adapter/adapter_model.safetensors", "gguf/model-q8_0.gguf"] {
+        let bytes = |project: &Project| std::fs::read(project.path("work/out").join(file)).unwrap();
+        assert!(bytes(&project) == bytes(&calm), "{file}");
+    }
+    assert_eq!(project.run(&[]).executed, set(&[]));
+}
+
+#[test]
+fn an_interrupted_training_stops_soon_and_goes_on_from_its_checkpoint() {
+    let (Some(calm), Some(project)) = (with_training(), with_training()) else { return };
+    let undisturbed = calm.run(&["--until", "train"]);
+    let steps = |events: &[serde_json::Value]| -> Vec<u64> {
+        let metrics = events.iter().filter(|event| event["event"] == "metric");
+        metrics.map(|event| event["step"].as_u64().unwrap()).collect()
+    };
+    let all = steps(&undisturbed.events);
+    let mut child = project.start_telling(&["run", "recipe.yml", "--until", "train", "--json"]);
+    let lines = std::io::BufReader::new(child.stdout.take().unwrap());
+    let mut seen = Vec::new();
+    for line in std::io::BufRead::lines(lines) {
+        seen.push(serde_json::from_str(&line.unwrap()).unwrap());
+        if steps(&seen).len() == 4 {
+            break;
+        }
+    }
+    std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    let began = std::time::Instant::now();
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    let resumed = project.run(&["--until", "train"]);
+    assert_eq!(digests(&resumed.events), digests(&undisturbed.events));
+    let after = steps(&resumed.events);
+    assert!(after[0] >= 4 && after.last() == all.last() && after.len() < all.len(), "{after:?} of {all:?}");
+    assert!(resumed.executed.contains("train") && !resumed.executed.contains("tokenize.docker"));
+}
+
+#[test]
+fn a_worker_that_crashes_is_one_failed_node_with_its_last_words() {
+    let Some(project) = with_training() else { return };
+    let script = project.path("work/fall.sh");
+    project.write(
+        "fall.sh",
+        "#!/bin/sh\nread job\necho 'loading the model' >&2\necho 'about to fall' >&2\nkill -SEGV $$\n",
+    );
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let said = project.pipe_with(&["run", "recipe.yml"], "PIPE_TORCH", script.to_str().unwrap());
+    assert_eq!(said.code, 1);
+    assert!(said.stderr.contains("signal 11") && said.stderr.contains("about to fall"), "{}", said.stderr);
+    assert_eq!(project.run(&["--until", "train"]).executed, set(&["train"]), "nothing before it was lost");
+}
+
+/// Needs the right to mount a memory disk in a name space of its own; where that is denied nothing can be shown.
+#[test]
+fn a_full_disk_is_said_and_the_next_run_goes_on() {
+    let project = Project::with_data_recipe();
+    project.write("rows.jsonl", &rows(0..4000));
+    std::fs::create_dir(project.path("work/.pipe")).unwrap();
+    let pipe = env!("CARGO_BIN_EXE_pipe");
+    let script = format!(
+        "mount -t tmpfs -o size=400k none .pipe || exit 77\n\
+         {pipe} run recipe.yml; echo code $?\n\
+         ls .pipe/drafts .pipe/quarantine\n\
+         mount -o remount,size=64m .pipe\n\
+         {pipe} run recipe.yml --json; echo code $?; {pipe} cache verify; echo code $?\n"
+    );
+    let output = std::process::Command::new("unshare")
+        .args(["-rm", "sh", "-c", &script])
+        .current_dir(project.path("work"))
+        .env("HOME", project.path("home"))
+        .output();
+    let Ok(output) = output.as_ref().map(|output| (output.status, &output.stdout, &output.stderr)) else { return };
+    let (out, err) = (String::from_utf8_lossy(output.1), String::from_utf8_lossy(output.2));
+    if !out.contains("code") {
+        eprintln!("not shown: no memory disk can be mounted here: {err}");
+        return;
+    }
+    let codes: Vec<&str> = out.lines().filter(|line| line.starts_with("code")).collect();
+    assert_eq!(codes, ["code 1", "code 0", "code 0"], "{out}\n{err}");
+    assert!(err.contains("No space left") || err.contains("disk is full"), "{err}");
+    assert!(err.contains("pipe cache gc"), "{err}");
+    assert!(out.contains(".pipe/drafts:\n\n.pipe/quarantine:\n"), "left-overs:\n{out}");
+    let last: serde_json::Value =
+        serde_json::from_str(out.lines().rev().find(|line| line.contains("run_finished")).unwrap()).unwrap();
+    let cached = super::harness::strings(&last["cached"]);
+    assert!(cached.contains("ingest.docker"), "what was finished is kept: {cached:?}");
 }

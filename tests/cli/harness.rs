@@ -93,6 +93,11 @@ impl Project {
         self.command("work", args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
     }
 
+    /// The same, keeping what it says.
+    pub fn start_telling(&self, args: &[&str]) -> Child {
+        self.command("work", args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    }
+
     /// Runs the recipe with `--json`.
     pub fn run(&self, args: &[&str]) -> Ran {
         let said = self.pipe(&[&["run", "recipe.yml", "--json"], args].concat());
@@ -169,6 +174,11 @@ pub fn copy_folder(from: &Path, to: &Path) {
 }
 
 pub fn strings(value: &Value) -> BTreeSet<String> {
+    value.as_array().unwrap().iter().map(|name| name.as_str().unwrap().to_string()).collect()
+}
+
+/// The same in its order.
+pub fn list(value: &Value) -> Vec<String> {
     value.as_array().unwrap().iter().map(|name| name.as_str().unwrap().to_string()).collect()
 }
 

@@ -7,5 +7,7 @@ mod harness;
 mod importing;
 mod incremental;
 mod looking;
+mod mutations;
 mod planning;
+mod reuse;
 mod whole_path;

@@ -68,6 +68,33 @@ fn a_recipe_from_rows_to_a_quantised_model() {
     assert!(!metrics.is_empty() && metrics.iter().all(|metric| metric["loss"].as_f64().unwrap() > 0.0));
     assert_eq!(project.run(&["--set", "quantize.types=[f16]"]).executed, set(&["quantize"]));
     assert_eq!(project.run(&["--set", "output_dir=elsewhere"]).executed, set(&[]));
+    assert_eq!(project.run(&["--set", "eval.samples=['Please stop']"]).executed, set(&["eval"]));
+    let spelled =
+        RECIPE.replace("learning_rate: 0.01", "learning_rate: 1e-2\noptimizer: adamw_torch\nsave_total_limit: 7");
+    project.write("recipe.yml", &format!("{spelled}save_steps: 3\nlogging_steps: 5\nresources:\n  memory: 2GB\n"));
+    assert_eq!(project.run(&[]).executed, set(&[]), "defaults, checkpoints, logs and limits change no result");
+    weights_and_secrets(&project);
+}
+
+/// Weights replaced in place reach what reads weights; an API key reaches nothing that is written.
+fn weights_and_secrets(project: &Project) {
+    let weights = project.path("work/model/model.safetensors");
+    let good = std::fs::read(&weights).unwrap();
+    let mut other = good.clone();
+    let last = other.len() - 1;
+    other[last] ^= 0x01;
+    std::fs::write(&weights, other).unwrap();
+    let why = project.pipe(&["why", "recipe.yml", "train"]);
+    assert!(why.stdout.contains("model.safetensors"), "{}", why.stdout);
+    std::fs::write(&weights, good).unwrap();
+    assert_eq!(project.run(&[]).executed, set(&[]));
+    let key = "abcdef0123456789secretvalue";
+    project.write("recipe.yml", &format!("{RECIPE}use_comet: true\ncomet_api_key: {key}\n"));
+    let ran = project.run(&[]);
+    assert_eq!((ran.code, ran.executed), (0, set(&[])));
+    let found = std::process::Command::new("grep").args(["-r", key]).arg(project.path("work/.pipe")).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&found.stdout), "");
+    assert!(project.pipe(&["runs", "last", "--json"]).stdout.contains("comet_api_key: (secret)"));
 }
 
 #[test]
