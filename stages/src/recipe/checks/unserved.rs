@@ -11,12 +11,6 @@ pub(super) fn check(facts: &mut Facts<'_>) {
     let switches = [
         ("load_in_8bit", on(recipe.load_in_8bit), "an 8-bit base is not supported yet", "load_in_4bit: true"),
         ("group_by_length", on(recipe.group_by_length), "rows are not grouped by length yet", "sample_packing: true"),
-        (
-            "sample_packing_sequentially",
-            on(recipe.sample_packing_sequentially),
-            "packing always takes the best fit",
-            "sample_packing_sequentially: false",
-        ),
         ("peft_use_dora", on(recipe.peft_use_dora), "DoRA is not supported yet", "peft_use_dora: false"),
         (
             "mix",
@@ -85,18 +79,6 @@ fn datasets(facts: &mut Facts<'_>) {
                     dataset.max_rows.is_some(),
                     "taking some of the rows is not supported yet",
                     "a smaller file",
-                ),
-                (
-                    "split_thinking",
-                    dataset.split_thinking == Some(true),
-                    "think tags are not cut out yet",
-                    "split_thinking: false",
-                ),
-                (
-                    "field_thinking",
-                    dataset.field_thinking.is_some(),
-                    "use message_property_mappings",
-                    "message_property_mappings",
                 ),
             ];
             for (key, used, why, instead) in used {
