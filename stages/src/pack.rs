@@ -43,6 +43,15 @@ pub struct Pack {
     pub excess_length: ExcessLength,
     /// Rows with fewer tokens are dropped.
     pub min_sample_len: u64,
+    /// Rows stay in order: each goes into the pack before it, or begins the next.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub sequential: bool,
+    /// Rows in a pack at most.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bin_size: Option<u64>,
+    /// Rows that are packed together; packs of one group never wait for the next.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub group_size: Option<u64>,
 }
 
 impl Task for Pack {
@@ -99,6 +108,7 @@ struct Counts {
     too_short: u64,
     untrained: u64,
     truncated: u64,
+    split: u64,
 }
 
 /// What is carried from batch to batch.
@@ -129,8 +139,9 @@ impl<'a> Packing<'a> {
         for i in 0..batch.num_rows() {
             self.row(row_ids.value(i), int_list(ids, i)?, int_list(labels, i)?, source)?;
             let full = self.pack.sequence_len as usize * WINDOW_PACKS;
-            if self.window.ids.len() >= WINDOW_TOKENS.max(full) {
-                self.close_window(false)?;
+            let group = self.pack.group_size.is_some_and(|rows| self.window.ends.len() as u64 >= rows);
+            if group || self.window.ids.len() >= WINDOW_TOKENS.max(full) {
+                self.close_window(group)?;
             }
         }
         Ok(())
@@ -142,6 +153,13 @@ impl<'a> Packing<'a> {
         let (mut ids, mut labels) = (ids, labels);
         if ids.len() > limit {
             match self.pack.excess_length {
+                ExcessLength::Split => {
+                    counts.split += 1;
+                    for (ids, labels) in ids.chunks(limit).zip(labels.chunks(limit)) {
+                        self.document(row_id, ids, labels, source);
+                    }
+                    return Ok(());
+                }
                 ExcessLength::Drop => {
                     counts.too_long += 1;
                     return Ok(());
@@ -153,21 +171,27 @@ impl<'a> Packing<'a> {
                 ExcessLength::Raise => return Err(too_long(row_id, ids.len(), limit)),
             }
         }
+        self.document(row_id, ids, labels, source);
+        Ok(())
+    }
+
+    /// A row, or a part of one, that fits.
+    fn document(&mut self, row_id: &str, ids: &[i32], labels: &[i32], source: usize) {
+        let counts = &mut self.counts[source];
         if ids.is_empty() || (ids.len() as u64) < self.pack.min_sample_len {
             counts.too_short += 1;
-            return Ok(());
+            return;
         }
         // The first token of a document is never predicted.
         let trained = labels[1..].iter().filter(|&&label| label != MASKED).count() as u64;
         if trained == 0 {
             counts.untrained += 1;
-            return Ok(());
+            return;
         }
         counts.rows += 1;
         counts.tokens += ids.len() as u64;
         counts.trained_tokens += trained;
         self.window.push(row_id, ids, labels, source as u16);
-        Ok(())
     }
 
     fn close_window(&mut self, last: bool) -> Result<(), TaskError> {
@@ -180,10 +204,14 @@ impl<'a> Packing<'a> {
         }
         let capacity = self.pack.sequence_len.min(u64::from(u32::MAX)) as u32;
         let lengths: Vec<u32> = (0..window.ends.len()).map(|row| window.range(row).len() as u32).collect();
+        let most = self.pack.bin_size.map_or(usize::MAX, |rows| rows.max(1) as usize);
+        if self.pack.sequential {
+            return self.emit_in_order(window, &lengths, capacity, most, last);
+        }
         let mut waiting = Vec::new();
-        for bin in fit::best_fit(&lengths, capacity) {
+        for bin in fit::best_fit(&lengths, capacity, most) {
             let filled: u32 = bin.iter().map(|&row| lengths[row as usize]).sum();
-            if last || f64::from(filled) >= GOOD_FILL * f64::from(capacity) {
+            if last || bin.len() == most || f64::from(filled) >= GOOD_FILL * f64::from(capacity) {
                 self.emit(&window, &bin)?;
             } else {
                 waiting.extend(bin);
@@ -194,18 +222,40 @@ impl<'a> Packing<'a> {
         let held: usize = waiting.iter().map(|&row| lengths[row as usize] as usize).sum();
         if held * 4 > window.ids.len() {
             let lengths: Vec<u32> = waiting.iter().map(|&row| lengths[row as usize]).collect();
-            for bin in fit::best_fit(&lengths, capacity) {
+            for bin in fit::best_fit(&lengths, capacity, most) {
                 let rows: Vec<u32> = bin.iter().map(|&at| waiting[at as usize]).collect();
                 self.emit(&window, &rows)?;
             }
             return Ok(());
         }
-        for row in waiting.into_iter().map(|row| row as usize) {
+        self.put_back(&window, waiting);
+        Ok(())
+    }
+
+    /// The last pack may take more rows, so it waits for the next window.
+    fn emit_in_order(
+        &mut self,
+        window: Window,
+        lengths: &[u32],
+        capacity: u32,
+        most: usize,
+        last: bool,
+    ) -> Result<(), TaskError> {
+        let mut bins = fit::next_fit(lengths, capacity, most);
+        let open = if last { None } else { bins.pop() };
+        for bin in bins {
+            self.emit(&window, &bin)?;
+        }
+        self.put_back(&window, open.into_iter().flatten());
+        Ok(())
+    }
+
+    fn put_back(&mut self, window: &Window, rows: impl IntoIterator<Item = u32>) {
+        for row in rows.into_iter().map(|row| row as usize) {
             let range = window.range(row);
             let (ids, labels) = (&window.ids[range.clone()], &window.labels[range]);
             self.window.push(&window.row_ids[row], ids, labels, window.sources[row]);
         }
-        Ok(())
     }
 
     fn emit(&mut self, window: &Window, rows: &[u32]) -> Result<(), TaskError> {
@@ -250,6 +300,7 @@ impl<'a> Packing<'a> {
             ("dropped_too_short", sum(|c| c.too_short)),
             ("dropped_untrained", sum(|c| c.untrained)),
             ("truncated", sum(|c| c.truncated)),
+            ("split", sum(|c| c.split)),
         ] {
             stats.insert(name.into(), value.into());
         }
@@ -279,7 +330,7 @@ impl Counts {
         serde_json::json!({
             "rows": self.rows, "tokens": self.tokens, "trained_tokens": self.trained_tokens,
             "dropped_too_long": self.too_long, "dropped_too_short": self.too_short,
-            "dropped_untrained": self.untrained, "truncated": self.truncated,
+            "dropped_untrained": self.untrained, "truncated": self.truncated, "split": self.split,
         })
     }
 }

@@ -8,6 +8,7 @@ mod bridge;
 pub mod builtin;
 mod chat;
 pub mod clock;
+pub mod detail;
 mod expression;
 mod filter;
 mod format;
@@ -82,7 +83,7 @@ impl Task for Template {
     }
 
     fn version(&self) -> String {
-        "2".into()
+        "3".into()
     }
 
     fn params(&self) -> Value {
@@ -147,7 +148,13 @@ impl Template {
             self.render_split(template.as_ref(), split, ctx, &mut counts, &mut remarks)?;
         }
         remarks.finish()?;
-        Ok(counts.summary())
+        let mut summary = counts.summary();
+        if template.is_some_and(|template| self.strays(&template)) {
+            let text = "the chat template is not the tokenizer's own; a model that was tuned with that one has to learn the \
+                        other: chat_template: tokenizer_default keeps it";
+            summary.warnings.push(text.into());
+        }
+        Ok(summary)
     }
 }
 
@@ -219,7 +226,7 @@ pub struct RoleSpan {
     /// Where the turn ends: what ends it lies before this, unless it is the tokenizer's own end of sequence.
     pub limit: i32,
     pub role: String,
-    /// The row's own word on training this span: 1 yes, 0 no, -1 unsaid.
+    /// The row's own word on training this span: 1 yes, 0 no, -1 unsaid, or one of [`detail`]'s.
     pub train: i8,
 }
 
@@ -265,6 +272,22 @@ impl Template {
             template.set_day(day);
         }
         Ok(Some(template))
+    }
+
+    /// Whether the tokenizer brings a template of its own that renders an exchange in another way.
+    fn strays(&self, used: &ChatTemplate) -> bool {
+        let chosen = matches!(self.source, TemplateSource::Text(_) | TemplateSource::File(_));
+        let Some(path) = self.tokenizer.as_ref().filter(|_| chosen) else { return false };
+        let Ok(info) = pipe_files::TokenizerInfo::read(path) else { return false };
+        let Some(own) = info.chat_template.as_ref() else { return false };
+        let Ok(own) = ChatTemplate::parse(own, &render::special_texts(&info)) else { return false };
+        let turn =
+            |role: &str| Map::from_iter([("role".to_string(), json!(role)), ("content".to_string(), json!("x"))]);
+        let probe = [turn("user"), turn("assistant")];
+        match own.render(&probe, None, &self.kwargs, false) {
+            Ok(text) => used.render(&probe, None, &self.kwargs, false).is_ok_and(|other| other != text),
+            Err(_) => false,
+        }
     }
 
     fn render_split(
@@ -355,16 +378,26 @@ impl Template {
             first.insert("content".into(), json!(system));
             messages.insert(0, first);
         }
+        let detail = |(i, message)| detail::take(message).map_err(|why| format!("message {}: {why}", i + 1));
+        let details = messages.iter_mut().enumerate().map(detail).collect::<Result<Vec<_>, _>>()?;
         let flags: Vec<i8> = messages.iter_mut().map(take_flag).collect();
         let rendered = spans::render(template, &messages, tools, &self.kwargs).map_err(|error| error.to_string())?;
-        let spans = rendered.spans.iter().map(|span| RoleSpan {
-            start: span.start as i32,
-            end: span.end as i32,
-            limit: span.limit as i32,
-            role: role(&messages[span.message]),
-            train: flags[span.message],
-        });
-        let spans = spans.collect();
+        let mut spans = Vec::with_capacity(rendered.spans.len());
+        for span in &rendered.spans {
+            let role = role(&messages[span.message]);
+            match &details[span.message] {
+                Some(detail) if flags[span.message] != 0 => {
+                    spans.extend(detail::spans(detail, span, &rendered.pieces, &role));
+                }
+                _ => spans.push(RoleSpan {
+                    start: span.start as i32,
+                    end: span.end as i32,
+                    limit: span.limit as i32,
+                    role,
+                    train: flags[span.message],
+                }),
+            }
+        }
         let answers = rendered.lost.iter().filter(|&&i| role(&messages[i]) == "assistant").count();
         Ok(Row {
             piece_ends: vec![rendered.text.len() as i32],

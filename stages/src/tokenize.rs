@@ -12,24 +12,23 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use arrow::array::{
-    Array, ArrayRef, BooleanArray, Int8Array, Int32Builder, ListArray, ListBuilder, RecordBatch, StringArray,
-    StringBuilder,
-};
+use arrow::array::{Array, ArrayRef, BooleanArray, Int8Array, Int32Array, ListArray, RecordBatch, StringArray};
 use pipe_engine::task::{Context, Resources, SourceFile, Summary, Task, TaskError, View};
+use pipe_files::Encoder;
 use rayon::prelude::*;
 use serde::Serialize;
 use serde_json::{Value, json};
-use tokenizers::Tokenizer;
 
 use crate::recipe::{SpecialTokensInContent, TrainOn};
 use crate::reuse::{RemarkWriter, Reuse};
-use crate::rows::{TableWriter, batches, int_list, list_column, shapes, text_column, typed, workers};
+use crate::rows::{TableWriter, batches, int_list, int_lists, list_column, shapes, text_column, typed, workers};
 use crate::template::SPLITS;
 use labels::Labeller;
 use reused::Merge;
 
 const BATCH_ROWS: usize = 4096;
+/// Rows that a thread takes at a time.
+const TOGETHER: usize = 64;
 
 /// Everything tokenising depends on besides its rows.
 #[derive(Clone, Debug, Serialize)]
@@ -62,6 +61,10 @@ pub struct Counts {
     pub trained: u64,
     pub untrained_rows: u64,
     pub missing_terminators: u64,
+    /// Rows with trained answers of which no end is trained.
+    pub unended_rows: u64,
+    /// Texts in headers that look like special tokens and are none.
+    pub split_tokens: BTreeMap<String, u64>,
     pub double_bos: u64,
     pub special_in_content: u64,
     pub by_role: BTreeMap<String, u64>,
@@ -81,7 +84,7 @@ impl Task for Tokenize {
 
     fn version(&self) -> String {
         // The tokenizers crate decides the ids.
-        "2+tokenizers-0.23".into()
+        "3+tokenizers-0.23".into()
     }
 
     fn params(&self) -> Value {
@@ -120,20 +123,16 @@ impl Tokenize {
 }
 
 /// The tokenizer a recipe uses, with the tokens it adds.
-pub fn load_tokenizer(path: &Path, added: &[String]) -> Result<Tokenizer, TaskError> {
-    let mut tokenizer = pipe_files::tokenizer(path).map_err(|error| TaskError::Input(error.to_string()))?;
-    let unknown = added.iter().filter(|token| tokenizer.token_to_id(token).is_none());
-    if let Some(token) = unknown.into_iter().next() {
-        return Err(TaskError::Input(format!(
+fn load_encoder(path: &Path, added: &[String]) -> Result<Encoder, TaskError> {
+    let encoder = Encoder::open(path).map_err(|error| TaskError::Input(error.to_string()))?;
+    let unknown = added.iter().find(|token| encoder.tokenizer().token_to_id(token).is_none());
+    match unknown {
+        None => Ok(encoder),
+        Some(token) => Err(TaskError::Input(format!(
             "the token `{token}` is not in the vocabulary; adding tokens needs new embedding rows, which is not supported \
              yet: choose a token the tokenizer has"
-        )));
+        ))),
     }
-    // Offsets must cover white space too, and special tokens around a row are decided by the row.
-    tokenizer.with_post_processor(None::<tokenizers::PostProcessorWrapper>);
-    let _ = tokenizer.with_truncation(None);
-    tokenizer.with_padding(None);
-    Ok(tokenizer)
 }
 
 /// What is read of a rendered row; all but the id decide its tokens.
@@ -168,19 +167,28 @@ fn tokenize_split(
         let rows = Rendered::of(&batch)?;
         let origins = reuse.next(batch.num_rows());
         let fresh: Vec<usize> = (0..batch.num_rows()).filter(|&i| origins[i].is_none()).collect();
-        let results: Vec<(Tokenized, Counts)> = fresh
-            .par_iter()
-            .map(|&i| {
-                labeller
-                    .row(&rows.view(i)?)
-                    .map_err(|why| TaskError::Input(format!("row {}: {why}", rows.ids.value(i))))
-            })
-            .collect::<Result<_, _>>()?;
+        let results: Vec<Labelled> =
+            fresh.par_chunks(TOGETHER).map(|some| tokenize_some(labeller, &rows, some)).collect::<Result<_, _>>()?;
+        let results: Labelled = results.into_iter().flatten().collect();
         let computed = record(rows.ids, &fresh, &results)?;
         writer.write(&merge.batch(&rows, &origins, computed, &results, counts, remarks)?)?;
         ctx.progress(counts.rows, 0, "rows");
     }
     writer.finish().map(|_| ())
+}
+
+type Labelled = Vec<(Tokenized, Counts)>;
+
+/// Some rows, on one thread.
+fn tokenize_some(labeller: &Labeller<'_>, rows: &Rendered<'_>, some: &[usize]) -> Result<Labelled, TaskError> {
+    let mut bench = labeller.bench();
+    let made = some.iter().map(|&i| {
+        let row = labeller.row(&rows.view(i)?, &mut bench);
+        row.map_err(|why| TaskError::Input(format!("row {}: {why}", rows.ids.value(i))))
+    });
+    let made = made.collect();
+    labeller.give_back(bench);
+    made
 }
 
 /// A batch of rendered rows by column.
@@ -269,6 +277,10 @@ impl Counts {
         self.trained += other.trained;
         self.untrained_rows += other.untrained_rows;
         self.missing_terminators += other.missing_terminators;
+        self.unended_rows += other.unended_rows;
+        for (text, times) in &other.split_tokens {
+            *self.split_tokens.entry(text.clone()).or_default() += times;
+        }
         self.double_bos += other.double_bos;
         self.special_in_content += other.special_in_content;
         for (role, tokens) in &other.by_role {
@@ -279,33 +291,23 @@ impl Counts {
 
 /// The rows `at` these places. Rows without a trained token are dropped here.
 fn record(ids: &StringArray, at: &[usize], rows: &[(Tokenized, Counts)]) -> Result<RecordBatch, TaskError> {
-    let mut names = StringBuilder::new();
-    let (mut inputs, mut labels) = (ListBuilder::new(Int32Builder::new()), ListBuilder::new(Int32Builder::new()));
-    let mut lengths = Int32Builder::new();
-    for (&i, (row, counts)) in at.iter().zip(rows) {
-        if counts.untrained_rows > 0 {
-            continue;
-        }
-        names.append_value(ids.value(i));
-        inputs.values().append_slice(&row.ids);
-        inputs.append(true);
-        labels.values().append_slice(&row.labels);
-        labels.append(true);
-        lengths.append_value(row.ids.len() as i32);
+    let kept = || at.iter().zip(rows).filter(|(_, (_, counts))| counts.untrained_rows == 0);
+    let total: usize = kept().map(|(_, (row, _))| row.ids.len()).sum();
+    let (mut inputs, mut labels) = (Vec::with_capacity(total), Vec::with_capacity(total));
+    let (mut ends, mut lengths) = (Vec::new(), Vec::new());
+    for (_, (row, _)) in kept() {
+        inputs.extend_from_slice(&row.ids);
+        labels.extend_from_slice(&row.labels);
+        ends.push(inputs.len() as i32);
+        lengths.push(row.ids.len() as i32);
     }
     let columns: Vec<ArrayRef> = vec![
-        Arc::new(names.finish()),
-        Arc::new(inputs.finish()),
-        Arc::new(labels.finish()),
-        Arc::new(lengths.finish()),
+        Arc::new(StringArray::from_iter_values(kept().map(|(&i, _)| ids.value(i)))),
+        int_lists(inputs, &ends),
+        int_lists(labels, &ends),
+        Arc::new(Int32Array::from(lengths)),
     ];
-    let schema = shapes::tokens();
-    let columns = columns
-        .into_iter()
-        .zip(schema.fields())
-        .map(|(column, field)| arrow::compute::cast(&column, field.data_type()));
-    let columns = columns.collect::<Result<_, _>>().map_err(|error| TaskError::Failed(error.to_string()))?;
-    RecordBatch::try_new(schema, columns).map_err(|error| TaskError::Failed(error.to_string()))
+    RecordBatch::try_new(shapes::tokens(), columns).map_err(|error| TaskError::Failed(error.to_string()))
 }
 
 fn summary(counts: Counts) -> Summary {
@@ -332,6 +334,17 @@ fn summary(counts: Counts) -> Summary {
             "special tokens occur inside content; set special_tokens_in_content to escape or error if that is not meant",
         ),
     ];
+    if kept > 0 && counts.unended_rows == kept {
+        let never = "no end-of-turn token is trained in any row: the model will not learn to stop; name the token that ends \
+                     a turn under eot_tokens, or see train_on_eot and train_on_eos";
+        summary.warnings.push(never.into());
+    }
+    for (text, times) in &counts.split_tokens {
+        summary.warnings.push(format!(
+            "`{text}` in the chat template is no token of this tokenizer and is cut in pieces ({times} times); use the \
+             tokenizer's own template, or a tokenizer that has it"
+        ));
+    }
     summary.warnings.extend(said.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}")));
     summary
 }

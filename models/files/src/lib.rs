@@ -4,8 +4,10 @@
 //! reads and writes bytes; it does no arithmetic on models, starts no process and must never depend on libtorch.
 
 mod blocks;
+mod bpe;
 mod config;
 mod encode;
+mod encoder;
 mod error;
 mod families;
 mod fields;
@@ -29,7 +31,9 @@ mod write_folder;
 mod write_gguf;
 
 pub use blocks::TensorType;
+pub use bpe::{Scratch, Token};
 pub use config::{Activation, Dropout, Experts, LayerKind, ModelConfig, NormStyle, Scales};
+pub use encoder::{Encoder, SpecialText};
 pub use error::FilesError;
 pub use families::{Family, GgufNames};
 pub use fingerprint::{chat_template_bytes, tokenizer_bytes, weight_files};

@@ -392,6 +392,9 @@ fn pack(recipe: &Recipe, split: SplitName) -> Pack {
         packing: if train { packing } else { recipe.eval_sample_packing.unwrap_or(packing) },
         excess_length: recipe.excess_length_strategy.unwrap_or(crate::recipe::ExcessLength::Drop),
         min_sample_len: recipe.min_sample_len.unwrap_or(2),
+        sequential: recipe.sample_packing_sequentially.unwrap_or(false),
+        bin_size: recipe.sample_packing_bin_size,
+        group_size: recipe.sample_packing_group_size,
     }
 }
 

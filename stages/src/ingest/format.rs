@@ -3,6 +3,8 @@
 //! A format is data: column names and a few switches, resolved once from the recipe's `type` and field keys. Nothing here
 //! reads files; nothing here renders or tokenises.
 
+mod thinking;
+
 use indexmap::IndexMap;
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -28,6 +30,9 @@ pub struct DatasetKeys {
     /// Role to the names that mean it.
     pub roles: IndexMap<String, Vec<String>>,
     pub drop_system_message: bool,
+    pub field_thinking: Option<String>,
+    pub template_thinking_key: Option<String>,
+    pub split_thinking: bool,
     /// `system_prompt` of a `user_defined` type: the system text of rows that have none.
     pub system_prompt: Option<String>,
 }
@@ -36,7 +41,7 @@ pub struct DatasetKeys {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(tag = "format", rename_all = "snake_case")]
 pub enum RowFormat {
-    Chat(ChatColumns),
+    Chat(Box<ChatColumns>),
     /// Instruction and answer, for a prompt style to render.
     Instruct(InstructColumns),
     /// The same columns as a conversation of one exchange, for a chat template to render.
@@ -69,6 +74,9 @@ pub struct ChatColumns {
     /// Name in the data to role.
     pub roles: IndexMap<String, String>,
     pub drop_system_message: bool,
+    /// Where thinking goes that is cut out of answers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub thinking: Option<String>,
 }
 
 /// Where an instruction and its answer lie.
@@ -143,8 +151,8 @@ impl RowFormat {
     /// except that `:chat_template` makes conversations. An error says which types there are.
     pub fn of_type(name: &str, keys: &DatasetKeys) -> Result<RowFormat, String> {
         match name {
-            "chat_template" | "messages" | "openai" => return Ok(RowFormat::Chat(ChatColumns::new(keys))),
-            "sharegpt" => return Ok(RowFormat::Chat(ChatColumns::new(keys))),
+            "chat_template" | "messages" | "openai" => return Ok(RowFormat::Chat(Box::new(ChatColumns::new(keys)))),
+            "sharegpt" => return Ok(RowFormat::Chat(Box::new(ChatColumns::new(keys)))),
             "completion" | "pretrain" | "text" => {
                 return Ok(RowFormat::Completion { field: keys.field.clone().unwrap_or_else(|| "text".into()) });
             }
@@ -223,6 +231,9 @@ impl DatasetKeys {
             message_property_mappings: mappings,
             roles: dataset.roles.clone().unwrap_or_default(),
             drop_system_message: dataset.drop_system_message == Some(true),
+            field_thinking: dataset.field_thinking.clone(),
+            template_thinking_key: dataset.template_thinking_key.clone(),
+            split_thinking: dataset.split_thinking == Some(true),
             field_instruction: dataset.field_human.clone(),
             field_output: dataset.field_model.clone(),
             ..DatasetKeys::default()
@@ -256,6 +267,17 @@ impl ChatColumns {
         };
         let role = names("role", &["role", "from"]);
         let content = names("content", &["content", "value"]);
+        let thinking_key = keys.template_thinking_key.clone().unwrap_or_else(|| "reasoning_content".into());
+        match &keys.field_thinking {
+            Some(field) => {
+                properties.entry(thinking_key.clone()).or_insert_with(|| field.clone());
+            }
+            // A key of the template's own reads what the data calls by the usual name.
+            None if keys.template_thinking_key.is_some() => {
+                properties.entry(thinking_key.clone()).or_insert_with(|| "reasoning_content".into());
+            }
+            None => {}
+        }
         let mut roles = IndexMap::new();
         for (role, aliases) in &keys.roles {
             roles.extend(aliases.iter().map(|alias| (alias.clone(), role.clone())));
@@ -278,6 +300,7 @@ impl ChatColumns {
             training_detail: keys.message_field_training_detail.clone(),
             roles,
             drop_system_message: keys.drop_system_message,
+            thinking: keys.split_thinking.then_some(thinking_key),
         }
     }
 
@@ -365,6 +388,9 @@ impl ChatColumns {
             }
         }
         out.extend(source);
+        if let Some(key) = &self.thinking {
+            thinking::split(&mut out, key);
+        }
         out.extend(
             [("train", training), ("train_detail", detail)].into_iter().filter_map(|(key, value)| {
                 value.filter(|value| !value.is_null()).map(|value| (key.to_string(), value))

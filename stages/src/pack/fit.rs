@@ -4,9 +4,9 @@
 //! and on natural mixes of lengths within a percent of it). Lengths are small integers, so sorting is counting, and the
 //! fullest bin is the next set bit of a bitmap over free space: each item costs a few machine words.
 
-/// Packs items of these lengths, each at most `capacity`, into bins. Returns the bins, each with its items in ascending
+/// Packs items of these lengths, each at most `capacity`, into bins of at most `most` items. Returns the bins, each with its items in ascending
 /// order, in the order of their first items. Equal lengths are taken in order of position: the outcome never varies.
-pub fn best_fit(lengths: &[u32], capacity: u32) -> Vec<Vec<u32>> {
+pub fn best_fit(lengths: &[u32], capacity: u32, most: usize) -> Vec<Vec<u32>> {
     let mut free = FreeSpace::new(capacity);
     let mut bins: Vec<Vec<u32>> = Vec::new();
     for item in longest_first(lengths, capacity) {
@@ -19,12 +19,31 @@ pub fn best_fit(lengths: &[u32], capacity: u32) -> Vec<Vec<u32>> {
             }
         };
         bins[bin as usize].push(item);
-        free.put(bin, left);
+        if bins[bin as usize].len() < most {
+            free.put(bin, left);
+        }
     }
     for bin in &mut bins {
         bin.sort_unstable();
     }
     bins.sort_unstable_by_key(|bin| bin.first().copied());
+    bins
+}
+
+/// Packs items in their order: each into the last bin, or into a new one where it does not fit.
+pub fn next_fit(lengths: &[u32], capacity: u32, most: usize) -> Vec<Vec<u32>> {
+    let mut bins: Vec<Vec<u32>> = Vec::new();
+    let mut left = 0;
+    for (item, &length) in (0..).zip(lengths) {
+        match bins.last_mut().filter(|bin| length <= left && bin.len() < most) {
+            Some(bin) => bin.push(item),
+            None => {
+                bins.push(vec![item]);
+                left = capacity;
+            }
+        }
+        left -= length.min(left);
+    }
     bins
 }
 
@@ -135,7 +154,7 @@ mod tests {
             raw in proptest::collection::vec(0u32..100_000, 0..400),
         ) {
             let lengths: Vec<u32> = raw.iter().map(|length| 1 + length % capacity).collect();
-            let bins = best_fit(&lengths, capacity);
+            let bins = best_fit(&lengths, capacity, usize::MAX);
             let mut seen = vec![0; lengths.len()];
             for bin in &bins {
                 prop_assert!(bin.iter().map(|&item| lengths[item as usize]).sum::<u32>() <= capacity);
@@ -145,6 +164,26 @@ mod tests {
             prop_assert!(seen.iter().all(|&times| times == 1));
             prop_assert!(bins.windows(2).all(|pair| pair[0][0] < pair[1][0]));
             prop_assert_eq!(bins.len(), slow_best_fit(&lengths, capacity));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn items_in_order_stay_in_order_and_bins_keep_their_bounds(
+            lengths in proptest::collection::vec(1u32..50, 0..200),
+            most in 1usize..8,
+        ) {
+            let bins = next_fit(&lengths, 50, most);
+            let flat: Vec<u32> = bins.iter().flatten().copied().collect();
+            prop_assert_eq!(flat, (0..lengths.len() as u32).collect::<Vec<_>>());
+            for bin in bins.iter().chain(&best_fit(&lengths, 50, most)) {
+                prop_assert!(bin.len() <= most && bin.iter().map(|&item| lengths[item as usize]).sum::<u32>() <= 50);
+            }
+            let opens = |pair: &[Vec<u32>]| {
+                let filled: u32 = pair[0].iter().map(|&item| lengths[item as usize]).sum();
+                pair[0].len() == most || filled + lengths[pair[1][0] as usize] > 50
+            };
+            prop_assert!(bins.windows(2).all(opens));
         }
     }
 
@@ -159,7 +198,7 @@ mod tests {
         let lengths: Vec<u32> = (0..1_000_000)
             .map(|_| ((40.0 * (3.2 * (uniform() + uniform())).exp() / 4.0) as u32).clamp(4, 2048))
             .collect();
-        let bins = best_fit(&lengths, 2048);
+        let bins = best_fit(&lengths, 2048, usize::MAX);
         let fill = lengths.iter().map(|&n| f64::from(n)).sum::<f64>() / (bins.len() as f64 * 2048.0);
         assert!(fill > 0.98, "{fill}");
     }

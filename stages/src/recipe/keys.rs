@@ -78,11 +78,11 @@ pub struct Recipe {
     pub sample_packing: Option<bool>,
     /// The same for evaluation; as `sample_packing` by default.
     pub eval_sample_packing: Option<bool>,
-    /// Rows in one pack at most.
-    #[schemars(range(min = 1), extend("default" = 200))]
+    /// Rows in one pack at most; no limit by default.
+    #[schemars(range(min = 1))]
     pub sample_packing_bin_size: Option<u64>,
-    /// Rows looked at together when packing.
-    #[schemars(range(min = 1), extend("default" = 100_000))]
+    /// Rows looked at together when packing; by default as many as fit in a fixed amount of memory.
+    #[schemars(range(min = 1))]
     pub sample_packing_group_size: Option<u64>,
     /// Pack rows in their order.
     #[schemars(extend("default" = false))]

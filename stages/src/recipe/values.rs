@@ -214,6 +214,8 @@ pub enum TrainOn {
 pub enum ExcessLength {
     Drop,
     Truncate,
+    Split,
+    #[serde(alias = "error")]
     Raise,
 }
 

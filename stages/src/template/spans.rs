@@ -24,6 +24,18 @@ pub struct Rendered {
     pub spans: Vec<Span>,
     /// Messages with text of which the rendering shows nothing that could be traced.
     pub lost: Vec<usize>,
+    /// Stretches of contents that were copied unchanged, in the order of the text.
+    pub pieces: Vec<Piece>,
+}
+
+/// A stretch of a message's content in the rendered text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Piece {
+    pub message: usize,
+    pub start: usize,
+    pub end: usize,
+    /// Where it starts in the content, in bytes.
+    pub source: usize,
 }
 
 /// Renders a conversation with the places of its contents.
@@ -44,7 +56,23 @@ pub fn render(
     };
     let lost = (0..messages.len()).filter(|&i| has_text(&messages[i]) && !marks.iter().any(|mark| traces(mark, i)));
     let lost = lost.collect();
-    Ok(Rendered { spans: disjoint(spans), text, lost })
+    let spans = disjoint(spans);
+    let pieces = pieces(&marks, &spans);
+    Ok(Rendered { spans, text, lost, pieces })
+}
+
+fn pieces(marks: &[Mark], spans: &[Span]) -> Vec<Piece> {
+    let inside = |mark: &Mark| {
+        spans
+            .iter()
+            .any(|span| span.message == mark.message as usize && span.start <= mark.start && mark.end <= span.end)
+    };
+    let copied = marks.iter().filter(|mark| mark.part == Part::Content && inside(mark));
+    let piece = |mark: &Mark| {
+        let source = mark.source?;
+        Some(Piece { message: mark.message as usize, start: mark.start, end: mark.end, source })
+    };
+    copied.filter_map(piece).collect()
 }
 
 fn has_text(message: &Map<String, Value>) -> bool {

@@ -6,10 +6,11 @@
 use std::collections::HashSet;
 
 use pipe_engine::task::TaskError;
-use tokenizers::Tokenizer;
+use pipe_files::{Encoder, Scratch, SpecialText};
 
-use super::{Counts, RowView, Tokenize, Tokenized, load_tokenizer};
+use super::{Counts, RowView, Tokenize, Tokenized, load_encoder};
 use crate::recipe::{SpecialTokensInContent, TrainOn};
+use crate::template::detail::{STRETCH, TURN_END};
 
 /// The label of a masked token; PyTorch's and Hugging Face's convention.
 pub const MASKED: i32 = -100;
@@ -19,9 +20,7 @@ const TERMINATOR_REACH: usize = 3;
 /// Turns rendered rows into ids and labels.
 pub struct Labeller<'a> {
     config: &'a Tokenize,
-    tokenizer: Tokenizer,
-    /// The same tokenizer, reading special-token text as ordinary text.
-    literal: Tokenizer,
+    encoder: Encoder,
     special: HashSet<u32>,
     eot: HashSet<u32>,
     bos: Option<u32>,
@@ -37,11 +36,11 @@ pub struct SpanView<'a> {
     /// Where the turn ends.
     pub limit: usize,
     pub role: &'a str,
-    /// 1 yes, 0 no, -1 unsaid.
+    /// 1 yes, 0 no, -1 unsaid, or one of `template::detail`'s.
     pub train: i8,
 }
 
-/// A token and the bytes of the row it stands for.
+/// A token, the bytes of the row it stands for, and whether it is trained.
 #[derive(Clone, Copy, Debug)]
 struct Token {
     id: u32,
@@ -50,15 +49,22 @@ struct Token {
     label: bool,
 }
 
+/// What a thread keeps from row to row.
+#[derive(Default)]
+pub struct Bench {
+    scratch: Scratch,
+    found: Vec<pipe_files::Token>,
+    tokens: Vec<Token>,
+}
+
 impl<'a> Labeller<'a> {
     pub fn new(config: &'a Tokenize) -> Result<Self, TaskError> {
         let info = pipe_files::TokenizerInfo::read(&config.tokenizer).map_err(|e| TaskError::Input(e.to_string()))?;
         let mut named = config.eot_tokens.clone();
         named.extend(config.added_tokens.iter().cloned());
         named.extend(config.eos_token.iter().cloned());
-        let tokenizer = load_tokenizer(&config.tokenizer, &named)?;
-        let mut literal = tokenizer.clone();
-        literal.set_encode_special_tokens(true);
+        let encoder = load_encoder(&config.tokenizer, &named)?;
+        let tokenizer = encoder.tokenizer();
         let special = tokenizer.get_added_tokens_decoder().into_iter().filter(|(_, token)| token.special);
         let own_eos = info.eos.as_ref().map(|token| token.id);
         let id = |token: &String| tokenizer.token_to_id(token);
@@ -69,126 +75,170 @@ impl<'a> Labeller<'a> {
             eos: config.eos_token.as_ref().and_then(id).or(own_eos),
             adds_bos: info.add_bos,
             config,
-            literal,
-            tokenizer,
+            encoder,
         })
     }
 
+    /// Working space for a thread; give it back for the next one.
+    pub fn bench(&self) -> Bench {
+        Bench { scratch: self.encoder.scratch(), ..Bench::default() }
+    }
+
+    pub fn give_back(&self, bench: Bench) {
+        self.encoder.give_back(bench.scratch);
+    }
+
     /// Ids and labels of one row.
-    pub fn row(&self, row: &RowView<'_>) -> Result<(Tokenized, Counts), String> {
+    pub fn row(&self, row: &RowView<'_>, bench: &mut Bench) -> Result<(Tokenized, Counts), String> {
         if !row.tokens.is_empty() {
             return Ok(given(row));
         }
         let mut counts = Counts { rows: 1, ..Counts::default() };
-        let mut tokens = self.encode(row, &mut counts)?;
-        self.train_spans(row, &mut tokens, &mut counts);
-        self.wrap(row, &mut tokens)?;
+        let mut tokens = std::mem::take(&mut bench.tokens);
+        tokens.clear();
+        self.encode(row, bench, &mut tokens, &mut counts)?;
+        let ends = self.train_spans(row, &mut tokens, &mut counts);
+        let closed = self.wrap(row, &mut tokens)?;
+        counts.unended_rows = u64::from(ends == 0 && !closed && counts.by_role.contains_key("assistant"));
+        self.look_for_split_tokens(row, &tokens, &mut counts);
         if let [first, second, ..] = tokens.as_slice() {
             counts.double_bos = u64::from(Some(first.id) == self.bos && first.id == second.id);
         }
         let ids: Vec<i32> = tokens.iter().map(|token| token.id as i32).collect();
         let labels = tokens.iter().map(|token| if token.label { token.id as i32 } else { MASKED }).collect();
+        bench.tokens = tokens;
         Ok(counted(Tokenized { ids, labels }, counts))
     }
 
     /// Each piece on its own, offsets in the whole row.
-    fn encode(&self, row: &RowView<'_>, counts: &mut Counts) -> Result<Vec<Token>, String> {
-        let mut tokens = Vec::with_capacity(row.text.len() / 3);
+    fn encode(
+        &self,
+        row: &RowView<'_>,
+        bench: &mut Bench,
+        tokens: &mut Vec<Token>,
+        counts: &mut Counts,
+    ) -> Result<(), String> {
         let mut start = 0;
         for &end in row.piece_ends {
-            self.encode_part(&self.tokenizer, row.text, start, end as usize, &mut tokens)?;
+            self.encode_part(SpecialText::Parse, row.text, start, end as usize, bench, tokens)?;
             start = end as usize;
         }
         let inside = |token: &Token| {
-            let content = row.spans.iter().any(|span| span.start <= token.start && token.end <= span.end);
-            content && token.start < token.end && self.special.contains(&token.id)
+            self.special.contains(&token.id)
+                && token.start < token.end
+                && row.spans.iter().any(|span| span.start <= token.start && token.end <= span.end)
         };
         let found: Vec<Token> = tokens.iter().filter(|token| inside(token)).copied().collect();
-        let Some(first) = found.first() else { return Ok(tokens) };
+        let Some(first) = found.first() else { return Ok(()) };
         counts.special_in_content = found.len() as u64;
         match self.config.special_in_content {
-            SpecialTokensInContent::Parse => Ok(tokens),
+            SpecialTokensInContent::Parse => Ok(()),
             SpecialTokensInContent::Error => Err(format!(
                 "the special token `{}` occurs inside content; remove it, or set special_tokens_in_content: escape",
                 &row.text[first.start..first.end]
             )),
-            SpecialTokensInContent::Escape => self.encode_escaped(row, &found),
+            SpecialTokensInContent::Escape => {
+                tokens.clear();
+                self.encode_escaped(row, &found, bench, tokens)
+            }
         }
     }
 
     /// The row with the `found` special tokens read as ordinary text.
-    fn encode_escaped(&self, row: &RowView<'_>, found: &[Token]) -> Result<Vec<Token>, String> {
-        let mut tokens = Vec::new();
+    fn encode_escaped(
+        &self,
+        row: &RowView<'_>,
+        found: &[Token],
+        bench: &mut Bench,
+        tokens: &mut Vec<Token>,
+    ) -> Result<(), String> {
         let mut start = 0;
         for &end in row.piece_ends {
             let end = end as usize;
             let piece = start..end;
             for token in found.iter().filter(|token| piece.contains(&token.start)) {
-                self.encode_part(&self.tokenizer, row.text, start, token.start, &mut tokens)?;
-                self.encode_part(&self.literal, row.text, token.start, token.end, &mut tokens)?;
+                self.encode_part(SpecialText::Parse, row.text, start, token.start, bench, tokens)?;
+                self.encode_part(SpecialText::Literal, row.text, token.start, token.end, bench, tokens)?;
                 start = token.end;
             }
-            self.encode_part(&self.tokenizer, row.text, start, end, &mut tokens)?;
+            self.encode_part(SpecialText::Parse, row.text, start, end, bench, tokens)?;
             start = end;
         }
-        Ok(tokens)
+        Ok(())
     }
 
     fn encode_part(
         &self,
-        tokenizer: &Tokenizer,
+        special: SpecialText,
         text: &str,
         start: usize,
         end: usize,
+        bench: &mut Bench,
         out: &mut Vec<Token>,
     ) -> Result<(), String> {
-        if start == end {
-            return Ok(());
-        }
-        let encoding = tokenizer.encode(&text[start..end], false).map_err(|error| error.to_string())?;
-        let placed = encoding.get_ids().iter().zip(encoding.get_offsets());
-        out.extend(placed.map(|(&id, &(from, to))| Token { id, start: start + from, end: start + to, label: false }));
+        bench.found.clear();
+        self.encoder.encode(&text[start..end], special, &mut bench.scratch, &mut bench.found)?;
+        let placed = bench.found.iter();
+        out.extend(placed.map(|t| Token { id: t.id, start: start + t.start, end: start + t.end, label: false }));
         Ok(())
     }
 
-    fn train_spans(&self, row: &RowView<'_>, tokens: &mut [Token], counts: &mut Counts) {
-        let last = row.spans.iter().rposition(|span| self.trains(span));
+    /// Labels every span that is trained; returns how many ends of turns are.
+    fn train_spans(&self, row: &RowView<'_>, tokens: &mut [Token], counts: &mut Counts) -> u64 {
+        let mut ends = 0;
+        let last = row.spans.iter().rposition(|span| span.train != STRETCH && self.trains(span));
         for (n, span) in row.spans.iter().enumerate() {
             let trained = self.trains(span);
             let first = tokens.partition_point(|token| token.end <= span.start && token.start < span.start);
-            let mut after = first;
+            let count = tokens[first..].iter().take_while(|token| token.start < span.end).count();
+            let after = first + count;
             let mut labelled = 0;
-            for token in &mut tokens[first..] {
-                let empty = token.start == token.end;
-                let overlaps = token.start < span.end && (token.end > span.start || empty && token.start >= span.start);
-                if token.start >= span.end {
-                    break;
-                }
-                after += 1;
-                if overlaps && trained {
+            if trained && span.train != TURN_END {
+                for token in tokens[first..after].iter_mut().filter(|token| covers(row.text, span, token)) {
+                    labelled += u64::from(!token.label);
                     token.label = true;
-                    labelled += 1;
                 }
             }
-            let terminator = self.terminator(row, tokens, after, span.limit);
-            if let Some(at) = terminator {
-                if self.trains_terminator(tokens[at].id, trained, last == Some(n)) {
-                    tokens[at].label = true;
-                    labelled += 1;
-                }
-            } else if trained && span.role == "assistant" && !row.eos {
-                counts.missing_terminators += 1;
+            if span.train != STRETCH {
+                let end = self.train_end(row, span, tokens, after, trained, last == Some(n), counts);
+                ends += end;
+                labelled += end;
             }
             if labelled > 0 {
                 *counts.by_role.entry(span.role.to_string()).or_default() += labelled;
             }
+        }
+        ends
+    }
+
+    /// Labels what ends a span's turn; returns how many tokens that is.
+    fn train_end(
+        &self,
+        row: &RowView<'_>,
+        span: &SpanView<'_>,
+        tokens: &mut [Token],
+        after: usize,
+        trained: bool,
+        last: bool,
+        counts: &mut Counts,
+    ) -> u64 {
+        match self.terminator(row, tokens, after, span.limit) {
+            Some(at) if self.trains_terminator(tokens[at].id, trained, last) => {
+                tokens[at].label = true;
+                1
+            }
+            None if trained && span.role == "assistant" && !row.eos => {
+                counts.missing_terminators += 1;
+                0
+            }
+            _ => 0,
         }
     }
 
     fn trains(&self, span: &SpanView<'_>) -> bool {
         match span.train {
             0 => false,
-            1 => true,
+            1 | STRETCH | TURN_END => true,
             _ => self.config.train_on_inputs || self.config.roles_to_train.iter().any(|role| role == span.role),
         }
     }
@@ -219,8 +269,25 @@ impl<'a> Labeller<'a> {
         }
     }
 
-    /// BOS and EOS around rows that are not rendered by a chat template.
-    fn wrap(&self, row: &RowView<'_>, tokens: &mut Vec<Token>) -> Result<(), String> {
+    /// Counts texts in headers that look like special tokens, such as `<|end|>`, and were cut in pieces.
+    fn look_for_split_tokens(&self, row: &RowView<'_>, tokens: &[Token], counts: &mut Counts) {
+        for (start, _) in row.text.match_indices("<|") {
+            let Some(length) = row.text[start..].find("|>").filter(|&length| length <= 40) else { continue };
+            let end = start + length + 2;
+            let name = &row.text[start..end];
+            let plain = name[2..name.len() - 2].chars().all(|c| c.is_alphanumeric() || c == '_');
+            let content = || row.spans.iter().any(|span| span.start <= start && end <= span.end);
+            // A token may take the white space beside it along.
+            let at = tokens.partition_point(|token| token.end <= start);
+            let whole = tokens.get(at).is_some_and(|token| token.start <= start && token.end >= end);
+            if plain && !whole && !content() {
+                *counts.split_tokens.entry(name.to_string()).or_default() += 1;
+            }
+        }
+    }
+
+    /// BOS and EOS around rows that are not rendered by a chat template; whether an EOS is trained.
+    fn wrap(&self, row: &RowView<'_>, tokens: &mut Vec<Token>) -> Result<bool, String> {
         if let (true, true, Some(id)) = (row.bos, self.adds_bos, self.bos) {
             tokens.insert(0, Token { id, start: 0, end: 0, label: false });
         }
@@ -229,10 +296,26 @@ impl<'a> Labeller<'a> {
                 .eos
                 .ok_or("the tokenizer has no end-of-sequence token; name one under special_tokens.eos_token")?;
             let end = row.text.len();
-            tokens.push(Token { id, start: end, end, label: self.config.train_on_eos != TrainOn::None });
+            let label = self.config.train_on_eos != TrainOn::None;
+            tokens.push(Token { id, start: end, end, label });
+            return Ok(label);
         }
-        Ok(())
+        Ok(false)
     }
+}
+
+/// Whether a token belongs to a span: when it overlaps it, and for a stretch of content when more than one character does or
+/// none lies outside on that side, as Axolotl snaps its ranges.
+fn covers(text: &str, span: &SpanView<'_>, token: &Token) -> bool {
+    if span.train != STRETCH {
+        let empty = token.start == token.end;
+        return token.end > span.start || empty && token.start >= span.start;
+    }
+    let width = |c: Option<char>| c.map_or(0, char::len_utf8);
+    let within = text.get(span.start..span.end).unwrap_or_default();
+    let (first, last) = (width(within.chars().next()), width(within.chars().next_back()));
+    (token.start >= span.start || token.end > span.start + first)
+        && (token.end <= span.end || token.start + last < span.end)
 }
 
 /// A row that came tokenised keeps its ids and labels.
@@ -246,6 +329,7 @@ fn counted(row: Tokenized, mut counts: Counts) -> (Tokenized, Counts) {
     let trained = row.labels.iter().skip(1).filter(|&&label| label != MASKED).count() as u64;
     if trained == 0 {
         counts.untrained_rows = 1;
+        counts.unended_rows = 0;
         counts.by_role.clear();
     } else {
         counts.tokens = row.ids.len() as u64;

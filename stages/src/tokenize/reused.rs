@@ -16,6 +16,7 @@ use crate::rows::{int_list, list_column};
 
 const UNTRAINED: &str = "untrained";
 const TRAINED: &str = "trained";
+const SPLIT: &str = "split:";
 
 /// Merges one split's new rows with those of the earlier output.
 pub struct Merge<'a> {
@@ -115,11 +116,13 @@ fn remarked(seen: &Counts, usual: &Usual<'_>) -> Vec<(String, u64)> {
     let odd = [
         (UNTRAINED, seen.untrained_rows),
         ("missing_terminators", seen.missing_terminators),
+        ("unended", seen.unended_rows),
         ("double_bos", seen.double_bos),
         ("special_in_content", seen.special_in_content),
     ];
     let mut said: Vec<(String, u64)> =
         odd.into_iter().filter(|(_, count)| *count > 0).map(|(what, count)| (what.to_string(), count)).collect();
+    said.extend(seen.split_tokens.iter().map(|(text, times)| (format!("{SPLIT}{text}"), *times)));
     let is_usual = seen.by_role.iter().map(|(role, tokens)| (role.as_str(), *tokens)).eq(usual.iter().copied());
     if seen.untrained_rows == 0 && !is_usual {
         said.push((TRAINED.to_string(), seen.by_role.values().sum()));
@@ -132,9 +135,12 @@ fn recalled(said: &[Remark]) -> Counts {
     let count = |what: &str| said.iter().filter(|remark| remark.what == what).map(|remark| remark.count).sum();
     let role =
         |remark: &Remark| Some((remark.what.strip_prefix(TRAINED)?.strip_prefix(':')?.to_string(), remark.count));
+    let split = |remark: &Remark| Some((remark.what.strip_prefix(SPLIT)?.to_string(), remark.count));
     Counts {
         untrained_rows: count(UNTRAINED),
         missing_terminators: count("missing_terminators"),
+        unended_rows: count("unended"),
+        split_tokens: said.iter().filter_map(split).collect(),
         double_bos: count("double_bos"),
         special_in_content: count("special_in_content"),
         by_role: said.iter().filter_map(role).collect::<BTreeMap<_, _>>(),

@@ -47,7 +47,7 @@ fn special() -> SpecialTexts {
 
 fn tokenized(config: &Tokenize, row: &Row) -> Result<(Tokenized, Counts), String> {
     let labeller = Labeller::new(config).unwrap();
-    labeller.row(&RowView {
+    let view = RowView {
         text: &row.text,
         piece_ends: &row.piece_ends,
         spans: row
@@ -65,7 +65,8 @@ fn tokenized(config: &Tokenize, row: &Row) -> Result<(Tokenized, Counts), String
         eos: row.eos,
         tokens: &row.tokens,
         labels: &row.labels,
-    })
+    };
+    labeller.row(&view, &mut labeller.bench())
 }
 
 fn chat(template: &str, messages: Value) -> Row {
@@ -163,4 +164,27 @@ fn instructions_are_tokenised_apart_and_completions_end() {
     assert_eq!(trained(&config(), &completion), ["the sea</s>"]);
     let segments = json!([{"label": false, "text": "wind"}, {"label": true, "text": " calm</s>"}]);
     assert_eq!(trained(&config(), &row(json!({"shape": "segments", "segments": segments}))), [" calm</s>"]);
+}
+
+#[test]
+fn character_ranges_and_flagged_parts_decide_what_of_an_answer_is_trained() {
+    let row = |message: Value| chat(CHATML, json!([{"role": "user", "content": "wind"}, message]));
+    let ranges = json!([
+        {"begin_offset": 0, "end_offset": 4, "train": true}, {"begin_offset": 5, "end_offset": 9, "train": false}
+    ]);
+    let detailed =
+        |flag: Value| row(json!({"role": "assistant", "content": "north wind", "train": flag, "train_detail": ranges}));
+    assert_eq!(trained(&config(), &detailed(json!(null))), ["north", "<|im_end|>"]);
+    assert!(trained(&config(), &detailed(json!(false))).is_empty());
+    let parts = json!([{"type": "text", "text": "north", "weight": 0}, {"type": "text", "text": " wind"}]);
+    assert_eq!(trained(&config(), &row(json!({"role": "assistant", "content": parts}))), [" wind<|im_end|>"]);
+}
+
+#[test]
+fn wrong_ranges_are_refused() {
+    let template = ChatTemplate::parse(CHATML, &special()).unwrap();
+    let messages = json!([{"role": "assistant", "content": "x", "train_detail": [{"begin": 0}]}]);
+    let data = json!({"shape": "chat", "messages": messages}).to_string();
+    let error = rendering().row(Some(&template), &data).unwrap_err();
+    assert!(error.contains("message 1") && error.contains("begin_offset"), "{error}");
 }

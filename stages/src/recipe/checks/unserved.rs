@@ -11,12 +11,6 @@ pub(super) fn check(facts: &mut Facts<'_>) {
     let switches = [
         ("group_by_length", on(recipe.group_by_length), "rows are not grouped by length yet", "sample_packing: true"),
         (
-            "sample_packing_sequentially",
-            on(recipe.sample_packing_sequentially),
-            "packing always takes the best fit",
-            "sample_packing_sequentially: false",
-        ),
-        (
             "mix",
             recipe.mix.is_some(),
             "datasets are put one after the other; mixing is not supported yet",
@@ -75,18 +69,6 @@ fn datasets(facts: &mut Facts<'_>) {
                     dataset.max_rows.is_some(),
                     "taking some of the rows is not supported yet",
                     "a smaller file",
-                ),
-                (
-                    "split_thinking",
-                    dataset.split_thinking == Some(true),
-                    "think tags are not cut out yet",
-                    "split_thinking: false",
-                ),
-                (
-                    "field_thinking",
-                    dataset.field_thinking.is_some(),
-                    "use message_property_mappings",
-                    "message_property_mappings",
                 ),
             ];
             for (key, used, why, instead) in used {
