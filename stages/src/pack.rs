@@ -19,6 +19,7 @@ use pipe_engine::task::{Context, Summary, Task, TaskError};
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::mix::{self, Mix};
 use crate::recipe::ExcessLength;
 use crate::rows::{PACKS_FILE, TableWriter, batches, int_list, int_lists, list_column, row_count, shapes, text_column};
 
@@ -43,6 +44,9 @@ pub struct Pack {
     pub excess_length: ExcessLength,
     /// Rows with fewer tokens are dropped.
     pub min_sample_len: u64,
+    /// How many rows of each input there are, where not all of them once.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mix: Option<Mix>,
 }
 
 impl Task for Pack {
@@ -65,6 +69,14 @@ impl Task for Pack {
             total += row_count(path)?;
         }
         let mut packing = Packing::start(self, ctx, inputs.len())?;
+        if let Some(mix) = &self.mix {
+            let usable = |ids: &[i32], labels: &[i32]| self.judge(ids, labels).is_ok();
+            let take = |row: mix::MixedRow<'_>| packing.row(row.row_id, row.ids, row.labels, row.source);
+            let mixed = mix::feed(mix, &inputs, ctx, usable, take)?;
+            let mut summary = packing.finish(ctx, total)?;
+            summary.stats.insert("mix".into(), mixed);
+            return Ok(summary);
+        }
         let mut read = 0;
         for (source, path) in inputs.iter().enumerate() {
             for batch in batches(path, &["row_id", "input_ids", "labels"], ROWS_PER_BATCH)? {
@@ -76,6 +88,33 @@ impl Task for Pack {
             }
         }
         packing.finish(ctx, total)
+    }
+}
+
+/// Why a row is not packed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Unusable {
+    TooLong,
+    TooShort,
+    Untrained,
+}
+
+impl Pack {
+    /// How many tokens of a row are trained, where it can be used.
+    fn judge(&self, ids: &[i32], labels: &[i32]) -> Result<u64, Unusable> {
+        let limit = self.sequence_len as usize;
+        if ids.len() > limit && self.excess_length != ExcessLength::Truncate {
+            return Err(Unusable::TooLong);
+        }
+        let length = ids.len().min(limit);
+        if length == 0 || (length as u64) < self.min_sample_len {
+            return Err(Unusable::TooShort);
+        }
+        // The first token of a document is never predicted.
+        match labels[1..length].iter().filter(|&&label| label != MASKED).count() as u64 {
+            0 => Err(Unusable::Untrained),
+            trained => Ok(trained),
+        }
     }
 }
 
@@ -128,10 +167,6 @@ impl<'a> Packing<'a> {
         let (ids, labels) = (list_column(batch, "input_ids")?, list_column(batch, "labels")?);
         for i in 0..batch.num_rows() {
             self.row(row_ids.value(i), int_list(ids, i)?, int_list(labels, i)?, source)?;
-            let full = self.pack.sequence_len as usize * WINDOW_PACKS;
-            if self.window.ids.len() >= WINDOW_TOKENS.max(full) {
-                self.close_window(false)?;
-            }
         }
         Ok(())
     }
@@ -139,34 +174,30 @@ impl<'a> Packing<'a> {
     fn row(&mut self, row_id: &str, ids: &[i32], labels: &[i32], source: usize) -> Result<(), TaskError> {
         let limit = self.pack.sequence_len as usize;
         let counts = &mut self.counts[source];
-        let (mut ids, mut labels) = (ids, labels);
-        if ids.len() > limit {
-            match self.pack.excess_length {
-                ExcessLength::Drop => {
-                    counts.too_long += 1;
-                    return Ok(());
-                }
-                ExcessLength::Truncate => {
-                    counts.truncated += 1;
-                    (ids, labels) = (&ids[..limit], &labels[..limit]);
-                }
-                ExcessLength::Raise => return Err(too_long(row_id, ids.len(), limit)),
+        let trained = match self.pack.judge(ids, labels) {
+            Ok(trained) => trained,
+            Err(Unusable::TooLong) if self.pack.excess_length == ExcessLength::Raise => {
+                return Err(too_long(row_id, ids.len(), limit));
             }
-        }
-        if ids.is_empty() || (ids.len() as u64) < self.pack.min_sample_len {
-            counts.too_short += 1;
-            return Ok(());
-        }
-        // The first token of a document is never predicted.
-        let trained = labels[1..].iter().filter(|&&label| label != MASKED).count() as u64;
-        if trained == 0 {
-            counts.untrained += 1;
-            return Ok(());
-        }
+            Err(why) => {
+                match why {
+                    Unusable::TooLong => counts.too_long += 1,
+                    Unusable::TooShort => counts.too_short += 1,
+                    Unusable::Untrained => counts.untrained += 1,
+                }
+                return Ok(());
+            }
+        };
+        let length = ids.len().min(limit);
+        counts.truncated += u64::from(ids.len() > limit);
         counts.rows += 1;
-        counts.tokens += ids.len() as u64;
+        counts.tokens += length as u64;
         counts.trained_tokens += trained;
-        self.window.push(row_id, ids, labels, source as u16);
+        self.window.push(row_id, &ids[..length], &labels[..length], source as u16);
+        let full = limit * WINDOW_PACKS;
+        if self.window.ids.len() >= WINDOW_TOKENS.max(full) {
+            self.close_window(false)?;
+        }
         Ok(())
     }
 

@@ -35,7 +35,7 @@ fn tokens(rows: &[Row]) -> (TempDir, PathBuf) {
 }
 
 fn pack(sequence_len: u64, packing: bool, excess_length: ExcessLength) -> Pack {
-    Pack { sequence_len, packing, excess_length, min_sample_len: 2 }
+    Pack { sequence_len, packing, excess_length, min_sample_len: 2, mix: None }
 }
 
 fn column(done: &Done, name: &str) -> Vec<Vec<i32>> {

@@ -8,6 +8,7 @@ mod counts;
 mod data;
 mod model;
 mod points;
+mod shaping;
 mod training;
 mod unserved;
 
@@ -32,6 +33,7 @@ pub(super) struct Facts<'a> {
 pub(super) fn run(recipe: &Recipe, tree: &Node, tainted: &Tainted, project: &Project, problems: &mut Vec<Problem>) {
     let mut facts = Facts { recipe, tree, project, tainted: tainted.clone(), problems };
     data::check(&mut facts);
+    shaping::check(&mut facts);
     training::check(&mut facts);
     points::check(&mut facts);
     axolotl::check(&mut facts);

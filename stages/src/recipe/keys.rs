@@ -9,15 +9,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::dataset::Dataset;
-use super::sections::{
-    ConvertSection, EvalSection, MergeSection, MixSection, QuantizeSection, ReportSection, ResourcesSection,
-};
+use super::sections::{ConvertSection, EvalSection, MergeSection, QuantizeSection, ReportSection, ResourcesSection};
 use super::values::{
     AdapterName, AutoFlag, Checkpointing, ExcessLength, OptimizerName, SchedulerName, SpecialTokensInContent, Strategy,
     Targets, Toggle,
 };
 use crate::augment::AugmentSection;
 use crate::clean::CleanSection;
+use crate::mix::MixSection;
 use crate::split::SplitSection;
 
 /// A fine-tuning recipe: Axolotl's flat keys, plus a section for each thing Axolotl has no key for.

@@ -18,12 +18,6 @@ pub(super) fn check(facts: &mut Facts<'_>) {
             "sample_packing_sequentially: false",
         ),
         ("peft_use_dora", on(recipe.peft_use_dora), "DoRA is not supported yet", "peft_use_dora: false"),
-        (
-            "mix",
-            recipe.mix.is_some(),
-            "datasets are put one after the other; mixing is not supported yet",
-            "no mix section",
-        ),
         ("report", recipe.report.is_some(), "there is no report page yet", "no report section"),
     ];
     let all_weights = recipe.adapter.is_none() && recipe.train != Some(false) && recipe.base_model.is_some();
@@ -79,7 +73,6 @@ fn datasets(facts: &mut Facts<'_>) {
             let used = [
                 ("split", slice, "slices of a split are not supported yet", "split: train"),
                 ("shards", dataset.shards.is_some(), "shards are not supported yet", "a file with the rows you want"),
-                ("weight", dataset.weight.is_some_and(|w| w != 1.0), "weights are not supported yet", "augment.repeat"),
                 (
                     "max_rows",
                     dataset.max_rows.is_some(),
