@@ -49,6 +49,7 @@ pub fn run(plan: &Plan, stage: &str, inputs: &[(&str, &Path)], out: &Path, scrat
         earlier: None,
         out: out.to_path_buf(),
         work: scratch.to_path_buf(),
+        kept: scratch.join("kept"),
         threads: std::thread::available_parallelism().map_or(1, usize::from),
         cancel,
         sink,

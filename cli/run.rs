@@ -156,6 +156,7 @@ fn summary(opened: &Opened, run: &RunFinished, nodes: Vec<NodeFinished>, publish
         samples: eval.map(|eval| scores::samples(&eval.stats)).unwrap_or_default(),
         next: next_steps(opened, run, &shown),
         outputs: shown,
+        mixed: report::counts::mixed(&opened.plan),
         run: run.clone(),
         nodes,
     }

@@ -4,17 +4,17 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use pipe_engine::state::{NodeState, Selection, State};
-use pipe_stages::show::{Row, rows};
+use pipe_stages::show::{Roles, Row, Spread, rows, said, spreads};
 use serde_json::{Value, json};
 
 use crate::args::RecipeArgs;
 use crate::failure::{Failure, Outcome};
 use crate::open::{self, Opened};
 use crate::report::style::{BOLD, DIM, paint};
-use crate::report::tokens::{self, Token};
+use crate::report::tokens;
 use crate::{plan, report};
 
-/// Look at what a node produced; tokens are coloured: trained bright, masked dim.
+/// Look at what a node produced; tokens are coloured: trained bright, masked dim. Histograms say how long rows are.
 #[derive(Args, Debug)]
 pub struct ShowArgs {
     #[command(flatten)]
@@ -28,9 +28,18 @@ pub struct ShowArgs {
     /// Only the row with this id, or whose id begins so.
     #[arg(long, value_name = "ID")]
     row: Option<String>,
+    /// A line for each token: its id, its characters, who wrote it, whether it is trained.
+    #[arg(long)]
+    tokens: bool,
     /// One JSON object instead of text.
     #[arg(long)]
     json: bool,
+}
+
+/// What is shown of one node.
+struct Shown {
+    spreads: Vec<Spread>,
+    rows: Vec<Row>,
 }
 
 pub fn show(args: &ShowArgs) -> Outcome {
@@ -43,20 +52,23 @@ pub fn show(args: &ShowArgs) -> Outcome {
         return Err(Failure::invalid(what));
     }
     let chosen: Vec<&NodeState> = states.iter().filter(|state| names.contains(&state.node)).collect();
-    let mut shown = Vec::new();
+    let mut all = Shown { spreads: Vec::new(), rows: Vec::new() };
     for state in chosen {
-        shown.extend(node_rows(&opened, state, args)?);
+        let shown = node_rows(&opened, &states, state, args)?;
+        all.spreads.extend(shown.spreads);
+        all.rows.extend(shown.rows);
     }
     if args.json {
-        let values: Vec<Value> = shown.into_iter().map(|row| Value::Object(row.values)).collect();
-        report::json(&json!({ "rows": values }));
+        let statistics: Vec<Value> = all.spreads.iter().map(Spread::json).collect();
+        let rows: Vec<Value> = all.rows.into_iter().map(|row| Value::Object(row.values)).collect();
+        report::json(&json!({ "rows": rows, "statistics": statistics }));
     } else {
-        report::print(&text(&shown));
+        report::print(&text(&all, args.tokens));
     }
     Ok(())
 }
 
-fn node_rows(opened: &Opened, state: &NodeState, args: &ShowArgs) -> Result<Vec<Row>, Failure> {
+fn node_rows(opened: &Opened, states: &[NodeState], state: &NodeState, args: &ShowArgs) -> Result<Shown, Failure> {
     let missing = || {
         Failure::invalid(format!("{} has no output yet: {}", state.node, state.reason)).hint(format!(
             "make it with: pipe run {} --until {}",
@@ -67,11 +79,19 @@ fn node_rows(opened: &Opened, state: &NodeState, args: &ShowArgs) -> Result<Vec<
     let stored = state.output.as_deref().filter(|_| state.state == State::Cached).ok_or_else(missing)?;
     let tokenizer = tokenizer(opened);
     let limit = if args.row.is_some() { usize::MAX } else { args.rows };
-    let found = rows(stored, limit, args.row.as_deref(), tokenizer.as_deref())?;
-    if found.is_empty() && args.row.is_none() {
-        return Ok(files(stored));
+    let mut found = rows(stored, limit, args.row.as_deref(), tokenizer.as_deref())?;
+    // One row is looked at for itself.
+    let spreads = if args.row.is_none() { spreads(stored)? } else { Vec::new() };
+    if found.is_empty() && args.row.is_none() && spreads.is_empty() {
+        return Ok(Shown { spreads, rows: files(stored) });
     }
-    Ok(found)
+    if found.iter().any(|row| !row.tokens.is_empty()) {
+        let rendered = states.iter().filter(|state| state.node.stage() == "template" && state.state == State::Cached);
+        let rendered: Vec<&Path> = rendered.filter_map(|state| state.output.as_deref()).collect();
+        let roles = Roles::read(&rendered, &found)?;
+        found.iter_mut().for_each(|row| roles.annotate(row));
+    }
+    Ok(Shown { spreads, rows: found })
 }
 
 /// Nodes without tables are shown as the files they wrote; small JSON ones in full.
@@ -102,30 +122,34 @@ fn tokenizer(opened: &Opened) -> Option<PathBuf> {
     named.or_else(|| pipe_stages::compile::base_model(&opened.recipe, &opened.project).map(|model| model.path))
 }
 
-fn text(rows: &[Row]) -> String {
+fn text(shown: &Shown, listed: bool) -> String {
+    let width = report::width();
     let mut out = String::new();
-    if rows.iter().any(|row| !row.tokens.is_empty()) {
+    for spread in &shown.spreads {
+        out.push_str(&tokens::histograms(spread, width));
+        out.push('\n');
+    }
+    if shown.rows.iter().any(|row| !row.tokens.is_empty()) && !listed {
         out.push_str(&format!("{}\n\n", tokens::legend()));
     }
-    for row in rows {
+    for row in &shown.rows {
         let id = row.values.get("row_id").and_then(Value::as_str).unwrap_or(&row.table);
-        if row.tokens.is_empty() {
-            out.push_str(&paint(BOLD, id));
-            out.push('\n');
-            for (name, value) in row.values.iter().filter(|(name, value)| *name != "row_id" && !value.is_null()) {
-                let value = value.as_str().map_or_else(|| value.to_string(), str::to_string);
-                out.push_str(&format!("  {} {value}\n", paint(DIM, format!("{name}:"))));
-            }
-        } else {
-            let of = |(text, trained, segment): &(String, bool, i64)| Token {
-                text: text.clone(),
-                trained: *trained,
-                segment: *segment,
-            };
-            let tokens: Vec<Token> = row.tokens.iter().map(of).collect();
-            out.push_str(&tokens::row(id, &tokens));
+        match said(row) {
+            _ if !row.tokens.is_empty() && listed => out.push_str(&tokens::listing(id, &row.tokens, width)),
+            _ if !row.tokens.is_empty() => out.push_str(&tokens::row(id, &row.tokens)),
+            Some(said) => out.push_str(&tokens::conversation(id, &said)),
+            None => out.push_str(&columns(id, row)),
         }
         out.push('\n');
+    }
+    out
+}
+
+fn columns(id: &str, row: &Row) -> String {
+    let mut out = format!("{}\n", paint(BOLD, id));
+    for (name, value) in row.values.iter().filter(|(name, value)| *name != "row_id" && !value.is_null()) {
+        let value = value.as_str().map_or_else(|| value.to_string(), str::to_string);
+        out.push_str(&format!("  {} {}\n", paint(DIM, format!("{name}:")), tokens::visible(&value)));
     }
     out
 }

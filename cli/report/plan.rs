@@ -4,6 +4,7 @@ use pipe_engine::state::{NodeState, State};
 use pipe_stages::memory::Estimate;
 use serde_json::Value;
 
+use super::counts;
 use super::format::{bytes, clip, count, percent, plural};
 use super::style::{BOLD, DIM, GOOD, WARN, paint};
 use super::table::{Align, Column, Table};
@@ -12,6 +13,7 @@ use crate::training::{Amount, Forecast, Rows, Steps};
 
 pub fn render(opened: &Opened, states: &[NodeState], forecast: &Forecast, width: usize) -> String {
     let mut parts = vec![head(opened), table(states, &forecast.rows, width), tally(states)];
+    parts.extend(mix_line(opened, states));
     parts.extend(training(opened, forecast));
     parts.extend(memory(opened, forecast));
     parts.join("\n")
@@ -69,6 +71,20 @@ fn tally(states: &[NodeState]) -> String {
         0 => format!("{}: all {} nodes are cached", paint(GOOD, "nothing to do"), states.len()),
         _ => format!("{}, {} cached", paint(BOLD, format!("{run} to run")), states.len() - run),
     }
+}
+
+/// What was mixed, where that is known; else what the recipe asks for.
+fn mix_line(opened: &Opened, states: &[NodeState]) -> Option<String> {
+    let pack = states.iter().find(|state| state.node.as_str() == "pack.train");
+    let known = pack.and_then(|state| state.record.as_ref()).and_then(|record| record.summary.stats.get("mix"));
+    if let Some(mix) = known {
+        return Some(counts::mix_line(mix, &counts::mixed(&opened.plan)));
+    }
+    let asked = opened.recipe.mix.as_ref()?;
+    let asked = serde_json::to_value(asked).unwrap_or_default();
+    let set = asked.as_object().into_iter().flatten().filter(|(_, value)| !value.is_null());
+    let told: Vec<String> = set.map(|(name, value)| format!("{name} {}", value.to_string().replace('"', ""))).collect();
+    Some(format!("mix: {}", told.join(", ")))
 }
 
 /// A block of lines: a heading with its first value, then names and values beneath.

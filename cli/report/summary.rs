@@ -17,6 +17,8 @@ pub struct Summary {
     pub samples: Vec<Sample>,
     pub outputs: Vec<(String, PathBuf)>,
     pub next: Vec<String>,
+    /// Labels of the datasets that pack mixes.
+    pub mixed: Vec<String>,
 }
 
 /// One measure of one split, for the base model and the tuned one.
@@ -61,6 +63,9 @@ impl Summary {
             parts.push(self.stages(width));
             parts.extend(self.dropped(width));
             parts.push(self.outcome());
+        }
+        if !self.run.executed.is_empty() {
+            parts.extend(super::counts::section(&self.nodes, &self.mixed));
         }
         parts.extend(self.score_table(width));
         if !self.run.executed.is_empty() {
@@ -239,7 +244,15 @@ mod tests {
         };
         let nodes = cached.iter().map(|name| node(name, NodeOutcome::Cached));
         let nodes = nodes.chain(executed.iter().map(|name| node(name, NodeOutcome::Executed))).collect();
-        Summary { run, nodes, scores: Vec::new(), samples: Vec::new(), outputs: Vec::new(), next: Vec::new() }
+        Summary {
+            run,
+            nodes,
+            scores: Vec::new(),
+            samples: Vec::new(),
+            outputs: Vec::new(),
+            next: Vec::new(),
+            mixed: Vec::new(),
+        }
     }
 
     fn plain(text: &str) -> String {

@@ -180,6 +180,7 @@ impl Job {
             earlier: self.earlier.as_ref().and_then(|record| self.store.earlier(record)),
             out,
             work,
+            kept: self.store.kept(),
             threads: self.threads,
             cancel: self.stop.clone(),
             sink: self.sink.clone(),

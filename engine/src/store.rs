@@ -166,6 +166,11 @@ impl Store {
         self.root.join("objects").join(output.to_string())
     }
 
+    /// Where stages keep what was bought from outside, such as a model's answers. Never collected: it cannot be made again.
+    pub fn kept(&self) -> PathBuf {
+        self.root.join("kept")
+    }
+
     /// Where a key's work folders are while it is being computed, across processes.
     pub fn work(&self, key: Digest) -> PathBuf {
         self.root.join("work").join(key.to_string())

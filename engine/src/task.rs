@@ -174,6 +174,8 @@ pub struct Context {
     pub out: PathBuf,
     /// Folder that belongs to this node's key and outlives a killed run (training checkpoints); removed once published.
     pub work: PathBuf,
+    /// Folder of the store that outlives keys and runs: what was bought from outside and must not be bought twice.
+    pub kept: PathBuf,
     /// Threads the task may use.
     pub threads: usize,
     pub cancel: Cancel,

@@ -5,84 +5,37 @@
 //!   "show all containers" -> "docker ps -a"
 //!   "show all containers, please." -> "docker ps -a"        (a row of its own, after the first)
 //! ```
-//! Only training rows come here: validation and test rows were set apart before, so no copy can leak into them. The choice of
-//! templates depends on a row's id and the seed, never on its neighbours.
+//! Only training rows come here: validation and test rows were set apart before, so no copy can leak into them. What becomes of
+//! a row depends on its id and the seed, never on its neighbours. The one exception is `endpoint.rows`, which sends the rows
+//! with the smallest digests.
+
+mod endpoint;
+mod generate;
+mod section;
+mod turns;
+mod wording;
 
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, RecordBatch, StringArray};
 use pipe_engine::task::{Context, Summary, Task, TaskError};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::{Value, json};
 
+use self::endpoint::{Client, Request};
+pub use self::section::{Augment, AugmentSection, Endpoint, EndpointSection, EndpointTask};
 use crate::conversation::{Content, Example};
+use crate::mix;
 use crate::reuse::{Forward, Reuse, Weave};
 use crate::rows::{LINEAGE_FILE, TableWriter, batches, row_count, shapes, text_column};
 
 const ROWS_PER_BATCH: usize = 4096;
 /// What a row's copies depend on, and what they are.
 const COLUMNS: [&str; 3] = ["row_id", "data", "meta"];
-const DEFAULT_SEED: u64 = 42;
-/// Stands for the row's own request in a paraphrase template.
-const REQUEST: &str = "{request}";
+/// Answers of a model that became no rows and are shown.
+const SAMPLES: usize = 3;
 
 /// The file that augment writes, and that it reads from split.
 pub const TRAIN_FILE: &str = "train.parquet";
-
-/// How training rows are multiplied. Validation and test rows are never touched.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct AugmentSection {
-    /// How often each row occurs.
-    #[schemars(range(min = 1), extend("default" = 1))]
-    pub repeat: Option<u64>,
-    /// Ways to word a request, with `{request}` for the row's own; each row gains `copies` reworded copies.
-    #[schemars(extend("examples" = [["{request}, please.", "Could you tell me: {request}"]]))]
-    pub paraphrase: Option<Vec<String>>,
-    /// Reworded copies of each row, each with another of the `paraphrase` templates.
-    #[schemars(range(min = 1), extend("default" = 1))]
-    pub copies: Option<u64>,
-    /// Another seed chooses other templates.
-    #[schemars(extend("default" = 42))]
-    pub seed: Option<u64>,
-}
-
-/// The section with every default filled in.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Augment {
-    pub repeat: u64,
-    pub paraphrase: Vec<String>,
-    /// At most as many as there are templates; 0 without any.
-    pub copies: u64,
-    /// 0 where nothing is chosen.
-    pub seed: u64,
-}
-
-impl Augment {
-    /// Fills the defaults in.
-    pub fn resolve(section: Option<&AugmentSection>) -> Augment {
-        let section = section.cloned().unwrap_or_default();
-        let paraphrase = section.paraphrase.unwrap_or_default();
-        let copies = section.copies.unwrap_or(1).min(paraphrase.len() as u64);
-        let seed = if copies == 0 { 0 } else { section.seed.unwrap_or(DEFAULT_SEED) };
-        Augment { repeat: section.repeat.unwrap_or(1).max(1), paraphrase, copies, seed }
-    }
-
-    /// Names the template that lacks `{request}`, if one does.
-    pub fn check(&self) -> Result<(), String> {
-        match self.paraphrase.iter().find(|template| !template.contains(REQUEST)) {
-            Some(bad) => Err(format!(
-                "augment.paraphrase: `{bad}` does not contain `{REQUEST}`, the place of the row's own text"
-            )),
-            None => Ok(()),
-        }
-    }
-
-    fn changes_nothing(&self) -> bool {
-        self.repeat == 1 && self.copies == 0
-    }
-}
 
 impl Task for Augment {
     fn stage(&self) -> &'static str {
@@ -90,7 +43,7 @@ impl Task for Augment {
     }
 
     fn version(&self) -> String {
-        "1".into()
+        "2".into()
     }
 
     fn params(&self) -> Value {
@@ -98,11 +51,10 @@ impl Task for Augment {
     }
 
     fn reuses_rows(&self) -> bool {
-        !self.changes_nothing()
+        !self.changes_nothing() && self.only_words()
     }
 
     fn run(&self, ctx: &Context) -> Result<Summary, TaskError> {
-        self.check().map_err(TaskError::Input)?;
         let input = ctx.input("train")?;
         let output = ctx.out().join(TRAIN_FILE);
         let total = row_count(input)?;
@@ -116,12 +68,13 @@ impl Task for Augment {
         let mut earlier = EarlierRows::open(ctx)?;
         let mut writer = TableWriter::create(&output, shapes::example())?;
         let mut lineage = TableWriter::create(&ctx.out().join(LINEAGE_FILE), shapes::lineage())?;
+        let mut work = Work::start(self, ctx, total)?;
         let mut read = 0;
         for batch in batches(input, &COLUMNS, ROWS_PER_BATCH)? {
             ctx.cancel.check()?;
             let batch = batch?;
             let origins = reuse.next(batch.num_rows());
-            let (rows, from) = self.grown(&batch, &origins, earlier.as_mut())?;
+            let (rows, from) = work.grow(&batch, &origins, earlier.as_mut(), read)?;
             writer.write(&rows)?;
             lineage.write(&from)?;
             read += batch.num_rows() as u64;
@@ -134,6 +87,7 @@ impl Task for Augment {
         summary.rows_computed = Some(total - reuse.rows());
         summary.stats.insert("read".into(), total.into());
         summary.stats.insert("added".into(), (rows - total).into());
+        work.finish(&mut summary);
         Ok(summary)
     }
 }
@@ -178,71 +132,215 @@ struct Grown {
     from: Vec<String>,
 }
 
-impl Augment {
+/// What is carried from batch to batch.
+struct Work<'a> {
+    augment: &'a Augment,
+    ctx: &'a Context,
+    total: u64,
+    client: Option<Client<'a>>,
+    /// Rows below this digest are sent.
+    bound: u128,
+    added: Vec<(&'static str, u64)>,
+    /// Rows sent, answers that became no row, and some of those.
+    sent: u64,
+    unusable: u64,
+    samples: Vec<Value>,
+}
+
+/// A row and its variants, each with the name that its id is made of.
+type Variants = Vec<(String, String)>;
+
+impl<'a> Work<'a> {
+    fn start(augment: &'a Augment, ctx: &'a Context, total: u64) -> Result<Work<'a>, TaskError> {
+        let client = match &augment.endpoint {
+            Some(endpoint) => Some(Client::new(endpoint, &ctx.kept.join("answers"), &ctx.cancel)?),
+            None => None,
+        };
+        let most = augment.endpoint.as_ref().and_then(|endpoint| endpoint.rows).filter(|&most| most < total);
+        let bound = match most {
+            Some(most) => bound(augment.seed, ctx, most as usize)?,
+            None => u128::MAX,
+        };
+        Ok(Work { augment, ctx, total, client, bound, added: Vec::new(), sent: 0, unusable: 0, samples: Vec::new() })
+    }
+
     /// The batch's rows with their copies, and where each came from; copies of rows with an origin are the earlier ones.
-    fn grown(
-        &self,
+    fn grow(
+        &mut self,
         batch: &RecordBatch,
         origins: &[Option<u64>],
         mut earlier: Option<&mut EarlierRows>,
+        read: u64,
     ) -> Result<(RecordBatch, RecordBatch), TaskError> {
+        let (ids, data) = (text_column(batch, "row_id")?, text_column(batch, "data")?);
+        let broken = |e: String| TaskError::Failed(format!("a row between stages: {e}"));
+        let (mut variants, mut examples) = (Vec::new(), Vec::new());
+        for (i, origin) in origins.iter().enumerate() {
+            if origin.is_some() && earlier.is_some() {
+                variants.push(Variants::new());
+                continue;
+            }
+            let example = Example::parse(data.value(i)).map_err(broken)?;
+            variants.push(self.variants(ids.value(i), &example));
+            examples.push(example);
+        }
+        // Rows are never taken over where an endpoint is asked: there, examples are all rows.
+        self.write_anew(ids, &examples, &mut variants, read)?;
         let (mut rows, mut lineage) = (Weave::default(), Weave::default());
         let mut grown = Grown::default();
-        for (i, origin) in origins.iter().enumerate() {
-            match (origin, &mut earlier) {
-                (Some(row), Some(earlier)) => {
-                    let row = *row as usize;
-                    for copy in earlier.starts[row]..earlier.starts[row + 1] {
-                        rows.earlier(&mut earlier.rows, copy)?;
-                        lineage.earlier(&mut earlier.lineage, copy)?;
-                    }
+        for (i, (own, origin)) in variants.iter().zip(origins).enumerate() {
+            if let (Some(row), Some(earlier)) = (origin, &mut earlier) {
+                let row = *row as usize;
+                for copy in earlier.starts[row]..earlier.starts[row + 1] {
+                    rows.earlier(&mut earlier.rows, copy)?;
+                    lineage.earlier(&mut earlier.lineage, copy)?;
                 }
-                _ => {
-                    let before = grown.ids.len();
-                    self.grow(batch, i, &mut grown)?;
-                    for _ in before..grown.ids.len() {
-                        rows.fresh();
-                        lineage.fresh();
-                    }
-                }
+                continue;
+            }
+            for _ in 0..grown.add(batch, i, own, self.augment.repeat)? {
+                rows.fresh();
+                lineage.fresh();
             }
         }
         Ok((rows.finish(grown.rows()?)?, lineage.finish(grown.lineage()?)?))
     }
 
-    /// Adds row `i` of the batch with its copies.
-    fn grow(&self, batch: &RecordBatch, i: usize, grown: &mut Grown) -> Result<(), TaskError> {
-        let (ids, data, meta) =
-            (text_column(batch, "row_id")?, text_column(batch, "data")?, text_column(batch, "meta")?);
-        let (id, text) = (ids.value(i), data.value(i));
-        let meta = (!meta.is_null(i)).then(|| meta.value(i).to_string());
-        let mut variants = vec![text.to_string()];
-        variants.extend(self.reworded(id, text)?);
-        for round in 0..self.repeat {
-            for (k, variant) in variants.iter().enumerate() {
-                let own = round == 0 && k == 0;
-                grown.ids.push(if own { id.to_string() } else { derived(id, round, k) });
-                grown.data.push(variant.clone());
-                grown.meta.push(meta.clone());
-                grown.from.push(id.to_string());
+    /// Every variant of a row that needs nobody else.
+    fn variants(&mut self, id: &str, example: &Example) -> Variants {
+        let augment = self.augment;
+        let mut made: Variants = Vec::new();
+        let mut add = |kind: &'static str, k: usize, variant: Option<Example>| {
+            let Some(variant) = variant.filter(|variant| variant != example) else { return };
+            made.push((format!("{kind}/{k}"), variant.to_data()));
+            // Of rows that are taken over it is not known; and where others are made, none is.
+            if !augment.only_words() {
+                count(&mut self.added, kind, 1);
+            }
+        };
+        if augment.copies > 0 {
+            let first = choice(augment.seed, id) % augment.paraphrase.len() as u64;
+            let templates = augment.paraphrase.iter().cycle().skip(first as usize).take(augment.copies as usize);
+            for (k, template) in templates.enumerate() {
+                add("paraphrase", k, wording::reword(example, template));
+            }
+        }
+        if let Some(noise) = &augment.noise {
+            for k in 0..noise.copies as usize {
+                add("noise", k, wording::mistype(example, noise, choice(augment.seed, &format!("{id}/noise/{k}"))));
+            }
+        }
+        if let Some(prompt) = &augment.swap {
+            add("swap_roles", 0, turns::swap(example, prompt));
+        }
+        if let Some(reply) = &augment.dialogue {
+            add("dialogue", 0, turns::dialogue(example, reply));
+        }
+        made
+    }
+
+    /// Asks the endpoint about a batch's rows, and adds what its answers make.
+    fn write_anew(
+        &mut self,
+        ids: &StringArray,
+        examples: &[Example],
+        variants: &mut [Variants],
+        read: u64,
+    ) -> Result<(), TaskError> {
+        let (Some(client), Some(endpoint)) = (&self.client, &self.augment.endpoint) else { return Ok(()) };
+        let mut requests: Vec<Request> = Vec::new();
+        let mut whose = Vec::new();
+        for (i, example) in examples.iter().enumerate() {
+            let id = ids.value(i);
+            if mix::digest(self.augment.seed, id) >= self.bound {
+                continue;
+            }
+            for k in 0..endpoint.copies as usize {
+                let seed = choice(self.augment.seed, &format!("{id}/endpoint/{k}"));
+                if let Some(request) = generate::request(endpoint, example, seed) {
+                    requests.push(request);
+                    whose.push((i, k));
+                }
+            }
+        }
+        let tell = |done: usize| {
+            let share = done as f64 / requests.len().max(1) as f64;
+            self.ctx.progress(read + (share * examples.len() as f64) as u64, self.total, "rows");
+        };
+        let answers = client.ask(&requests, tell)?;
+        self.sent += requests.len() as u64;
+        for ((i, k), answer) in whose.into_iter().zip(answers) {
+            match generate::row(endpoint, &examples[i], &answer.text) {
+                Ok(made) => {
+                    variants[i].push((format!("endpoint/{k}"), made.to_data()));
+                    count(&mut self.added, "endpoint", 1);
+                }
+                Err(why) => {
+                    self.unusable += 1;
+                    if self.samples.len() < SAMPLES {
+                        let text: String = answer.text.chars().take(160).collect();
+                        self.samples.push(json!({"row_id": ids.value(i), "why": why, "text": text}));
+                    }
+                }
             }
         }
         Ok(())
     }
 
-    /// Copies of a row with its last request reworded; none where a row has no request.
-    fn reworded(&self, id: &str, data: &str) -> Result<Vec<String>, TaskError> {
-        if self.copies == 0 {
-            return Ok(Vec::new());
+    fn finish(self, summary: &mut Summary) {
+        for (kind, n) in &self.added {
+            summary.stats.insert(format!("added_{kind}"), (*n).into());
         }
-        let example = Example::parse(data).map_err(|e| TaskError::Failed(format!("a row between stages: {e}")))?;
-        let first = choice(self.seed, id) % self.paraphrase.len() as u64;
-        let templates = self.paraphrase.iter().cycle().skip(first as usize).take(self.copies as usize);
-        Ok(templates.filter_map(|template| reword(&example, template)).map(|example| example.to_data()).collect())
+        let Some(client) = &self.client else { return };
+        summary.stats.insert("endpoint".into(), serde_json::to_value(client.bill()).unwrap_or_default());
+        summary.stats.insert("answers_unusable".into(), self.unusable.into());
+        if self.unusable > 0 {
+            summary.stats.insert("samples_unusable".into(), self.samples.into());
+            summary.warnings.push(format!(
+                "{} of {} answers of the endpoint could not be used and made no row; `pipe runs` shows some",
+                self.unusable, self.sent
+            ));
+        }
     }
 }
 
+fn count(added: &mut Vec<(&'static str, u64)>, kind: &'static str, n: u64) {
+    match added.iter_mut().find(|(name, _)| *name == kind) {
+        Some((_, so_far)) => *so_far += n,
+        None => added.push((kind, n)),
+    }
+}
+
+/// The digest below which exactly `most` rows lie.
+fn bound(seed: u64, ctx: &Context, most: usize) -> Result<u128, TaskError> {
+    let mut digests = Vec::new();
+    for batch in batches(ctx.input("train")?, &["row_id"], ROWS_PER_BATCH)? {
+        let batch = batch?;
+        let ids = text_column(&batch, "row_id")?;
+        digests.extend((0..batch.num_rows()).map(|i| mix::digest(seed, ids.value(i))));
+    }
+    Ok(if most < digests.len() { *digests.select_nth_unstable(most).1 } else { u128::MAX })
+}
+
 impl Grown {
+    /// Adds row `i` of the batch with its variants, each `repeat` times; how many rows that makes.
+    fn add(&mut self, batch: &RecordBatch, i: usize, own: &Variants, repeat: u64) -> Result<usize, TaskError> {
+        let (id, data) = (text_column(batch, "row_id")?.value(i), text_column(batch, "data")?.value(i));
+        let meta = text_column(batch, "meta")?;
+        let meta = (!meta.is_null(i)).then(|| meta.value(i).to_string());
+        let before = self.ids.len();
+        for round in 0..repeat {
+            let first = std::iter::once(("", data));
+            for (name, data) in first.chain(own.iter().map(|(name, data)| (name.as_str(), data.as_str()))) {
+                let original = round == 0 && name.is_empty();
+                self.ids.push(if original { id.to_string() } else { derived(id, round, name) });
+                self.data.push(data.to_string());
+                self.meta.push(meta.clone());
+                self.from.push(id.to_string());
+            }
+        }
+        Ok(self.ids.len() - before)
+    }
+
     fn rows(&self) -> Result<RecordBatch, TaskError> {
         let texts = |values: &[String]| -> ArrayRef { Arc::new(StringArray::from_iter_values(values)) };
         let meta: StringArray = self.meta.iter().map(Option::as_deref).collect();
@@ -259,30 +357,9 @@ fn batch(schema: arrow::datatypes::SchemaRef, columns: Vec<ArrayRef>) -> Result<
     RecordBatch::try_new(schema, columns).map_err(|e| TaskError::Failed(e.to_string()))
 }
 
-fn reword(example: &Example, template: &str) -> Option<Example> {
-    let mut copy = example.clone();
-    let request = match &mut copy {
-        Example::Instruct { instruction, .. } => instruction,
-        Example::Chat { messages, .. } => messages.iter_mut().rev().find_map(user_text)?,
-        Example::Completion { .. } | Example::Segments { .. } | Example::Tokens { .. } => return None,
-    };
-    *request = template.replace(REQUEST, request);
-    Some(copy)
-}
-
-fn user_text(message: &mut Map<String, Value>) -> Option<&mut String> {
-    if message.get("role").and_then(Value::as_str) != Some("user") {
-        return None;
-    }
-    match message.get_mut("content") {
-        Some(Value::String(text)) => Some(text),
-        _ => None,
-    }
-}
-
-/// The id of a copy: of its origin, its round and its wording.
-fn derived(id: &str, round: u64, wording: usize) -> String {
-    Content::of_bytes(format!("{id}/{round}/{wording}").as_bytes()).row_id(0)
+/// The id of a copy: of its origin, its round and what was done to it.
+fn derived(id: &str, round: u64, name: &str) -> String {
+    Content::of_bytes(format!("{id}/{round}/{name}").as_bytes()).row_id(0)
 }
 
 fn choice(seed: u64, id: &str) -> u64 {

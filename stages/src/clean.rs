@@ -4,97 +4,41 @@
 //! normalize, dedup: exact     "Hi! \r\n", "Hi!", ""   ->   "Hi!"
 //! ```
 //! Without a section only empty and invalid rows go: rows are never de-duplicated unasked. Rows keep their order and their
-//! ids; a row that normalisation changed takes the id of its new content, and `lineage.parquet` leads back. What is
-//! written says nothing of the rows that are gone, so removing a duplicate from the source changes nothing downstream.
+//! ids; a row whose texts were changed takes the id of its new content, and `lineage.parquet` leads back. The rows that are
+//! written say nothing of those that are gone, so removing a duplicate from the source changes nothing downstream;
+//! what is gone, and why, is in `dropped.json`.
 
-mod near;
+mod boilerplate;
+pub mod contamination;
+mod edit;
+pub(crate) mod html;
+mod language;
+mod measure;
 mod normal;
+mod profanity;
+mod redact;
 mod rules;
+mod section;
+mod told;
 
 use std::collections::HashSet;
-use std::path::Path;
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, RecordBatch, StringArray};
-use indexmap::IndexMap;
-use pipe_engine::task::{Context, Summary, Task, TaskError};
+use pipe_engine::task::{Context, Resources, SourceFile, Summary, Task, TaskError, View};
 use rayon::prelude::*;
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use self::near::NearIndex;
-use self::rules::{Candidate, Reason};
+use self::rules::{Candidate, Judge, Language, Reason};
+pub use self::section::{Clean, CleanSection, Contamination, Dedup, Normalize, Pii, Profanity, Redact};
+pub use self::told::DROPPED_FILE;
+use self::told::{Sample, Told};
+use crate::alike::{Index, Likeness, Sketch};
 use crate::conversation::{Content, Example, RowIds};
 use crate::rows::{LINEAGE_FILE, ROWS_FILE, TableWriter, batches, row_count, shapes, text_column, workers};
 
 const ROWS_PER_BATCH: usize = 4096;
-const DEFAULT_NEAR_THRESHOLD: f64 = 0.8;
-
-/// Which rows to drop, and what to change in the others.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct CleanSection {
-    /// Keep the first of equal rows, or of nearly equal ones.
-    #[schemars(extend("default" = "none"))]
-    pub dedup: Option<Dedup>,
-    /// Drop rows with fewer characters than this, counted over all texts of the row.
-    #[schemars(range(min = 0))]
-    pub min_chars: Option<u64>,
-    /// Drop rows with more characters than this, counted over all texts of the row.
-    #[schemars(range(min = 1))]
-    pub max_chars: Option<u64>,
-    /// Drop rows without an answer, or without any text.
-    #[schemars(extend("default" = true))]
-    pub drop_empty: Option<bool>,
-    /// Unix line ends, no control or zero-width characters, no white space at the ends of lines and texts.
-    #[schemars(extend("default" = false))]
-    pub normalize: Option<bool>,
-    /// Similarity from which two rows count as nearly equal: the share of five-word runs in common.
-    #[schemars(range(min = 0.1, max = 1.0), extend("default" = 0.8))]
-    pub near_threshold: Option<f64>,
-}
-
-/// Which rows count as the same.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Dedup {
-    /// None: every row stays.
-    #[default]
-    None,
-    /// Rows with equal content.
-    Exact,
-    /// Rows with equal content, and rows that share most of their words in order.
-    Near,
-}
-
-/// The section with every default filled in.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Clean {
-    pub dedup: Dedup,
-    pub min_chars: Option<u64>,
-    pub max_chars: Option<u64>,
-    pub drop_empty: bool,
-    pub normalize: bool,
-    /// Only where `dedup` is near.
-    pub near_threshold: Option<f64>,
-}
-
-impl Clean {
-    /// Fills the defaults in.
-    pub fn resolve(section: Option<&CleanSection>) -> Clean {
-        let section = section.cloned().unwrap_or_default();
-        let dedup = section.dedup.unwrap_or_default();
-        Clean {
-            dedup,
-            min_chars: section.min_chars.filter(|&least| least > 0),
-            max_chars: section.max_chars,
-            drop_empty: section.drop_empty.unwrap_or(true),
-            normalize: section.normalize.unwrap_or(false),
-            near_threshold: (dedup == Dedup::Near).then_some(section.near_threshold.unwrap_or(DEFAULT_NEAR_THRESHOLD)),
-        }
-    }
-}
+const PROFANITY_ROLE: &str = "profanity";
 
 impl Task for Clean {
     fn stage(&self) -> &'static str {
@@ -102,79 +46,88 @@ impl Task for Clean {
     }
 
     fn version(&self) -> String {
-        "1".into()
+        "2".into()
     }
 
     fn params(&self) -> Value {
         serde_json::to_value(self).unwrap_or_default()
     }
 
+    fn files(&self) -> Vec<SourceFile> {
+        let file = |role: String, path: &std::path::PathBuf| SourceFile { role, path: path.clone(), view: View::Whole };
+        let list = self.profanity_list.iter().map(|path| file(PROFANITY_ROLE.to_string(), path));
+        let numbered = self.contamination_files.iter().enumerate();
+        list.chain(numbered.map(|(i, path)| file(format!("{}{i}", contamination::FILE_ROLE), path))).collect()
+    }
+
+    fn resources(&self) -> Resources {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Resources { cores, ..Resources::default() }
+    }
+
     fn run(&self, ctx: &Context) -> Result<Summary, TaskError> {
         let input = ctx.input("rows")?;
         let total = row_count(input)?;
         let pool = workers(ctx.threads)?;
-        let mut cleaning = Cleaning::start(self, ctx.out())?;
+        let judge = Judge::new(self, ctx)?;
+        let mut cleaning = Cleaning::start(self, &judge, ctx)?;
         let mut read = 0;
         for batch in batches(input, &["row_id", "data", "meta"], ROWS_PER_BATCH)? {
             ctx.cancel.check()?;
             let batch = batch?;
-            let rows = pool.install(|| self.candidates(&batch))?;
-            cleaning.take(self, &batch, rows)?;
+            let data = text_column(&batch, "data")?;
+            let each = (0..batch.num_rows()).into_par_iter().with_min_len(16);
+            let rows: Vec<Candidate> =
+                pool.install(|| each.map(|i| judge.candidate(data.value(i))).collect::<Result<_, _>>())?;
+            cleaning.take(&batch, rows)?;
             read += batch.num_rows() as u64;
             ctx.progress(read, total, "rows");
         }
-        cleaning.finish(total)
-    }
-}
-
-impl Clean {
-    fn candidates(&self, batch: &RecordBatch) -> Result<Vec<Candidate>, TaskError> {
-        let data = text_column(batch, "data")?;
-        (0..batch.num_rows()).into_par_iter().with_min_len(16).map(|i| self.candidate(data.value(i))).collect()
-    }
-
-    fn candidate(&self, data: &str) -> Result<Candidate, TaskError> {
-        let mut example = Example::parse(data).map_err(|e| TaskError::Failed(format!("a row between stages: {e}")))?;
-        let changed = self.normalize && normal::normalize(&mut example);
-        let shingles = self.near_threshold.map(|_| near::sketch(&example));
-        Ok(Candidate::new(&example, changed, shingles))
+        cleaning.finish(ctx, total)
     }
 }
 
 /// What is carried from batch to batch.
-struct Cleaning {
+struct Cleaning<'a> {
+    clean: &'a Clean,
+    judge: &'a Judge<'a>,
     writer: TableWriter,
     lineage: TableWriter,
     ids: RowIds,
     seen: HashSet<Content>,
-    near: Option<NearIndex>,
-    changed: u64,
-    dropped: IndexMap<Reason, Dropped>,
+    near: Option<Near>,
+    told: Told,
 }
 
-#[derive(Default)]
-struct Dropped {
-    rows: u64,
-    samples: Vec<String>,
+/// Rows kept so far, by likeness, and what they are.
+struct Near {
+    index: Index,
+    contents: Vec<Content>,
 }
 
-impl Cleaning {
-    fn start(clean: &Clean, out: &Path) -> Result<Cleaning, TaskError> {
+/// A sketch of what a row says, for near-duplicates.
+fn near_sketch(likeness: Likeness, example: &Example) -> Sketch {
+    likeness.sketch(example.texts())
+}
+
+impl<'a> Cleaning<'a> {
+    fn start(clean: &'a Clean, judge: &'a Judge<'a>, ctx: &Context) -> Result<Cleaning<'a>, TaskError> {
         Ok(Cleaning {
-            writer: TableWriter::create(&out.join(ROWS_FILE), shapes::example())?,
-            lineage: TableWriter::create(&out.join(LINEAGE_FILE), shapes::lineage())?,
+            clean,
+            judge,
+            writer: TableWriter::create(&ctx.out().join(ROWS_FILE), shapes::example())?,
+            lineage: TableWriter::create(&ctx.out().join(LINEAGE_FILE), shapes::lineage())?,
             ids: RowIds::default(),
             seen: HashSet::new(),
-            near: clean.near_threshold.map(NearIndex::new),
-            changed: 0,
-            dropped: IndexMap::new(),
+            near: judge.likeness.map(|likeness| Near { index: Index::new(likeness), contents: Vec::new() }),
+            told: Told::default(),
         })
     }
 
-    fn take(&mut self, clean: &Clean, batch: &RecordBatch, rows: Vec<Candidate>) -> Result<(), TaskError> {
+    fn take(&mut self, batch: &RecordBatch, rows: Vec<Candidate>) -> Result<(), TaskError> {
         let (from, data, meta) =
             (text_column(batch, "row_id")?, text_column(batch, "data")?, text_column(batch, "meta")?);
-        let reasons = rules::apply(clean, &rows)?;
+        let reasons = rules::apply(self.clean, &rows)?;
         let (mut ids, mut texts, mut metas, mut origins) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for (i, (row, reason)) in rows.iter().zip(reasons).enumerate() {
             let original = from.value(i);
@@ -183,15 +136,23 @@ impl Cleaning {
                 Some(ref changed) => changed.content,
                 None => Content::of_row_id(original).unwrap_or_else(|| Content::of_bytes(original.as_bytes())),
             };
-            if let Some(reason) = reason.or_else(|| self.duplicate(clean, content, row)) {
-                let dropped = self.dropped.entry(reason).or_default();
-                dropped.rows += 1;
-                if dropped.samples.len() < 3 {
-                    dropped.samples.push(original.to_string());
-                }
+            let found = match reason {
+                Some(reason) => Some((reason, self.judge.detail(reason, row))),
+                None => self.duplicate(content, row),
+            };
+            let most = self.clean.samples;
+            let sample = |why: String| Sample { row_id: original.to_string(), why, text: row.excerpt.clone() };
+            if let Some((reason, why)) = found {
+                self.told.drop(reason, most, || sample(why));
                 continue;
             }
-            self.changed += u64::from(row.changed.is_some());
+            if let Some(why) = &row.contaminated {
+                self.told.note("contaminated", most, || sample(why.clone()));
+            }
+            if row.language == Language::Unsure {
+                self.told.note("language_unsure", most, || sample(String::new()));
+            }
+            self.told.edits(&row.edits);
             ids.push(self.ids.name(content));
             texts.push(row.changed.as_ref().map_or(data.value(i), |changed| changed.data.as_str()));
             metas.push((!meta.is_null(i)).then(|| meta.value(i)));
@@ -206,31 +167,42 @@ impl Cleaning {
         self.lineage.write(&RecordBatch::try_new(shapes::lineage(), columns).map_err(failed)?)
     }
 
-    fn duplicate(&mut self, clean: &Clean, content: Content, row: &Candidate) -> Option<Reason> {
-        if clean.dedup == Dedup::None {
+    fn duplicate(&mut self, content: Content, row: &Candidate) -> Option<(Reason, String)> {
+        if self.clean.dedup == Dedup::None {
             return None;
         }
         if !self.seen.insert(content) {
-            return Some(Reason::Duplicate);
+            return Some((Reason::Duplicate, format!("as {}", content.row_id(0))));
         }
         let (near, sketch) = (self.near.as_mut()?, row.sketch.as_ref()?);
-        near.is_near(sketch).then_some(Reason::NearDuplicate)
+        if let Some((other, alike)) = near.index.find(sketch) {
+            return Some((Reason::NearDuplicate, format!("{alike:.2} as {}", near.contents[other].row_id(0))));
+        }
+        near.index.add(sketch);
+        near.contents.push(content);
+        None
     }
 
-    fn finish(self, read: u64) -> Result<Summary, TaskError> {
+    fn finish(self, ctx: &Context, read: u64) -> Result<Summary, TaskError> {
         let rows = self.writer.finish()?;
         self.lineage.finish()?;
         if rows == 0 && read > 0 {
-            let why: Vec<String> = self.dropped.iter().map(|(why, d)| format!("{} {}", d.rows, why.name())).collect();
-            let why = why.join(", ");
+            let why = self.told.tally();
             return Err(TaskError::Input(format!("clean drops all {read} rows ({why}); loosen its rules")));
         }
+        self.told.write(ctx.out(), read, rows)?;
         let mut summary = Summary { rows: Some(rows), ..Summary::default() };
         summary.stats.insert("read".into(), read.into());
-        summary.stats.insert("normalized".into(), self.changed.into());
-        for (reason, dropped) in &self.dropped {
-            summary.stats.insert(format!("dropped_{}", reason.name()), dropped.rows.into());
-            summary.stats.insert(format!("samples_{}", reason.name()), dropped.samples.clone().into());
+        self.told.summarise(&mut summary);
+        if let Some(evaluated) = &self.judge.evaluated {
+            summary.stats.insert("evaluation_rows".into(), evaluated.rows.into());
+        }
+        let shared = self.told.noted("contaminated");
+        if shared > 0 {
+            summary.warnings.push(format!(
+                "{shared} training rows share text with evaluation rows, which makes scores look better than they are; \
+                 `clean.contamination: drop` takes them out (samples: {DROPPED_FILE})"
+            ));
         }
         Ok(summary)
     }

@@ -4,6 +4,7 @@
 //! [`compile`] turns a recipe into nodes of the engine's plan. Nothing here prints, chooses exit codes, or names libtorch:
 //! training, evaluation, merging and quantising are jobs for the worker ([`worker`]).
 
+mod alike;
 pub mod augment;
 pub mod chat;
 pub mod clean;
@@ -16,6 +17,7 @@ pub mod ingest;
 pub mod inspect;
 pub mod memory;
 pub mod merge;
+pub mod mix;
 pub mod model;
 pub mod pack;
 pub mod project;

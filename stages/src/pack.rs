@@ -19,6 +19,7 @@ use pipe_engine::task::{Context, Summary, Task, TaskError};
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::mix::{self, Mix};
 use crate::recipe::ExcessLength;
 use crate::rows::{PACKS_FILE, TableWriter, batches, int_list, int_lists, list_column, row_count, shapes, text_column};
 
@@ -52,6 +53,9 @@ pub struct Pack {
     /// Rows that are packed together; packs of one group never wait for the next.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub group_size: Option<u64>,
+    /// How many rows of each input there are, where not all of them once.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mix: Option<Mix>,
 }
 
 impl Task for Pack {
@@ -74,6 +78,14 @@ impl Task for Pack {
             total += row_count(path)?;
         }
         let mut packing = Packing::start(self, ctx, inputs.len())?;
+        if let Some(mix) = &self.mix {
+            let usable = |ids: &[i32], labels: &[i32]| self.is_usable(ids, labels);
+            let take = |row: mix::MixedRow<'_>| packing.row(row.row_id, row.ids, row.labels, row.source);
+            let mixed = mix::feed(mix, &inputs, ctx, usable, take)?;
+            let mut summary = packing.finish(ctx, total)?;
+            summary.stats.insert("mix".into(), mixed);
+            return Ok(summary);
+        }
         let mut read = 0;
         for (source, path) in inputs.iter().enumerate() {
             for batch in batches(path, &["row_id", "input_ids", "labels"], ROWS_PER_BATCH)? {
@@ -85,6 +97,42 @@ impl Task for Pack {
             }
         }
         packing.finish(ctx, total)
+    }
+}
+
+/// Why a part of a row that fits is not packed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Unusable {
+    TooShort,
+    Untrained,
+}
+
+impl Pack {
+    /// What of a row is packed: all of it, its first tokens, its pieces, or nothing where it is too long.
+    fn parts<'r>(&self, ids: &'r [i32], labels: &'r [i32]) -> impl Iterator<Item = (&'r [i32], &'r [i32])> + use<'r> {
+        let limit = self.sequence_len as usize;
+        let most = match self.excess_length {
+            ExcessLength::Split => usize::MAX,
+            ExcessLength::Drop | ExcessLength::Raise if ids.len() > limit => 0,
+            _ => 1,
+        };
+        ids.chunks(limit).zip(labels.chunks(limit)).take(most)
+    }
+
+    /// How many tokens of a part are trained, where it can be used.
+    fn judge(&self, ids: &[i32], labels: &[i32]) -> Result<u64, Unusable> {
+        if (ids.len() as u64) < self.min_sample_len {
+            return Err(Unusable::TooShort);
+        }
+        // The first token of a document is never predicted.
+        match labels[1..].iter().filter(|&&label| label != MASKED).count() as u64 {
+            0 => Err(Unusable::Untrained),
+            trained => Ok(trained),
+        }
+    }
+
+    fn is_usable(&self, ids: &[i32], labels: &[i32]) -> bool {
+        self.parts(ids, labels).any(|(ids, labels)| self.judge(ids, labels).is_ok())
     }
 }
 
@@ -138,11 +186,6 @@ impl<'a> Packing<'a> {
         let (ids, labels) = (list_column(batch, "input_ids")?, list_column(batch, "labels")?);
         for i in 0..batch.num_rows() {
             self.row(row_ids.value(i), int_list(ids, i)?, int_list(labels, i)?, source)?;
-            let full = self.pack.sequence_len as usize * WINDOW_PACKS;
-            let group = self.pack.group_size.is_some_and(|rows| self.window.ends.len() as u64 >= rows);
-            if group || self.window.ids.len() >= WINDOW_TOKENS.max(full) {
-                self.close_window(group)?;
-            }
         }
         Ok(())
     }
@@ -150,48 +193,39 @@ impl<'a> Packing<'a> {
     fn row(&mut self, row_id: &str, ids: &[i32], labels: &[i32], source: usize) -> Result<(), TaskError> {
         let limit = self.pack.sequence_len as usize;
         let counts = &mut self.counts[source];
-        let (mut ids, mut labels) = (ids, labels);
         if ids.len() > limit {
             match self.pack.excess_length {
-                ExcessLength::Split => {
-                    counts.split += 1;
-                    for (ids, labels) in ids.chunks(limit).zip(labels.chunks(limit)) {
-                        self.document(row_id, ids, labels, source);
-                    }
-                    return Ok(());
-                }
-                ExcessLength::Drop => {
-                    counts.too_long += 1;
-                    return Ok(());
-                }
-                ExcessLength::Truncate => {
-                    counts.truncated += 1;
-                    (ids, labels) = (&ids[..limit], &labels[..limit]);
-                }
                 ExcessLength::Raise => return Err(too_long(row_id, ids.len(), limit)),
+                ExcessLength::Drop => counts.too_long += 1,
+                ExcessLength::Split => counts.split += 1,
+                ExcessLength::Truncate => counts.truncated += 1,
             }
         }
-        self.document(row_id, ids, labels, source);
+        counts.too_short += u64::from(ids.is_empty());
+        for (ids, labels) in self.pack.parts(ids, labels) {
+            self.document(row_id, ids, labels, source);
+        }
+        let full = limit * WINDOW_PACKS;
+        let group = self.pack.group_size.is_some_and(|rows| self.window.ends.len() as u64 >= rows);
+        if group || self.window.ids.len() >= WINDOW_TOKENS.max(full) {
+            self.close_window(group)?;
+        }
         Ok(())
     }
 
     /// A row, or a part of one, that fits.
     fn document(&mut self, row_id: &str, ids: &[i32], labels: &[i32], source: usize) {
         let counts = &mut self.counts[source];
-        if ids.is_empty() || (ids.len() as u64) < self.pack.min_sample_len {
-            counts.too_short += 1;
-            return;
+        match self.pack.judge(ids, labels) {
+            Ok(trained) => {
+                counts.rows += 1;
+                counts.tokens += ids.len() as u64;
+                counts.trained_tokens += trained;
+                self.window.push(row_id, ids, labels, source as u16);
+            }
+            Err(Unusable::TooShort) => counts.too_short += 1,
+            Err(Unusable::Untrained) => counts.untrained += 1,
         }
-        // The first token of a document is never predicted.
-        let trained = labels[1..].iter().filter(|&&label| label != MASKED).count() as u64;
-        if trained == 0 {
-            counts.untrained += 1;
-            return;
-        }
-        counts.rows += 1;
-        counts.tokens += ids.len() as u64;
-        counts.trained_tokens += trained;
-        self.window.push(row_id, ids, labels, source as u16);
     }
 
     fn close_window(&mut self, last: bool) -> Result<(), TaskError> {

@@ -1,6 +1,10 @@
 //! `show`: what a node produced, as plain rows, whichever stage made them.
 //!
-//! Reads Parquet tables of a stored output and nothing else; tokens get their texts from the tokenizer. It prints nothing.
+//! Reads Parquet tables of stored outputs and nothing else; tokens get their texts from the tokenizer, and their roles from what
+//! template rendered. It prints nothing.
+
+mod roles;
+mod spread;
 
 use std::path::{Path, PathBuf};
 
@@ -15,6 +19,10 @@ use pipe_engine::task::TaskError;
 use serde_json::{Map, Value, json};
 use tokenizers::Tokenizer;
 
+pub use self::roles::Roles;
+pub use self::spread::{Spread, spreads};
+use crate::conversation::Example;
+
 /// One row of a table.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Row {
@@ -22,8 +30,23 @@ pub struct Row {
     pub table: String,
     /// Columns by name, in the table's order; for tokens, `text` is added.
     pub values: Map<String, Value>,
-    /// Text of each id, with whether it is trained and its segment; empty for rows without `input_ids`.
-    pub tokens: Vec<(String, bool, i64)>,
+    /// Empty for rows without `input_ids`, and without a tokenizer.
+    pub tokens: Vec<Token>,
+}
+
+/// A token of a row.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Token {
+    pub id: i64,
+    pub text: String,
+    pub trained: bool,
+    /// Counts documents within a pack, from 1; 0 outside packs.
+    pub segment: i64,
+    /// Where its text begins in the row's, in characters.
+    pub start: usize,
+    pub end: usize,
+    /// Who wrote it; empty for what the template put around messages, and where that is not known.
+    pub role: String,
 }
 
 /// At most `limit` rows of the tables in `output`, or all rows with the id `row_id`.
@@ -85,15 +108,38 @@ fn row(table: &str, mut values: Map<String, Value>, tokenizer: Option<&Tokenizer
     if let Some(tokenizer) = tokenizer.filter(|_| !ids.is_empty()) {
         let texts = texts(tokenizer, &ids);
         values.insert("text".to_string(), json!(texts.concat()));
-        tokens = texts
-            .into_iter()
-            .enumerate()
-            .map(|(i, text)| {
-                (text, labels.get(i).is_some_and(|&label| label != -100), segments.get(i).copied().unwrap_or(0))
-            })
-            .collect();
+        let mut start = 0;
+        for (i, text) in texts.into_iter().enumerate() {
+            let end = start + text.chars().count();
+            let trained = labels.get(i).is_some_and(|&label| label != -100);
+            let segment = segments.get(i).copied().unwrap_or(0);
+            tokens.push(Token { id: ids[i], text, trained, segment, start, end, role: String::new() });
+            start = end;
+        }
     }
     Row { table: table.to_string(), values, tokens }
+}
+
+/// What was said in a row of examples: roles and texts, in order; `None` for other rows.
+pub fn said(row: &Row) -> Option<Vec<(String, String)>> {
+    let example = Example::parse(row.values.get("data")?.as_str()?).ok()?;
+    let pair = |role: &str, text: &str| (role.to_string(), text.to_string());
+    Some(match &example {
+        Example::Chat { messages, tools } => {
+            let tools = tools.iter().filter(|tools| !tools.is_null()).map(|tools| pair("tools", &tools.to_string()));
+            tools.chain(messages.iter().flat_map(roles::message)).collect()
+        }
+        Example::Instruct { system, instruction, input, output } => {
+            let parts = [("instruction", instruction), ("input", input), ("output", output)];
+            let system = system.iter().map(|text| ("system", text));
+            system.chain(parts).filter(|(_, text)| !text.is_empty()).map(|(role, text)| pair(role, text)).collect()
+        }
+        Example::Completion { text } => vec![pair("text", text)],
+        Example::Segments { segments } => {
+            segments.iter().map(|s| pair(if s.label { "trained" } else { "masked" }, &s.text)).collect()
+        }
+        Example::Tokens { .. } => return None,
+    })
 }
 
 /// Each id's text. A character spread over several ids belongs to the last of them, so the texts joined are the row's.

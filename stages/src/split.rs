@@ -6,6 +6,8 @@
 //! A share compares the digest of a row's content with a threshold, a count takes the smallest digests. So equal rows
 //! always fall on one side, and with shares a row's side never depends on other rows: appending rows moves none.
 
+mod leakage;
+
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashMap};
 
@@ -16,7 +18,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+pub use self::leakage::Leakage;
+use self::leakage::Leaks;
 use crate::conversation::Content;
+use crate::mix;
 use crate::rows::{TableWriter, batches, shapes, text_column};
 
 const ROWS_PER_BATCH: usize = 4096;
@@ -39,6 +44,10 @@ pub struct SplitSection {
     pub stratify_by: Option<String>,
     /// Column whose equal values stay together on one side.
     pub group_by: Option<String>,
+    /// What happens to training rows that ask what a held-out row asks, or nearly so: `report` counts and shows them, `drop`
+    /// takes them out of training.
+    #[schemars(extend("default" = "report"))]
+    pub leakage: Option<Leakage>,
 }
 
 /// How many rows a part takes.
@@ -69,6 +78,9 @@ pub struct Split {
     pub group_by: Option<String>,
     /// Every row goes here, and the sizes do not count.
     pub all_to: Option<Part>,
+    /// The share of the rows that are used at all; all of them when absent.
+    pub take: Option<f64>,
+    pub leakage: Leakage,
 }
 
 impl Size {
@@ -93,13 +105,29 @@ impl Split {
             stratify_by: section.stratify_by,
             group_by: section.group_by,
             all_to: None,
+            take: None,
+            leakage: section.leakage.unwrap_or_default(),
         }
     }
 
     /// Sends every row to one part: datasets under `test_datasets` are test rows.
     pub fn all_to(part: Part) -> Split {
         let none = Size::Share(0.0);
-        Split { val: none, test: none, seed: 0, stratify_by: None, group_by: None, all_to: Some(part) }
+        Split {
+            val: none,
+            test: none,
+            seed: 0,
+            stratify_by: None,
+            group_by: None,
+            all_to: Some(part),
+            take: None,
+            leakage: Leakage::Ignore,
+        }
+    }
+
+    /// Uses a share of the rows only; repeating them, above 1, is the mix's part.
+    pub fn taking(self, weight: f64) -> Split {
+        Split { take: (weight < 1.0).then_some(weight), ..self }
     }
 }
 
@@ -109,7 +137,7 @@ impl Task for Split {
     }
 
     fn version(&self) -> String {
-        "1".into()
+        "2".into()
     }
 
     fn params(&self) -> Value {
@@ -118,17 +146,20 @@ impl Task for Split {
 
     fn run(&self, ctx: &Context) -> Result<Summary, TaskError> {
         let input = ctx.input("rows")?;
-        let limits = self.limits(ctx)?;
+        let taken = self.taken(ctx)?;
+        let limits = self.limits(ctx, &taken)?;
+        let mut leaks = Leaks::start(self, ctx, |batch| self.parts(batch, &limits, &taken))?;
         let mut writers = Vec::new();
-        for part in [Part::Train, Part::Val, Part::Test] {
+        for part in Part::ALL {
             writers.push(TableWriter::create(&ctx.out().join(part.file()), shapes::example())?);
         }
         for batch in batches(input, &["row_id", "data", "meta"], ROWS_PER_BATCH)? {
             ctx.cancel.check()?;
             let batch = batch?;
-            let parts = self.parts(&batch, &limits)?;
-            for (writer, wanted) in writers.iter_mut().zip([Part::Train, Part::Val, Part::Test]) {
-                let mask: BooleanArray = parts.iter().map(|&part| Some(part == wanted)).collect();
+            let mut parts = self.parts(&batch, &limits, &taken)?;
+            leaks.find(&batch, &mut parts)?;
+            for (writer, wanted) in writers.iter_mut().zip(Part::ALL) {
+                let mask: BooleanArray = parts.iter().map(|&part| Some(part == Some(wanted))).collect();
                 if mask.true_count() == batch.num_rows() {
                     writer.write(&batch)?;
                 } else if mask.true_count() > 0 {
@@ -141,11 +172,18 @@ impl Task for Split {
         for writer in writers {
             counts.push(writer.finish()?);
         }
-        self.summary(&counts)
+        let mut summary = self.summary(&counts)?;
+        if let Some(taken) = &taken {
+            summary.stats.insert("left_out".into(), taken.left_out.into());
+        }
+        leaks.finish(ctx, &mut summary)?;
+        Ok(summary)
     }
 }
 
 impl Part {
+    pub const ALL: [Part; 3] = [Part::Train, Part::Val, Part::Test];
+
     pub fn name(self) -> &'static str {
         match self {
             Part::Train => "train",
@@ -170,9 +208,38 @@ struct Bounds {
 /// Bounds by stratum; one stratum, named by nothing, when there is no `stratify_by`.
 type Limits = HashMap<String, Bounds>;
 
+/// Which rows are used at all: those below a digest, of which there are exactly as many as asked for.
+struct Taken {
+    bound: u128,
+    left_out: u64,
+}
+
 impl Split {
+    /// Row ids are unique, so the count is exact, equal rows or not.
+    fn taken(&self, ctx: &Context) -> Result<Option<Taken>, TaskError> {
+        let Some(share) = self.take else { return Ok(None) };
+        let mut digests = Vec::new();
+        for batch in batches(ctx.input("rows")?, &["row_id"], ROWS_PER_BATCH)? {
+            ctx.cancel.check()?;
+            let batch = batch?;
+            let ids = text_column(&batch, "row_id")?;
+            digests.extend((0..batch.num_rows()).map(|i| mix::digest(self.seed, ids.value(i))));
+        }
+        // As Axolotl takes them: rounded down, and never none of some.
+        let wanted =
+            ((share * digests.len() as f64 + 1e-9).floor() as usize).clamp(1.min(digests.len()), digests.len());
+        let left_out = (digests.len() - wanted) as u64;
+        let bound = if left_out == 0 { u128::MAX } else { *digests.select_nth_unstable(wanted).1 };
+        Ok(Some(Taken { bound, left_out }))
+    }
+
+    fn takes(&self, taken: &Option<Taken>, batch: &RecordBatch, i: usize) -> Result<bool, TaskError> {
+        let Some(taken) = taken else { return Ok(true) };
+        Ok(mix::digest(self.seed, text_column(batch, "row_id")?.value(i)) < taken.bound)
+    }
+
     /// Shares need no look at the data; counts need the digests of all rows, and strata their sizes.
-    fn limits(&self, ctx: &Context) -> Result<Limits, TaskError> {
+    fn limits(&self, ctx: &Context, taken: &Option<Taken>) -> Result<Limits, TaskError> {
         let shares = |size: Size| if let Size::Share(share) = size { Some(share) } else { None };
         if let (Some(val), Some(test)) = (shares(self.val), shares(self.test)) {
             // A share of every stratum by its own digests is the same threshold everywhere.
@@ -183,6 +250,9 @@ impl Split {
         for batch in batches(ctx.input("rows")?, &["row_id", "meta"], ROWS_PER_BATCH)? {
             let batch = batch?;
             for i in 0..batch.num_rows() {
+                if !self.takes(taken, &batch, i)? {
+                    continue;
+                }
                 let (stratum, digest) = self.place(&batch, i)?;
                 strata.entry(stratum).or_default().push(digest);
             }
@@ -210,20 +280,29 @@ impl Split {
         limits
     }
 
-    fn parts(&self, batch: &RecordBatch, limits: &Limits) -> Result<Vec<Part>, TaskError> {
-        if let Some(part) = self.all_to {
-            return Ok(vec![part; batch.num_rows()]);
-        }
+    /// The part of each row; none for rows that are left out.
+    fn parts(
+        &self,
+        batch: &RecordBatch,
+        limits: &Limits,
+        taken: &Option<Taken>,
+    ) -> Result<Vec<Option<Part>>, TaskError> {
         let single = if limits.len() == 1 { limits.values().next().copied() } else { None };
         (0..batch.num_rows())
             .map(|i| {
+                if !self.takes(taken, batch, i)? {
+                    return Ok(None);
+                }
+                if self.all_to.is_some() {
+                    return Ok(self.all_to);
+                }
                 let (stratum, digest) = self.place(batch, i)?;
                 let bounds = single.or_else(|| limits.get(&stratum).copied()).unwrap_or(Bounds { test: 0, val: 0 });
-                Ok(match digest {
+                Ok(Some(match digest {
                     digest if digest < bounds.test => Part::Test,
                     digest if digest < bounds.val => Part::Val,
                     _ => Part::Train,
-                })
+                }))
             })
             .collect()
     }
@@ -241,8 +320,9 @@ impl Split {
             };
             let column = |name: &String| {
                 meta.get(name).map(Value::to_string).ok_or_else(|| {
+                    let row = text_column(batch, "row_id").map_or("", |ids| ids.value(i));
                     TaskError::Input(format!(
-                        "split: a row has no column `{name}` to split by; name one that all rows have"
+                        "split: row {row} has no column `{name}` to split by; name one that all rows have"
                     ))
                 })
             };
@@ -262,7 +342,7 @@ impl Split {
 
     fn summary(&self, counts: &[u64]) -> Result<Summary, TaskError> {
         let mut summary = Summary { rows: Some(counts.iter().sum()), ..Summary::default() };
-        for (part, &count) in [Part::Train, Part::Val, Part::Test].into_iter().zip(counts) {
+        for (part, &count) in Part::ALL.into_iter().zip(counts) {
             summary.stats.insert(part.name().into(), count.into());
         }
         if self.all_to.is_some() {

@@ -158,6 +158,7 @@ fn a_worker_that_crashes_is_one_failed_node_with_its_last_words() {
 }
 
 /// Needs the right to mount a memory disk in a name space of its own; where that is denied nothing can be shown.
+#[allow(clippy::print_stderr)] // A test that cannot be run here says so.
 #[test]
 fn a_full_disk_is_said_and_the_next_run_goes_on() {
     let project = Project::with_data_recipe();

@@ -51,7 +51,8 @@ impl Walk {
             2 => drop(self.rows.remove(at)),
             3 => self.rows.push(self.rows[at].clone()),
             4 => {
-                let with = [("list the", "list  the "), ("list  the ", "list the"), ("running", "stopped")][self.below(3)];
+                let with =
+                    [("list the", "list  the "), ("list  the ", "list the"), ("running", "stopped")][self.below(3)];
                 self.rows[at] = self.rows[at].replace(with.0, with.1);
             }
             5..=8 => {
@@ -119,7 +120,8 @@ impl Walk {
         let nodes = run["plan"].as_array().unwrap().iter();
         nodes
             .map(|node| {
-                let inputs: Vec<String> = super::harness::list(&node["inputs"]).iter().map(|name| output(name)).collect();
+                let inputs: Vec<String> =
+                    super::harness::list(&node["inputs"]).iter().map(|name| output(name)).collect();
                 // An ingested file is its rows, in their order.
                 let source = if inputs.is_empty() { project.read("rows.jsonl") } else { String::new() };
                 let name = node["node"].as_str().unwrap();

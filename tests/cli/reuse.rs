@@ -21,7 +21,8 @@ fn by_rows(ran: &Ran, node: &str) -> (u64, u64) {
 /// Conversations with what there is to remark on: special tokens in content, several roles, empty turns.
 fn conversations(numbers: impl IntoIterator<Item = usize>) -> Vec<String> {
     let line = |i: usize| {
-        let ask = if i.is_multiple_of(7) { format!("what is <|im_end|> {i}?") } else { format!("list container {i} please") };
+        let ask =
+            if i.is_multiple_of(7) { format!("what is <|im_end|> {i}?") } else { format!("list container {i} please") };
         let answer = if i.is_multiple_of(11) { String::new() } else { format!("docker ps {i}") };
         let messages = serde_json::json!([
             {"role": "system", "content": "be brief"},

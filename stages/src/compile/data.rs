@@ -8,8 +8,9 @@ use serde_json::Map;
 
 use super::{EXAMPLES, PACKS, RAW, RENDERED, Splits, TOKENS, evaluates, input, node, problem};
 use crate::augment::Augment;
-use crate::clean::Clean;
+use crate::clean::{Clean, contamination};
 use crate::ingest::{DatasetKeys, FileFormat, Ingest, RowFormat};
+use crate::mix::Mix;
 use crate::model::BaseModel;
 use crate::pack::Pack;
 use crate::project::{Place, Project};
@@ -137,14 +138,19 @@ fn chain(
     let test = source.role == Role::Test;
     let own = section_splits(recipe, test);
     nodes.push(node(&name("ingest"), RAW, Vec::new(), ingest(recipe, project, source)?));
-    nodes.push(node(
-        &name("clean"),
-        EXAMPLES,
-        rows("ingest", RAW),
-        Clean::resolve(clean_section(recipe, test).as_ref()),
-    ));
+    let clean = clean(recipe, project, test);
+    let mut dirty = rows("ingest", RAW);
+    if clean.contamination_words.is_some() {
+        let tests = recipe.sources().into_iter().filter(|source| source.role == Role::Test).enumerate();
+        dirty.extend(tests.map(|(i, source)| {
+            let from = format!("clean.{}", source.label);
+            input(format!("{}{i}", contamination::ROLE), &from, Some(ROWS_FILE), EXAMPLES)
+        }));
+    }
+    nodes.push(node(&name("clean"), EXAMPLES, dirty, clean));
     let split =
         if test { Split::all_to(Part::Test) } else { Split::resolve(recipe.split.as_ref(), recipe.val_set_size) };
+    let split = split.taking(source.dataset.weight.unwrap_or(1.0));
     nodes.push(node(&name("split"), EXAMPLES, rows("clean", EXAMPLES), split));
     let mut parts = Vec::new();
     if !test {
@@ -174,15 +180,30 @@ fn section_splits(recipe: &Recipe, test: bool) -> Splits {
 }
 
 /// Test rows are measured as they are: only rows that say nothing are dropped from them.
-fn clean_section(recipe: &Recipe, test: bool) -> Option<crate::clean::CleanSection> {
+fn clean(recipe: &Recipe, project: &Project, test: bool) -> Clean {
     if test {
-        return None;
+        return Clean::resolve(None);
     }
-    let mut section = recipe.clean.clone();
+    let mut section = recipe.clean.clone().unwrap_or_default();
     if recipe.dataset_exact_deduplication == Some(true) {
-        section.get_or_insert_default().dedup.get_or_insert(crate::clean::Dedup::Exact);
+        section.dedup.get_or_insert(crate::clean::Dedup::Exact);
     }
-    section
+    let looks = section.contamination.is_some_and(|action| action != crate::clean::Contamination::Ignore);
+    let swears = section.profanity.is_some_and(|action| action != crate::clean::Profanity::Keep);
+    let files = section.contamination_files.iter().flat_map(|files| &files.0).filter(|_| looks);
+    Clean {
+        profanity_list: section.profanity_list.as_ref().filter(|_| swears).map(|path| project.resolve(path)),
+        contamination_files: files.map(|path| project.resolve(path)).collect(),
+        ..Clean::resolve(Some(&section))
+    }
+}
+
+/// Labels and weights of the datasets that are trained on, in the order of pack's inputs.
+fn mix(recipe: &Recipe) -> Option<Mix> {
+    let sources = recipe.sources().into_iter().filter(|source| source.role == Role::Train);
+    let datasets: Vec<(String, f64)> =
+        sources.map(|source| (source.label, source.dataset.weight.unwrap_or(1.0))).collect();
+    Mix::resolve(recipe.mix.as_ref(), &datasets)
 }
 
 fn ingest(recipe: &Recipe, project: &Project, source: &Source<'_>) -> Result<Ingest, Problem> {
@@ -395,6 +416,7 @@ fn pack(recipe: &Recipe, split: SplitName) -> Pack {
         sequential: recipe.sample_packing_sequentially.unwrap_or(false),
         bin_size: recipe.sample_packing_bin_size,
         group_size: recipe.sample_packing_group_size,
+        mix: if train { mix(recipe) } else { None },
     }
 }
 

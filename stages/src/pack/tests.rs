@@ -43,6 +43,7 @@ fn pack(sequence_len: u64, packing: bool, excess_length: ExcessLength) -> Pack {
         sequential: false,
         bin_size: None,
         group_size: None,
+        mix: None,
     }
 }
 

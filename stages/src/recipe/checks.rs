@@ -9,6 +9,7 @@ mod data;
 mod methods;
 mod model;
 mod points;
+mod shaping;
 mod training;
 mod unserved;
 
@@ -33,6 +34,7 @@ pub(super) struct Facts<'a> {
 pub(super) fn run(recipe: &Recipe, tree: &Node, tainted: &Tainted, project: &Project, problems: &mut Vec<Problem>) {
     let mut facts = Facts { recipe, tree, project, tainted: tainted.clone(), problems };
     data::check(&mut facts);
+    shaping::check(&mut facts);
     training::check(&mut facts);
     methods::check(&mut facts);
     points::check(&mut facts);

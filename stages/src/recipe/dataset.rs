@@ -93,7 +93,8 @@ pub struct Dataset {
     pub shards: Option<u64>,
     /// Which part to take, from 0.
     pub shards_idx: Option<u64>,
-    /// Share of the rows to take, chosen by content: 0.5 takes half.
+    /// Share of the rows to take, chosen by a seeded digest: 0.5 takes half, before anything is held out. Above 1, training
+    /// rows repeat: 2.5 takes each twice, and half of them once more.
     #[schemars(extend("exclusiveMinimum" = 0), extend("default" = 1.0))]
     pub weight: Option<f64>,
     /// At most this many rows, chosen by content.

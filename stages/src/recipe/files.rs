@@ -18,6 +18,14 @@ pub(super) fn check(facts: &mut Facts<'_>) {
             one(facts, key, path, "model");
         }
     }
+    if let Some(clean) = &recipe.clean {
+        if let Some(path) = &clean.profanity_list {
+            one(facts, "clean.profanity_list", path, "list");
+        }
+        for path in clean.contamination_files.iter().flat_map(|files| &files.0) {
+            one(facts, "clean.contamination_files", path, "data");
+        }
+    }
     for (list, datasets) in [("datasets", &recipe.datasets), ("test_datasets", &recipe.test_datasets)] {
         for (i, dataset) in datasets.iter().flatten().enumerate() {
             let at = format!("{list}[{i}]");

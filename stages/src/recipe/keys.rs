@@ -9,9 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::dataset::Dataset;
-use super::sections::{
-    ConvertSection, EvalSection, MergeSection, MixSection, QuantizeSection, ReportSection, ResourcesSection,
-};
+use super::sections::{ConvertSection, EvalSection, MergeSection, QuantizeSection, ReportSection, ResourcesSection};
 use super::training::{BestMetric, InitLoraWeights, OptimArgs, PeftSection, Resume, SchedulerKwargs};
 use super::values::{
     AdapterName, AutoFlag, Checkpointing, ExcessLength, OptimizerName, SchedulerName, SpecialTokensInContent, Strategy,
@@ -19,6 +17,7 @@ use super::values::{
 };
 use crate::augment::AugmentSection;
 use crate::clean::CleanSection;
+use crate::mix::MixSection;
 use crate::split::SplitSection;
 
 /// A fine-tuning recipe: Axolotl's flat keys, plus a section for each thing Axolotl has no key for.

@@ -1,4 +1,4 @@
-//! Sections that Axolotl has no key for, except clean, split and augment, which live with their stages.
+//! Sections that Axolotl has no key for, except clean, split, augment and mix, which live with their stages.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -143,26 +143,6 @@ pub enum QuantType {
     Nf4,
     /// bitsandbytes' LLM.int8().
     Int8,
-}
-
-/// How datasets are put together.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct MixSection {
-    /// One after the other, or drawn by their share.
-    #[schemars(extend("default" = "concatenate"))]
-    pub strategy: Option<MixStrategy>,
-    /// Rows of each epoch that all datasets give together.
-    #[schemars(range(min = 1))]
-    pub max_rows: Option<u64>,
-}
-
-/// Ways to put datasets together.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum MixStrategy {
-    Concatenate,
-    Interleave,
 }
 
 /// The closing report.

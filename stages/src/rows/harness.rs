@@ -28,6 +28,7 @@ pub fn run(task: &dyn Task, node: &str, inputs: &[(&str, &Path)]) -> Result<Done
         earlier: None,
         out: dir.path().to_path_buf(),
         work: dir.path().join("work"),
+        kept: dir.path().join("kept"),
         threads: 2,
         cancel: Cancel::default(),
         sink: Arc::new(Silent),

@@ -18,7 +18,7 @@ fn rows(contents: &[u64], meta: impl Fn(u64) -> Option<String>) -> (TempDir, Pat
     let name = |content: &u64| ids.name(Content::of_bytes(&content.to_le_bytes()));
     let columns: Vec<ArrayRef> = vec![
         Arc::new(StringArray::from_iter_values(contents.iter().map(name))),
-        Arc::new(StringArray::from_iter_values(contents.iter().map(u64::to_string))),
+        Arc::new(StringArray::from_iter_values(contents.iter().map(completion))),
         Arc::new(contents.iter().map(|&content| meta(content)).collect::<StringArray>()),
     ];
     let mut writer = TableWriter::create(&path, shapes::example()).unwrap();
@@ -33,7 +33,12 @@ fn split(section: &str, path: &Path) -> Done {
 }
 
 fn parts(done: &Done) -> [Vec<String>; 3] {
-    [Part::Train, Part::Val, Part::Test].map(|part| done.texts(&part.file(), "data"))
+    let number = |data: String| data.chars().filter(char::is_ascii_digit).collect();
+    Part::ALL.map(|part| done.texts(&part.file(), "data").into_iter().map(number).collect())
+}
+
+fn completion(content: &u64) -> String {
+    crate::conversation::Example::Completion { text: content.to_string() }.to_data()
 }
 
 #[test]
@@ -101,4 +106,84 @@ fn nothing_left_to_train_on_is_an_error_and_an_empty_part_a_warning() {
     let section: SplitSection = serde_json::from_str(r#"{"val": 1, "group_by": "who"}"#).unwrap();
     let error = run(&Split::resolve(Some(&section), None), "split.d", &[("rows", &path)]).err().unwrap();
     assert!(error.to_string().contains("no column `who`"), "{error}");
+}
+
+#[test]
+fn a_weight_takes_exactly_its_share_and_more_rows_keep_most_of_the_old() {
+    let contents: Vec<u64> = (0..1000).map(|n| n / 2).collect();
+    let (_dir, path) = rows(&contents, |_| None);
+    let taken = |path: &Path, weight: f64| {
+        let split = Split::resolve(None, None).taking(weight);
+        run(&split, "split.d", &[("rows", path)]).unwrap()
+    };
+    let half = taken(&path, 0.5);
+    assert_eq!((half.summary.rows, half.stat("left_out")), (Some(500), 500));
+    assert_eq!(taken(&path, 0.0001).summary.rows, Some(1));
+    assert_eq!(taken(&path, 0.29).summary.rows, Some(290));
+    let ids = |done: &Done| done.texts("train.parquet", "row_id").into_iter().collect::<HashSet<_>>();
+    assert!(ids(&taken(&path, 0.2)).is_subset(&ids(&half)));
+    let section: SplitSection = serde_json::from_str(r#"{"val": 40, "test": 0.1}"#).unwrap();
+    let counted = run(&Split::resolve(Some(&section), None).taking(0.5), "split.d", &[("rows", &path)]).unwrap();
+    let counts = ["train", "val", "test"].map(|part| counted.stat(part));
+    assert!(
+        counts.iter().sum::<u64>() == 500 && counts[1].abs_diff(40) < 3 && counts[2].abs_diff(50) < 3,
+        "{counts:?}"
+    );
+}
+
+/// A table of question and answer rows.
+fn asked(pairs: &[(&str, &str)]) -> (TempDir, PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("rows.parquet");
+    let mut ids = RowIds::default();
+    let example = |(ask, answer): &(&str, &str)| crate::conversation::Example::Instruct {
+        system: None,
+        instruction: (*ask).to_string(),
+        input: String::new(),
+        output: (*answer).to_string(),
+    };
+    let examples: Vec<_> = pairs.iter().map(example).collect();
+    let columns: Vec<ArrayRef> = vec![
+        Arc::new(StringArray::from_iter_values(examples.iter().map(|example| ids.name(Content::of(example))))),
+        Arc::new(StringArray::from_iter_values(examples.iter().map(|example| example.to_data()))),
+        Arc::new(StringArray::from(vec![None::<&str>; pairs.len()])),
+    ];
+    let mut writer = TableWriter::create(&path, shapes::example()).unwrap();
+    writer.write(&RecordBatch::try_new(shapes::example(), columns).unwrap()).unwrap();
+    writer.finish().unwrap();
+    (dir, path)
+}
+
+#[test]
+fn prompts_on_both_sides_are_reported_and_dropped_when_asked() {
+    let fruit = ["apples", "pears", "plums", "figs", "grapes", "limes", "dates", "kiwis"];
+    let mut pairs: Vec<(String, String)> = Vec::new();
+    for name in fruit {
+        // Three answers to one question, and a question in two wordings.
+        for answer in 0..3 {
+            pairs
+                .push((format!("How long do {name} keep in a cool and dark place at home?"), format!("{answer} days")));
+        }
+        let long = format!(
+            "and does it help to wrap each of them in paper before they are laid next to one another in a crate of {name} that \
+             is kept away from all other {name}"
+        );
+        pairs.push((format!("How long do {name} keep {long}?"), "yes".to_string()));
+        pairs.push((format!("How long do {name} keep {long}, please?"), "no".to_string()));
+    }
+    let pairs: Vec<(&str, &str)> = pairs.iter().map(|(ask, answer)| (ask.as_str(), answer.as_str())).collect();
+    let (_dir, path) = asked(&pairs);
+    let done = split(r#"{"val": 12}"#, &path);
+    // By hand: a training row leaks when a row of its question, or of the near one, is held out.
+    let of = |part: Part| done.texts(&part.file(), "data");
+    let stem = |data: &String| data.replace(", please?", "?").split("\"output\"").next().unwrap().to_string();
+    let held: HashSet<String> = of(Part::Val).iter().map(stem).collect();
+    let leaks = of(Part::Train).iter().filter(|data| held.contains(&stem(data))).count() as u64;
+    assert!(leaks > 5 && done.stat("leaks_near_prompt") > 0);
+    assert_eq!(done.stat("leaks_same_prompt") + done.stat("leaks_near_prompt"), leaks);
+    assert!(done.summary.warnings[0].starts_with(&format!("{leaks} training rows ask")), "{:?}", done.summary.warnings);
+    let dropped = split(r#"{"val": 12, "leakage": "drop"}"#, &path);
+    assert_eq!((dropped.stat("dropped_leaks"), dropped.stat("train")), (leaks, done.stat("train") - leaks));
+    assert_eq!(dropped.texts("val.parquet", "row_id"), done.texts("val.parquet", "row_id"));
+    assert!(split(r#"{"val": 12, "leakage": "ignore"}"#, &path).summary.warnings.is_empty());
 }

@@ -129,14 +129,6 @@ fn packing(facts: &mut Facts<'_>) {
         let why = "rows are trained in the order of the data, or mixed";
         facts.conflict(["curriculum_sampling", "shuffle_merged_datasets"], why, "shuffle_merged_datasets: false");
     }
-    let clean = recipe.clean.clone().unwrap_or_default();
-    if let (Some(least), Some(most)) = (clean.min_chars, clean.max_chars)
-        && least > most
-        && facts.sound(&["clean"])
-    {
-        let message = format!("`clean.min_chars` is {least} and `clean.max_chars` {most}: every row would be dropped");
-        facts.error("out-of-range", "clean.min_chars", message, Some(format!("at most {most}")));
-    }
 }
 
 fn template(facts: &mut Facts<'_>) {

@@ -10,12 +10,6 @@ pub(super) fn check(facts: &mut Facts<'_>) {
     let on = |flag: Option<bool>| flag == Some(true);
     let switches = [
         ("group_by_length", on(recipe.group_by_length), "rows are not grouped by length yet", "sample_packing: true"),
-        (
-            "mix",
-            recipe.mix.is_some(),
-            "datasets are put one after the other; mixing is not supported yet",
-            "no mix section",
-        ),
         ("report", recipe.report.is_some(), "there is no report page yet", "no report section"),
     ];
     for (key, used, why, instead) in switches {
@@ -63,7 +57,6 @@ fn datasets(facts: &mut Facts<'_>) {
             let used = [
                 ("split", slice, "slices of a split are not supported yet", "split: train"),
                 ("shards", dataset.shards.is_some(), "shards are not supported yet", "a file with the rows you want"),
-                ("weight", dataset.weight.is_some_and(|w| w != 1.0), "weights are not supported yet", "augment.repeat"),
                 (
                     "max_rows",
                     dataset.max_rows.is_some(),
