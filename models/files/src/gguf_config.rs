@@ -72,7 +72,7 @@ pub(crate) fn folder_config(gguf: &Gguf) -> Result<Map<String, Json>, FilesError
     }
     (family.gguf.besides)(gguf, &mut config);
     // Said only where the family would take another size: not every class of transformers has a place for it.
-    if ModelConfig::from_object(&gguf.path, &config).is_ok_and(|c| c.head_dim != head_dim) {
+    if !ModelConfig::from_object(&gguf.path, &config).is_ok_and(|c| c.head_dim == head_dim) {
         config.insert("head_dim".to_owned(), json!(head_dim));
     }
     Ok(config)
@@ -156,6 +156,19 @@ pub(crate) fn inexpressible(c: &ModelConfig) -> Option<String> {
     }
     if c.experts.as_ref().is_some_and(|experts| !experts.normalise) {
         return Some("llama.cpp always scales the shares of the chosen experts to sum to one".to_owned());
+    }
+    if !c.family.gguf.two_norms.is_empty() && !c.parallel {
+        return Some("llama.cpp knows this architecture with parallel blocks only".to_owned());
+    }
+    let caps = c.family.gguf.keys.iter().any(|(_, key)| *key == "attn_logit_softcapping");
+    if caps && (c.attention_softcap.is_none() || c.final_softcap.is_none()) {
+        return Some("llama.cpp always caps this architecture's scores".to_owned());
+    }
+    let pattern = c.family.gguf.window_pattern;
+    let windowed = c.layer_kinds.iter().any(|kind| kind.window.is_some());
+    let usual = |layer: usize| windowed && (pattern == 0 || !(layer + 1).is_multiple_of(pattern));
+    if c.layer_kinds.iter().enumerate().any(|(layer, kind)| kind.window.is_some() != usual(layer)) {
+        return Some("its windows follow another pattern over the layers than llama.cpp takes for granted".to_owned());
     }
     if c.activation != c.family.gguf.activation {
         return Some("llama.cpp computes another activation in this architecture".to_owned());

@@ -52,6 +52,7 @@ pub(super) const GEMMA2: Family = Family {
             ("final_logit_softcapping", "final_logit_softcapping"),
         ],
         besides: query_scalar,
+        window_pattern: 2,
         ..GgufNames::plain("gemma2")
     },
     read: gemma2,
@@ -83,6 +84,7 @@ pub(super) const GEMMA3: Family = Family {
         biases: &[("attention_bias", Part::Query)],
         keys: &[("rope_local_base_freq", "rope.freq_base_swa"), ("final_logit_softcapping", "final_logit_softcapping")],
         besides: query_scalar,
+        window_pattern: 6,
         ..GgufNames::plain("gemma3")
     },
     read: gemma3,

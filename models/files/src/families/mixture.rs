@@ -119,6 +119,7 @@ fn balance(f: &Fields<'_>) -> f64 {
 }
 
 fn experts(gguf: &Gguf, config: &mut Map<String, Json>) {
+    super::qwen::window(gguf, config);
     let size = |key: &str| gguf.arch(key).and_then(Value::as_i64);
     let count = size("expert_count");
     config.extend(["num_local_experts", "num_experts"].map(|key| (key.to_owned(), json!(count))));

@@ -60,6 +60,8 @@ pub struct GgufNames {
     pub(crate) partial: Option<&'static str>,
     /// The function that llama.cpp computes, which its files do not name.
     pub(crate) activation: Activation,
+    /// Every layer has the window but each so many-th, as llama.cpp takes for granted; 0 where all layers are alike.
+    pub(crate) window_pattern: usize,
     /// What a file of this family needs in `config.json` besides, from metadata and tensors.
     pub(crate) besides: fn(&Gguf, &mut Map<String, Json>),
 }
@@ -74,6 +76,7 @@ impl GgufNames {
             biases: &[],
             partial: None,
             activation: Activation::Silu,
+            window_pattern: 0,
             besides: |_, _| {},
         }
     }

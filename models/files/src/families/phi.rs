@@ -1,8 +1,11 @@
 //! Phi-1 to 2 (parallel blocks, partly rotated heads, biases everywhere) and Phi-3 and 4 (packed projections).
 
+use serde_json::{Map, Value as Json, json};
+
 use super::{Family, GgufNames, OUTER};
 use crate::config::{Activation, Dropout, NormStyle};
 use crate::fields::{Fields, RopeDefaults};
+use crate::gguf::{Gguf, Value};
 use crate::parts::Part;
 use crate::{FilesError, ModelConfig};
 
@@ -50,7 +53,7 @@ pub(super) const PHI3: Family = Family {
         (Part::Down, "mlp.down_proj"),
     ],
     conv1d: false,
-    gguf: GgufNames { partial: Some("partial_rotary_factor"), ..GgufNames::plain("phi3") },
+    gguf: GgufNames { partial: Some("partial_rotary_factor"), besides: original, ..GgufNames::plain("phi3") },
     read: phi3,
 };
 
@@ -91,4 +94,11 @@ fn phi3(f: &Fields<'_>, mut c: ModelConfig) -> Result<ModelConfig, FilesError> {
         ..c
     }
     .windowed(f.optional_size(&["sliding_window"])?))
+}
+
+/// This family's class has the key outside the rope's parameters, where it takes precedence.
+fn original(gguf: &Gguf, config: &mut Map<String, Json>) {
+    if let Some(original) = gguf.arch("rope.scaling.original_context_length").and_then(Value::as_i64) {
+        config.insert("original_max_position_embeddings".to_owned(), json!(original));
+    }
 }

@@ -1,8 +1,11 @@
 //! Qwen2 and 2.5 (biased queries, keys and values) and Qwen3 (normed queries and keys).
 
+use serde_json::{Map, Value as Json, json};
+
 use super::{Family, GgufNames, OUTER, PARTS};
 use crate::config::Activation;
 use crate::fields::{Fields, RopeDefaults};
+use crate::gguf::Gguf;
 use crate::parts::Part;
 use crate::{FilesError, ModelConfig};
 
@@ -13,7 +16,7 @@ pub(super) const QWEN2: Family = Family {
     layers: "model.layers",
     parts: PARTS,
     conv1d: false,
-    gguf: GgufNames::plain("qwen2"),
+    gguf: GgufNames { besides: window, ..GgufNames::plain("qwen2") },
     read: qwen2,
 };
 
@@ -36,7 +39,7 @@ pub(super) const QWEN3: Family = Family {
         (Part::Down, "mlp.down_proj"),
     ],
     conv1d: false,
-    gguf: GgufNames { biases: &[("attention_bias", Part::Query)], ..GgufNames::plain("qwen3") },
+    gguf: GgufNames { biases: &[("attention_bias", Part::Query)], besides: window, ..GgufNames::plain("qwen3") },
     read: qwen3,
 };
 
@@ -66,4 +69,12 @@ fn shared(f: &Fields<'_>, mut c: ModelConfig) -> Result<ModelConfig, FilesError>
         ropes: vec![f.rope(c.head_dim, c.max_positions, RopeDefaults::PLAIN)?],
         ..c
     })
+}
+
+/// A window is used only where two further keys say so.
+pub(super) fn window(_: &Gguf, config: &mut Map<String, Json>) {
+    if config.contains_key("sliding_window") {
+        config.insert("use_sliding_window".to_owned(), json!(true));
+        config.insert("max_window_layers".to_owned(), json!(0));
+    }
 }
