@@ -69,7 +69,8 @@ pub(super) fn fit(scalar: &Scalar, alternatives: &[&Value]) -> Result<serde_yaml
         Resolved::Text(text) if has("boolean") && boolean(text).is_some() => {
             boolean(text).map(Resolved::Bool).unwrap_or(Resolved::Null)
         }
-        Resolved::Text(text) if (has("integer") || has("number")) && is_number(text) => number(text),
+        Resolved::Text(text) if has("number") && is_number(text) => number(text),
+        Resolved::Text(text) if has("integer") && is_number(text) && !text.contains(['e', 'E']) => number(text),
         other => other.clone(),
     };
     let mut misfit = None;
@@ -193,9 +194,7 @@ fn fit_text(text: &str, schema: &Value) -> Result<(), Misfit> {
         return Err(if words.is_empty() { Misfit::Type { wanted: String::new() } } else { Misfit::Word { words } });
     }
     match schema.get("pattern").and_then(Value::as_str) {
-        Some(pattern) if pattern == schema::NUMBER_TEXT || pattern == schema::INTEGER_TEXT => {
-            Err(Misfit::Type { wanted: String::new() })
-        }
+        Some(pattern) if schema::is_number_text(pattern) => Err(Misfit::Type { wanted: String::new() }),
         Some(pattern) if !has_form(text, pattern) => Err(Misfit::Form { pattern: pattern.to_string() }),
         _ => Ok(()),
     }
@@ -217,6 +216,8 @@ fn has_form(text: &str, pattern: &str) -> bool {
 fn range(x: f64, schema: &Value) -> Result<(), Misfit> {
     let bound = |key: &str| schema.get(key).and_then(Value::as_f64);
     let (low, high, above) = (bound("minimum"), bound("maximum"), bound("exclusiveMinimum"));
+    // A bound that only keeps numbers exact is no news unless it is broken.
+    let high = high.filter(|high| *high < schema::MOST_EXACT as f64 || x > *high);
     let inside = low.is_none_or(|low| x >= low) && high.is_none_or(|high| x <= high) && above.is_none_or(|low| x > low);
     if inside && x.is_finite() {
         return Ok(());

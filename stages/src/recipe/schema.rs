@@ -32,6 +32,10 @@ pub(super) const BOOLEANS: [(&str, bool); 18] = [
 /// Texts that count as numbers where a number is wanted: quoted ones, and `1e-4`, which older YAML reads as text.
 pub(super) const NUMBER_TEXT: &str = r"^[-+]?([0-9][0-9_]*\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?$";
 pub(super) const INTEGER_TEXT: &str = r"^[-+]?[0-9][0-9_]*(\.0*)?$";
+const SIGNED_TEXT: &str = "^[-+]?";
+const UNSIGNED_TEXT: &str = r"^\+?";
+/// Largest whole number that every reader of JSON holds exactly.
+pub(super) const MOST_EXACT: u64 = (1 << 53) - 1;
 /// Text with a slash in it.
 pub(super) const PATH_TEXT: &str = "/";
 
@@ -132,12 +136,15 @@ fn shape_schema(shape: Shape) -> Value {
             json!({"anyOf": [{"type": ["boolean", "null"]}, {"type": "string", "enum": words(&["auto"])}]})
         }
         Shape::Text => json!({"type": ["string", "null"]}),
-        Shape::Whole => {
-            json!({"anyOf": [{"type": ["integer", "boolean", "null"]}, {"type": "string", "pattern": INTEGER_TEXT}]})
-        }
-        Shape::Number => {
-            json!({"anyOf": [{"type": ["number", "boolean", "null"]}, {"type": "string", "pattern": NUMBER_TEXT}]})
-        }
+        // Off is written as false, as with a switch.
+        Shape::Whole => json!({"anyOf": [
+            {"type": ["integer", "boolean", "null"], "maximum": MOST_EXACT},
+            {"type": "string", "pattern": INTEGER_TEXT}, {"type": "string", "enum": words(&[])}
+        ]}),
+        Shape::Number => json!({"anyOf": [
+            {"type": ["number", "boolean", "null"]},
+            {"type": "string", "pattern": NUMBER_TEXT}, {"type": "string", "enum": words(&[])}
+        ]}),
         Shape::List => json!({"type": ["array", "null"]}),
         Shape::Map => json!({"type": ["object", "null"]}),
         Shape::Words(names) => json!({"anyOf": [{"type": "string", "enum": one_of(names)}, {"type": "null"}]}),
@@ -217,22 +224,42 @@ fn loosen_scalar(map: &mut Map<String, Value>) {
         Some(Value::Array(several)) => several.iter().any(|one| one == name),
         _ => false,
     };
-    let text = if has(map, "boolean") {
-        json!({"type": "string", "enum": words(&[])})
-    } else if has(map, "integer") {
-        json!({"type": "string", "pattern": INTEGER_TEXT})
-    } else if has(map, "number") {
-        json!({"type": "string", "pattern": NUMBER_TEXT})
-    } else {
+    let (boolean, integer) = (has(map, "boolean"), has(map, "integer"));
+    if !boolean && !integer && !has(map, "number") {
         return;
-    };
+    }
     let mut own = Map::new();
     for key in ["type", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "enum"] {
         if let Some(value) = map.remove(key) {
             own.insert(key.to_string(), value);
         }
     }
+    if integer && !own.contains_key("maximum") {
+        own.insert("maximum".to_string(), json!(MOST_EXACT));
+    }
+    let text = match boolean {
+        true => json!({"type": "string", "enum": words(&[])}),
+        false => json!({"type": "string", "pattern": number_text(&own, integer)}),
+    };
     map.insert("anyOf".to_string(), json!([own, text]));
+}
+
+/// The form of quoted numbers, as far as their range can be told from it: the sign, and whether 0 is one.
+fn number_text(own: &Map<String, Value>, integer: bool) -> String {
+    let bound = |key: &str| own.get(key).and_then(Value::as_f64);
+    let (least, above) = (bound("minimum"), bound("exclusiveMinimum"));
+    let body = if integer { INTEGER_TEXT } else { NUMBER_TEXT }.trim_start_matches("^[-+]?");
+    let positive = least.is_some_and(|low| low > 0.0) || above.is_some_and(|low| low >= 0.0);
+    match (positive, least.is_some_and(|low| low >= 0.0)) {
+        (true, _) => format!("{UNSIGNED_TEXT}(?=[0-9_.]*[1-9]){body}"),
+        (_, true) => format!("{UNSIGNED_TEXT}{body}"),
+        _ => format!("{SIGNED_TEXT}{body}"),
+    }
+}
+
+/// Whether a pattern is one of numbers, which are read as numbers.
+pub(super) fn is_number_text(pattern: &str) -> bool {
+    pattern.starts_with(SIGNED_TEXT) || pattern.starts_with(UNSIGNED_TEXT)
 }
 
 fn nullable(schema: &mut Value) {
