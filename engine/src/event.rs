@@ -202,7 +202,13 @@ mod tests {
             tokens: 3,
             trained_tokens: 2,
             tokens_per_second: 10.0,
+            trained_tokens_per_second: 5.0,
+            perplexity: 1.5,
+            losses: IndexMap::from([("a".to_string(), 0.5)]),
+            mfu: 0.25,
             rss_bytes: 7,
+            peak_rss_bytes: 8,
+            eta_seconds: 9.0,
         };
         let events = [
             Event::NodeStarted { node: node.clone(), reason: "it has not run yet".into() },
