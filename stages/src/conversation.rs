@@ -141,10 +141,14 @@ impl Content {
 impl RowIds {
     /// The next row with this content.
     pub fn name(&mut self, content: Content) -> String {
-        let before = self.seen.entry(content).or_insert(0);
-        let id = content.row_id(*before);
-        *before += 1;
-        id
+        content.row_id(self.count(content))
+    }
+
+    /// How many rows with this content were counted before; counts this one.
+    pub fn count(&mut self, content: Content) -> u32 {
+        let seen = self.seen.entry(content).or_insert(0);
+        *seen += 1;
+        *seen - 1
     }
 
     /// Whether a row with this content was named before.

@@ -4,40 +4,54 @@
 //! {"instruction": "Say hi", "output": "Hi!"}        (alpaca, line 7 of a JSONL file)
 //!   -> row_id 5f0c…00000000, row 7, data {"shape":"instruct","instruction":"Say hi","output":"Hi!"}
 //! ```
-//! Rows keep the order of the source. Every row of the source either becomes a row or stops the run with its place; none
-//! is dropped here. Nothing here renders or tokenises.
+//! Rows keep the order of the source. Every row that `split`, `shards` and `max_rows` leave either becomes a row or stops
+//! the run with its place; none is dropped here. Nothing here renders or tokenises.
 
+mod chat;
+mod columns;
 mod elements;
+pub mod files;
 pub mod format;
+mod json;
+pub mod layout;
+mod message;
+mod one_turn;
+mod pass;
+mod select;
+pub mod slice;
 pub mod source;
 mod table;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
-use std::sync::mpsc::sync_channel;
 
 use arrow::array::{ArrayRef, RecordBatch, StringArray, UInt16Array, UInt64Array};
-use pipe_engine::task::{Context, SourceFile, Summary, Task, TaskError, View};
-use rayon::prelude::*;
+use pipe_engine::task::{Context, Resources, SourceFile, Summary, Task, TaskError, View};
 use serde_json::{Map, Value, json};
 
+pub use self::files::Reading;
 pub use self::format::{DatasetKeys, RowFormat};
+pub use self::select::Shard;
+pub use self::slice::Slice;
 pub use self::source::FileFormat;
 
-use self::format::{Misfit, names};
-use self::source::{Rows, bad_row};
+use self::columns::Columns;
+use self::pass::Piece;
+use self::select::Smallest;
 use crate::conversation::{Content, RowIds};
 use crate::rows::{ROWS_FILE, TableWriter, shapes};
 
 /// One dataset's reading, resolved.
 pub struct Ingest {
-    /// Files in reading order; not part of the key, their bytes are.
-    pub sources: Vec<PathBuf>,
+    /// Files, each once; not part of the key, their bytes are. And which rows of them, in reading order.
+    pub reading: Reading,
     /// Container; told by extension, then by content, when unset.
     pub file_format: Option<FileFormat>,
     pub rows: RowFormat,
     /// The dataset's field keys; only [`RowFormat::Auto`] still needs them at run time.
     pub keys: DatasetKeys,
+    pub shard: Option<Shard>,
+    pub max_rows: Option<u64>,
     /// Columns that later stages group or stratify by, kept in `meta`.
     pub keep: Vec<String>,
 }
@@ -56,55 +70,56 @@ impl Task for Ingest {
     }
 
     fn version(&self) -> String {
-        "1".into()
+        "2".into()
     }
 
     fn params(&self) -> Value {
-        let containers: Vec<FileFormat> = self.sources.iter().map(|path| self.container(path)).collect();
-        json!({"containers": containers, "rows": self.rows, "keep": self.keep})
+        let containers: Vec<FileFormat> = self.reading.sources.iter().map(|path| self.container(path)).collect();
+        let rows = &self.rows;
+        json!({
+            "containers": containers,
+            "rows": rows,
+            "keep": self.keep,
+            "parts": self.reading.parts,
+            "shard": self.shard,
+            "max_rows": self.max_rows,
+            // Only what is detected still depends on the keys; else they are in `rows`.
+            "keys": (*rows == RowFormat::Auto).then(|| format!("{:?}", self.keys)),
+        })
     }
 
     fn files(&self) -> Vec<SourceFile> {
-        let numbered = self.sources.iter().enumerate();
+        let numbered = self.reading.sources.iter().enumerate();
         numbered.map(|(i, path)| SourceFile { role: role(i), path: path.clone(), view: View::Whole }).collect()
     }
 
+    fn resources(&self) -> Resources {
+        Resources { cores: usize::MAX, ..Resources::default() }
+    }
+
     fn run(&self, ctx: &Context) -> Result<Summary, TaskError> {
-        let pool = crate::rows::workers(ctx.threads)?;
+        let ranges = self.ranges(ctx)?;
+        let limit = match self.max_rows {
+            Some(most) => self.limit(ctx, &ranges, most)?,
+            None => None,
+        };
         let mut table = Table::create(ctx)?;
-        let mut format = self.rows.clone();
-        for i in 0..self.sources.len() {
-            let path = ctx.file(&role(i))?;
-            let container = self.container(path);
-            let before = table.writer.rows();
-            std::thread::scope(|scope| {
-                let (sender, chunks) = sync_channel(1);
-                let reading = scope.spawn(move || {
-                    source::read(path, container, &mut |rows| sender.send(rows).map_err(|_| TaskError::Cancelled))
-                });
-                for rows in chunks {
-                    ctx.cancel.check()?;
-                    if format == RowFormat::Auto {
-                        format = self.detect(path, &rows)?;
-                    }
-                    let rows = pool.install(|| self.convert(&format, path, rows))?;
-                    table.write(i, rows)?;
-                    ctx.progress(table.writer.rows(), 0, "rows");
-                }
-                let digest =
-                    reading.join().map_err(|_| TaskError::Failed(format!("reading {} panicked", path.display())))??;
-                ctx.report_read(&role(i), digest);
-                Ok(())
-            })?;
-            if table.writer.rows() == before {
-                return Err(TaskError::Input(format!("{}: has no rows", path.display())));
-            }
-        }
+        let mut columns = Columns::default();
+        let detected = self.pass(ctx, &ranges, &mut columns, &mut |piece: Piece| {
+            table.write(piece.source, piece.rows, limit)?;
+            ctx.progress(table.writer.rows(), 0, "rows");
+            Ok(())
+        })?;
         let rows = table.writer.finish()?;
+        if rows == 0 {
+            return Err(self.no_rows());
+        }
         let mut summary = Summary { rows: Some(rows), ..Summary::default() };
-        if self.rows == RowFormat::Auto {
-            let chosen = serde_json::to_value(&format).unwrap_or_default();
-            summary.stats.insert("detected".into(), chosen);
+        summary.stats.insert("columns".into(), columns.to_json());
+        self.remarks(&columns, &mut summary);
+        if let Some((name, format)) = detected {
+            summary.stats.insert("detected".into(), json!({"type": name, "read_as": format}));
+            summary.warnings.push(format!("`type: auto` reads these rows as `{name}`"));
         }
         Ok(summary)
     }
@@ -115,28 +130,60 @@ impl Ingest {
         self.file_format.unwrap_or_else(|| FileFormat::of_path(path))
     }
 
-    fn convert(&self, format: &RowFormat, path: &Path, rows: Rows) -> Result<Vec<Row>, TaskError> {
-        // Collecting results in order keeps the first bad row of the file the one that is reported.
-        let converted: Vec<Result<Row, TaskError>> = match rows {
-            Rows::Json { bytes, spans } => spans
-                .par_iter()
-                .with_min_len(16)
-                .map(|span| {
-                    let row = parse(&bytes[span.start..span.end]).map_err(|why| bad_row(path, span.place, why))?;
-                    self.row(format, path, span.place, row)
-                })
-                .collect(),
-            Rows::Values(rows) => {
-                rows.into_par_iter().with_min_len(16).map(|(place, row)| self.row(format, path, place, row)).collect()
-            }
-        };
-        converted.into_iter().collect()
+    fn path(&self, source: usize) -> String {
+        self.reading.sources.get(source).map(|path| path.display().to_string()).unwrap_or_default()
     }
 
-    fn row(&self, format: &RowFormat, path: &Path, place: u64, mut row: Map<String, Value>) -> Result<Row, TaskError> {
-        let meta = self.meta(&row);
-        let example = format.example(&mut row).map_err(|misfit| self.misfit(path, place, misfit, &row))?;
-        Ok(Row { place, data: example.to_data(), content: Content::of(&example), meta })
+    /// The digest and number of the last row within `max_rows`, chosen by content.
+    fn limit(&self, ctx: &Context, ranges: &[pass::Range], most: u64) -> Result<Option<(Content, u32)>, TaskError> {
+        let mut smallest = Smallest::new(most)?;
+        let mut ids = RowIds::default();
+        self.pass(ctx, ranges, &mut Columns::default(), &mut |piece: Piece| {
+            for row in &piece.rows {
+                smallest.offer((row.content, ids.count(row.content)));
+            }
+            Ok(())
+        })?;
+        Ok(smallest.threshold())
+    }
+
+    fn no_rows(&self) -> TaskError {
+        let first = self.path(0);
+        let more = match self.reading.sources.len() {
+            0 | 1 => String::new(),
+            n => format!(" (nor have the {} files after it)", n - 1),
+        };
+        let sliced = self.reading.parts.iter().any(|(slice, _)| slice.from.is_some() || slice.to.is_some());
+        let why = if sliced || self.shard.is_some() { "; does `split` or `shards` leave any?" } else { "" };
+        TaskError::Input(format!("{first}: has no rows{more}{why}"))
+    }
+
+    /// What a user should know of the data and would not see.
+    fn remarks(&self, columns: &Columns, summary: &mut Summary) {
+        let place = |(source, place): columns::Place| format!("{}:{place}", self.path(source));
+        for (name, kinds) in columns.conflicts() {
+            if self.rows.reads(name) {
+                let kinds: Vec<String> = kinds
+                    .iter()
+                    .map(|(kind, rows, first)| format!("{kind} in {rows} rows (first at {})", place(*first)))
+                    .collect();
+                summary.warnings.push(format!("the column `{name}` holds {}; all is read as text", kinds.join(", ")));
+            }
+        }
+        let system = columns.filled("system");
+        if let RowFormat::OneTurn(one) = &self.rows
+            && system > 0
+            && !one.reads("system")
+        {
+            summary.warnings.push(format!(
+                "{system} rows have a `system` text, which this `type` does not use; `alpaca_w_system` does"
+            ));
+        }
+        if !self.reading.left_out.is_empty() {
+            let (n, first) = (self.reading.left_out.len(), &self.reading.left_out[0]);
+            let files = if n == 1 { "file was" } else { "files were" };
+            summary.warnings.push(format!("{n} {files} left out, being of another format than most (`{first}`)"));
+        }
     }
 
     fn meta(&self, row: &Map<String, Value>) -> Option<String> {
@@ -145,40 +192,6 @@ impl Ingest {
         }
         let kept = self.keep.iter().filter_map(|name| row.get(name).map(|value| (name.clone(), value.clone())));
         Some(Value::Object(kept.collect()).to_string())
-    }
-
-    fn misfit(&self, path: &Path, place: u64, misfit: Misfit, row: &Map<String, Value>) -> TaskError {
-        let wanted = match misfit {
-            Misfit::Wrong(why) => return bad_row(path, place, why),
-            Misfit::NoColumn(wanted) => wanted,
-        };
-        let remedy = match RowFormat::detect(row, &self.keys) {
-            Some((name, fitting)) if fitting != self.rows => format!("`type: {name}` would fit these"),
-            _ => "name the columns with the dataset's `field_...` keys, or choose another `type`".to_string(),
-        };
-        let wanted: Vec<String> = wanted.iter().map(|name| format!("`{name}`")).collect();
-        let there = names(row);
-        bad_row(path, place, format!("there is no column {}; this row has {there}; {remedy}", wanted.join(" or ")))
-    }
-
-    fn detect(&self, path: &Path, rows: &Rows) -> Result<RowFormat, TaskError> {
-        let (place, row) = match rows {
-            Rows::Json { bytes, spans } => match spans.first() {
-                Some(span) => {
-                    let row = parse(&bytes[span.start..span.end]).map_err(|why| bad_row(path, span.place, why))?;
-                    (span.place, row)
-                }
-                None => return Ok(RowFormat::Auto),
-            },
-            Rows::Values(rows) => match rows.first() {
-                Some(first) => first.clone(),
-                None => return Ok(RowFormat::Auto),
-            },
-        };
-        RowFormat::detect(&row, &self.keys).map(|(_, format)| format).ok_or_else(|| {
-            let (there, types) = (names(&row), format::type_names().join(", "));
-            bad_row(path, place, format!("no dataset type has the columns {there}; set `type` to one of {types}"))
-        })
     }
 }
 
@@ -194,10 +207,16 @@ impl Table {
         Ok(Table { writer, ids: RowIds::default() })
     }
 
-    fn write(&mut self, source: usize, rows: Vec<Row>) -> Result<(), TaskError> {
-        let ids = StringArray::from_iter_values(rows.iter().map(|row| self.ids.name(row.content)));
+    /// Writes rows; of those beyond the limit only the place among equal rows counts.
+    fn write(&mut self, source: usize, rows: Vec<Row>, limit: Option<(Content, u32)>) -> Result<(), TaskError> {
+        let named = rows.into_iter().filter_map(|row| {
+            let before = self.ids.count(row.content);
+            let kept = limit.is_none_or(|limit| (row.content, before) <= limit);
+            kept.then(|| (row.content.row_id(before), row))
+        });
+        let (ids, rows): (Vec<String>, Vec<Row>) = named.unzip();
         let columns: Vec<ArrayRef> = vec![
-            Arc::new(ids),
+            Arc::new(StringArray::from(ids)),
             Arc::new(UInt64Array::from_iter_values(rows.iter().map(|row| row.place))),
             Arc::new(StringArray::from_iter_values(rows.iter().map(|row| &row.data))),
             Arc::new(rows.iter().map(|row| row.meta.as_deref()).collect::<StringArray>()),
@@ -210,29 +229,6 @@ impl Table {
 
 fn role(i: usize) -> String {
     format!("source.{i}")
-}
-
-fn parse(text: &[u8]) -> Result<Map<String, Value>, String> {
-    let text = std::str::from_utf8(text)
-        .map_err(|e| format!("not UTF-8 at byte {} of the row; save the file as UTF-8", e.valid_up_to() + 1))?;
-    match serde_json::from_str(text) {
-        Ok(Value::Object(row)) => Ok(row),
-        Ok(other) => {
-            Err(format!("a row must be an object with columns, and this is `{}`", shorten(&other.to_string())))
-        }
-        Err(error) => {
-            let why = error.to_string();
-            let why = why.split(" at line ").next().unwrap_or(&why);
-            Err(format!("not valid JSON: {why} (character {} of `{}`)", error.column(), shorten(text.trim())))
-        }
-    }
-}
-
-fn shorten(text: &str) -> String {
-    match text.char_indices().nth(60) {
-        Some((at, _)) => format!("{}...", &text[..at]),
-        None => text.to_string(),
-    }
 }
 
 #[cfg(test)]

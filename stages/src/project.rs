@@ -57,6 +57,11 @@ impl Project {
         }
     }
 
+    /// Where what lies at an address is on this machine, or will be once it is fetched.
+    pub fn fetched(&self, address: &str, _revision: Option<&str>) -> PathBuf {
+        self.resolve(address)
+    }
+
     /// The spelling under which a missing path would be found, if it lies beside the recipe or in the current folder.
     pub fn hint(&self, path: &str) -> Option<String> {
         let current = std::env::current_dir().ok();

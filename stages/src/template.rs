@@ -18,6 +18,7 @@ mod lexer;
 mod method;
 mod operator;
 mod parser;
+pub mod pattern;
 pub mod prompts;
 pub mod render;
 mod run;
@@ -25,6 +26,7 @@ pub mod spans;
 mod test;
 mod text;
 mod transpile;
+pub mod turns;
 mod value;
 
 use std::path::{Path, PathBuf};
@@ -83,7 +85,7 @@ impl Task for Template {
     }
 
     fn version(&self) -> String {
-        "3".into()
+        "4".into()
     }
 
     fn params(&self) -> Value {
@@ -345,13 +347,14 @@ impl Template {
         let example = Example::parse(data)?;
         match example {
             Example::Chat { messages, tools } => {
+                if let Some(row) = turns::row(&self.style, &messages) {
+                    return row;
+                }
                 let template = template.ok_or("the recipe has no chat template for conversations")?;
                 self.chat(template, messages, tools.as_ref())
             }
             Example::Instruct { system, instruction, input, output } => {
-                let prompt = self.style.prompt(system.as_deref(), &instruction, &input);
-                let pieces = [(prompt, "user", -1), (output, "assistant", -1)];
-                Ok(Row { bos: true, eos: true, ..joined(&pieces) })
+                Ok(self.style.row(system.as_deref(), &instruction, &input, output))
             }
             Example::Completion { text } => Ok(Row { bos: true, eos: true, ..joined(&[(text, "text", 1)]) }),
             Example::Segments { segments } => {

@@ -1,6 +1,6 @@
 //! The data half of the pipeline: one chain of nodes per dataset, then one pack per split.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use pipe_engine::plan::{Input, Node};
 use pipe_engine::problem::Problem;
@@ -9,14 +9,14 @@ use serde_json::Map;
 use super::{EXAMPLES, PACKS, RAW, RENDERED, Splits, TOKENS, evaluates, input, node, problem};
 use crate::augment::Augment;
 use crate::clean::{Clean, contamination};
-use crate::ingest::{DatasetKeys, FileFormat, Ingest, RowFormat};
+use crate::ingest::files::reading;
+use crate::ingest::{DatasetKeys, FileFormat, Ingest, RowFormat, Shard};
 use crate::mix::Mix;
 use crate::model::BaseModel;
 use crate::pack::Pack;
 use crate::project::{Place, Project};
 use crate::recipe::{
     Dataset, DatasetType, FileKind, Format, Recipe, Role, Source, SpecialTokensInContent, SplitName, TrainOn,
-    UserDefined,
 };
 use crate::rows::ROWS_FILE;
 use crate::split::{Part, Split};
@@ -87,7 +87,11 @@ pub fn samples(recipe: &Recipe, model: &BaseModel) -> Result<Vec<(String, String
     if prompts.is_empty() || !model.path.exists() {
         return Ok(prompts.into_iter().map(|prompt| (prompt.clone(), prompt)).collect());
     }
-    let style = recipe.datasets.iter().flatten().next().map(prompt_style).unwrap_or(PromptStyle::Alpaca);
+    let first = recipe.datasets.iter().flatten().next();
+    let style = first
+        .map(|dataset| prompt_style(recipe, Some(&model.path), dataset))
+        .transpose()?
+        .unwrap_or_else(PromptStyle::alpaca);
     let chats = recipe.datasets.iter().flatten().any(uses_template);
     let special = pipe_files::TokenizerInfo::read(&model.path).map(|info| special_texts(&info)).unwrap_or_default();
     let wrong = |why: String| problem("chat-template", "chat_template", why);
@@ -211,51 +215,28 @@ fn ingest(recipe: &Recipe, project: &Project, source: &Source<'_>) -> Result<Ing
     let rows = RowFormat::of_dataset(dataset).map_err(|why| problem("dataset-type", "datasets", why))?;
     let split = recipe.split.clone().unwrap_or_default();
     Ok(Ingest {
-        sources: sources(project, dataset),
-        file_format: dataset.ds_type.map(file_format).transpose()?,
+        reading: reading(project, dataset, source.role)
+            .map_err(|wrong| problem("dataset-files", "datasets", format!("`{}`: {}", wrong.key, wrong.message)))?,
+        file_format: dataset.ds_type.map(file_format),
         rows,
         keys: DatasetKeys::of(dataset),
+        shard: dataset.shards.map(|of| Shard { of: of.max(1), index: dataset.shards_idx.unwrap_or(0) }),
+        max_rows: dataset.max_rows,
         keep: split.stratify_by.into_iter().chain(split.group_by).collect(),
     })
 }
 
-/// The files of a dataset, folders listed in name order.
-fn sources(project: &Project, dataset: &Dataset) -> Vec<PathBuf> {
-    let path = dataset.path.clone().unwrap_or_default();
-    let builder = crate::recipe::dataset::is_builder(&path);
-    let base = project.resolve(&path);
-    let named = dataset.data_files.as_ref().map(|files| files.0.clone()).unwrap_or_default();
-    let listed: Vec<PathBuf> = match named.is_empty() {
-        true => vec![base],
-        false if builder => named.iter().map(|file| project.resolve(file)).collect(),
-        false => named.iter().map(|file| base.join(file)).collect(),
-    };
-    listed.into_iter().flat_map(files_of).collect()
-}
-
-fn files_of(path: PathBuf) -> Vec<PathBuf> {
-    let Ok(entries) = std::fs::read_dir(&path) else { return vec![path] };
-    let mut files: Vec<PathBuf> = entries
-        .flatten()
-        .map(|entry| entry.path())
-        .filter(|file| file.is_file() && FileFormat::of_path(file) != FileFormat::Unknown)
-        .collect();
-    files.sort();
-    files
-}
-
-fn file_format(kind: FileKind) -> Result<FileFormat, Problem> {
-    Ok(match kind {
+fn file_format(kind: FileKind) -> FileFormat {
+    match kind {
         FileKind::Json => FileFormat::Json,
         FileKind::Jsonl => FileFormat::Jsonl,
         FileKind::Csv => FileFormat::Csv,
+        FileKind::Tsv => FileFormat::Tsv,
         FileKind::Parquet => FileFormat::Parquet,
-        FileKind::Arrow => {
-            let why = "ds_type: arrow is not supported yet; convert the file to parquet".to_string();
-            return Err(problem("unsupported-value", "datasets", why));
-        }
+        FileKind::Arrow => FileFormat::Arrow,
         FileKind::Text => FileFormat::Text,
-    })
+        FileKind::Markdown => FileFormat::Markdown,
+    }
 }
 
 fn uses_template(dataset: &Dataset) -> bool {
@@ -280,6 +261,7 @@ fn template(
     dataset: &Dataset,
 ) -> Result<Template, Problem> {
     let tokenizer = tokenizer_path(recipe, project, model);
+    let style = prompt_style(recipe, tokenizer.as_deref(), dataset)?;
     let source = match uses_template(dataset) {
         true => template_source(recipe, project, tokenizer.as_ref(), dataset)?,
         false => TemplateSource::Unused,
@@ -293,7 +275,7 @@ fn template(
         tokenizer,
         kwargs: kwargs.into_iter().collect(),
         default_system: recipe.default_system_message.clone(),
-        style: prompt_style(dataset),
+        style,
         special: SpecialTexts {
             bos: special.bos_token.unwrap_or_default(),
             eos: special.eos_token.unwrap_or_default(),
@@ -356,28 +338,21 @@ fn source_text(recipe: &Recipe, model: &BaseModel) -> Result<String, String> {
     }
 }
 
-fn prompt_style(dataset: &Dataset) -> PromptStyle {
-    match &dataset.kind {
-        Some(DatasetType::UserDefined(words)) => user_defined(words),
-        Some(DatasetType::Named(format)) => match format {
-            Format::AlpacaChat | Format::AlpacaChatPrompt => PromptStyle::Chat,
-            Format::AlpacaChatml | Format::AlpacaWithSystemOpenOrcaChatml => PromptStyle::Chatml,
-            Format::AlpacaPhi => PromptStyle::Phi,
-            _ => PromptStyle::Alpaca,
-        },
-        None => PromptStyle::Alpaca,
-    }
+fn prompt_style(recipe: &Recipe, tokenizer: Option<&Path>, dataset: &Dataset) -> Result<PromptStyle, Problem> {
+    let own = recipe.special_tokens.as_ref().and_then(|special| special.eos_token.clone());
+    let eos = || own.or_else(|| eos_text(tokenizer?)).unwrap_or_default();
+    Ok(match &dataset.kind {
+        Some(DatasetType::UserDefined(words)) => {
+            PromptStyle::user_defined(words).map_err(|why| problem("bad-value", "datasets", why))?
+        }
+        Some(DatasetType::Named(format)) => PromptStyle::of(format.words(), eos),
+        None => PromptStyle::alpaca(),
+    })
 }
 
-fn user_defined(words: &UserDefined) -> PromptStyle {
-    let or = |text: &Option<String>, default: &str| text.clone().unwrap_or_else(|| default.to_string());
-    let format = or(&words.format, "{instruction} {input} ");
-    PromptStyle::UserDefined {
-        system_prompt: or(&words.system_prompt, ""),
-        system_format: or(&words.system_format, "{system}"),
-        no_input_format: words.no_input_format.clone().unwrap_or_else(|| format.clone()),
-        format,
-    }
+fn eos_text(tokenizer: &Path) -> Option<String> {
+    let info = pipe_files::TokenizerInfo::read(tokenizer).ok()?;
+    Some(special_texts(&info).eos)
 }
 
 fn tokenize(

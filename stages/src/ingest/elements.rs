@@ -7,7 +7,7 @@ use std::path::Path;
 
 use pipe_engine::task::TaskError;
 
-use super::source::{CHUNK_BYTES, Rows, Span, Take, bad_row, cannot_read};
+use super::source::{CHUNK_BYTES, Flow, Rows, Span, Take, bad_row, cut_off};
 
 /// The cutter's place in the stream.
 pub struct Elements<'a> {
@@ -61,7 +61,7 @@ impl<'a> Elements<'a> {
     /// Reads to the end of the stream.
     pub fn read(mut self, reader: &mut dyn BufRead, take: &mut Take<'_>) -> Result<(), TaskError> {
         loop {
-            let block = reader.fill_buf().map_err(|e| cannot_read(self.path, e))?;
+            let block = reader.fill_buf().map_err(|e| cut_off(self.path, self.line, &e))?;
             let n = block.len();
             if n == 0 {
                 break;
@@ -69,12 +69,12 @@ impl<'a> Elements<'a> {
             self.bytes.extend_from_slice(block);
             reader.consume(n);
             self.cut()?;
-            if self.bytes.len() >= CHUNK_BYTES && !self.spans.is_empty() {
-                self.hand_out(take)?;
+            if self.bytes.len() >= CHUNK_BYTES && !self.spans.is_empty() && self.hand_out(take)? == Flow::Enough {
+                return Ok(());
             }
         }
         self.finish()?;
-        self.hand_out(take)
+        self.hand_out(take).map(|_| ())
     }
 
     fn cut(&mut self) -> Result<(), TaskError> {
@@ -190,14 +190,14 @@ impl<'a> Elements<'a> {
     }
 
     /// Gives away whole rows, keeps the row being read.
-    fn hand_out(&mut self, take: &mut Take<'_>) -> Result<(), TaskError> {
+    fn hand_out(&mut self, take: &mut Take<'_>) -> Result<Flow, TaskError> {
         let keep = self.start.unwrap_or(self.at);
         let rest = self.bytes.split_off(keep.min(self.bytes.len()));
         let bytes = std::mem::replace(&mut self.bytes, rest);
         self.at -= keep;
         self.start = self.start.map(|_| 0);
         let spans = std::mem::take(&mut self.spans);
-        if spans.is_empty() { Ok(()) } else { take(Rows::Json { bytes, spans }) }
+        if spans.is_empty() { Ok(Flow::More) } else { take(Rows::Json { bytes, spans }) }
     }
 }
 
@@ -215,7 +215,7 @@ mod tests {
         let result = Elements::new(path).read(&mut reader, &mut |chunk| {
             let Rows::Json { bytes, spans } = chunk else { unreachable!() };
             rows.extend(spans.iter().map(|s| String::from_utf8_lossy(&bytes[s.start..s.end]).into_owned()));
-            Ok(())
+            Ok(Flow::More)
         });
         result.map(|()| rows).map_err(|e| e.to_string())
     }

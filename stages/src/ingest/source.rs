@@ -1,7 +1,9 @@
-//! Source files as a stream of raw rows, whatever the container: JSON, JSONL, CSV, TSV, Parquet or text, plain or packed.
+//! Source files as a stream of raw rows, whatever the container: JSON, JSONL, CSV, TSV, Parquet, Arrow, text or Markdown,
+//! plain or packed.
 //!
 //! Bytes are hashed as they are read. A file is never held whole: readers yield chunks of a few megabytes. Rows are cut
-//! here and parsed elsewhere, in parallel; nothing here knows what a row means.
+//! here and parsed elsewhere, in parallel; nothing here knows what a row means. A name is believed until the bytes say
+//! otherwise.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
@@ -30,6 +32,8 @@ pub enum FileFormat {
     Arrow,
     /// One row a line, its only column `text`.
     Text,
+    /// One row a file, its only column `text`.
+    Markdown,
     /// To be told from the first bytes.
     Unknown,
 }
@@ -52,8 +56,15 @@ pub struct Span {
     pub place: u64,
 }
 
+/// Whether the reader wants more rows. The rest of the file is hashed all the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flow {
+    More,
+    Enough,
+}
+
 /// Takes chunks; an error stops the reading.
-pub type Take<'a> = dyn FnMut(Rows) -> Result<(), TaskError> + 'a;
+pub type Take<'a> = dyn FnMut(Rows) -> Result<Flow, TaskError> + 'a;
 
 /// About how much source text a chunk holds.
 pub const CHUNK_BYTES: usize = 4 << 20;
@@ -70,7 +81,8 @@ impl FileFormat {
             Some("tsv" | "tab") => FileFormat::Tsv,
             Some("parquet" | "pq") => FileFormat::Parquet,
             Some("arrow" | "feather" | "ipc") => FileFormat::Arrow,
-            Some("txt" | "text" | "md") => FileFormat::Text,
+            Some("txt" | "text") => FileFormat::Text,
+            Some("md" | "markdown") => FileFormat::Markdown,
             _ => FileFormat::Unknown,
         }
     }
@@ -93,7 +105,6 @@ impl FileFormat {
     fn of_bytes(head: &[u8]) -> Option<FileFormat> {
         let first = head.iter().find(|byte| !byte.is_ascii_whitespace())?;
         match first {
-            _ if head.starts_with(b"PAR1") => Some(FileFormat::Parquet),
             b'[' => Some(FileFormat::Json),
             b'{' => Some(FileFormat::Json),
             _ => None,
@@ -107,42 +118,83 @@ pub fn read(path: &Path, format: FileFormat, take: &mut Take<'_>) -> Result<Dige
     if file.metadata().map_err(|e| cannot_read(path, e))?.is_dir() {
         return Err(TaskError::Input(format!("{}: is a folder, and a data file was expected", path.display())));
     }
-    let mut magic = [0u8; 4];
+    let mut magic = [0u8; 8];
     let seen = read_full(&mut file, &mut magic).map_err(|e| cannot_read(path, e))?;
     file.seek(SeekFrom::Start(0)).map_err(|e| cannot_read(path, e))?;
-    if format == FileFormat::Parquet || magic[..seen] == *b"PAR1" {
-        return table::read_parquet(file, path, take);
-    }
-    if format == FileFormat::Arrow || magic[..seen] == *b"ARRO" {
-        return table::read_arrow(file, path, take);
+    let magic = &magic[..seen];
+    if let Some(what) = foreign(magic) {
+        return Err(TaskError::Input(format!("{}: is {what}", path.display())));
     }
     let mut hashing = Hashing { inner: file, hasher: blake3::Hasher::new() };
-    read_text(&mut hashing, &magic[..seen], path, format, take)?;
+    match table_of(magic) {
+        Some(table) => {
+            let digest = Digest::of_reader(&mut hashing.inner).map_err(|e| cannot_read(path, e))?;
+            table::read_table(hashing.inner, table, path, take)?;
+            return Ok(digest);
+        }
+        None => read_stream(&mut hashing, magic, path, format, take)?,
+    }
     // Trailing bytes that a decoder had no need of are still part of the file.
     io::copy(&mut hashing, &mut io::sink()).map_err(|e| cannot_read(path, e))?;
     Ok(hashing.digest())
 }
 
-fn read_text(
+/// Containers that are read by their places, told by their first bytes.
+fn table_of(magic: &[u8]) -> Option<FileFormat> {
+    match magic {
+        [b'P', b'A', b'R', b'1', ..] => Some(FileFormat::Parquet),
+        [b'A', b'R', b'R', b'O', b'W', b'1', ..] => Some(FileFormat::Arrow),
+        // The stream form begins with a continuation mark and a length.
+        [0xff, 0xff, 0xff, 0xff, _, _, _, 0, ..] => Some(FileFormat::Arrow),
+        _ => None,
+    }
+}
+
+/// What is no data file, and what to do with it.
+fn foreign(magic: &[u8]) -> Option<&'static str> {
+    match magic {
+        [b'P', b'K', 3, 4, ..] => Some("a zip archive; unpack it, and name the files in it"),
+        [b'B', b'Z', b'h', ..] => Some("packed with bzip2; unpack it, or pack it with gzip or zstd"),
+        [0xfd, b'7', b'z', b'X', b'Z', ..] => Some("packed with xz; unpack it, or pack it with gzip or zstd"),
+        [b'%', b'P', b'D', b'F', ..] => Some("a PDF document; take its text out of it first"),
+        [b'v', b'e', b'r', b's', b'i', b'o', b'n', b' '] => {
+            Some("a pointer that git-lfs left in place of the file; fetch the file itself with `git lfs pull`")
+        }
+        _ => None,
+    }
+}
+
+/// Text of any kind, and tables within a packed file.
+fn read_stream(
     file: &mut Hashing,
     magic: &[u8],
     path: &Path,
     format: FileFormat,
     take: &mut Take<'_>,
 ) -> Result<(), TaskError> {
-    let reader: Box<dyn Read + '_> = match magic {
-        [0x1f, 0x8b, ..] => Box::new(flate2::read::MultiGzDecoder::new(BufReader::with_capacity(1 << 18, file))),
-        [0x28, 0xb5, 0x2f, 0xfd] => Box::new(zstd::Decoder::new(file).map_err(|e| cannot_read(path, e))?),
-        _ => Box::new(file),
+    let (packed, reader): (bool, Box<dyn Read + '_>) = match magic {
+        [0x1f, 0x8b, ..] => {
+            (true, Box::new(flate2::read::MultiGzDecoder::new(BufReader::with_capacity(1 << 18, file))))
+        }
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => (true, Box::new(zstd::Decoder::new(file).map_err(|e| cannot_read(path, e))?)),
+        _ => (false, Box::new(file)),
     };
     let mut reader = BufReader::with_capacity(1 << 20, reader);
-    let head = reader.fill_buf().map_err(|e| cannot_read(path, e))?;
+    let head = reader.fill_buf().map_err(|e| cut_off(path, 0, &e))?;
+    if packed && let Some(what) = foreign(head) {
+        return Err(TaskError::Input(format!("{}: holds {what}", path.display())));
+    }
+    if let Some(table) = table_of(head) {
+        // A table's index stands at its end: unpacked, it is read from a file of its own.
+        let mut unpacked = tempfile::tempfile().map_err(|e| cannot_read(path, e))?;
+        io::copy(&mut reader, &mut unpacked).map_err(|e| cut_off(path, 0, &e))?;
+        return table::read_table(unpacked, table, path, take);
+    }
     if head.starts_with(&[0xff, 0xfe]) || head.starts_with(&[0xfe, 0xff]) {
         return Err(TaskError::Input(format!("{}: is UTF-16; save it as UTF-8", path.display())));
     }
     let bom = if head.starts_with(b"\xef\xbb\xbf") { 3 } else { 0 };
-    let head = &head[bom..];
-    let format = settle(format, head, path)?;
+    let format = settle(format, &head[bom..], path)?;
     reader.consume(bom);
     match format {
         FileFormat::Jsonl => read_lines(&mut reader, path, take),
@@ -150,28 +202,29 @@ fn read_text(
         FileFormat::Csv => table::read_csv(&mut reader, b',', path, take),
         FileFormat::Tsv => table::read_csv(&mut reader, b'\t', path, take),
         FileFormat::Text => read_plain(&mut reader, path, take),
-        FileFormat::Parquet | FileFormat::Arrow | FileFormat::Unknown => Err(unknown(path)),
+        FileFormat::Markdown => read_document(&mut reader, path, take),
+        FileFormat::Parquet | FileFormat::Arrow | FileFormat::Unknown => Err(unknown(path, format)),
     }
 }
 
-/// `.json` files often hold JSONL, and a name may promise nothing: the first bytes decide between the two, and a line
-/// that is a whole object means lines.
+/// `.json` files often hold JSONL, a table may have been saved under another format's name, and a name may promise nothing:
+/// the first bytes decide where they can, and a line that is a whole object means lines.
 fn settle(format: FileFormat, head: &[u8], path: &Path) -> Result<FileFormat, TaskError> {
+    let line = head.split(|&byte| byte == b'\n').find(|line| !line.trim_ascii().is_empty()).unwrap_or_default();
+    let line = line.trim_ascii();
+    // The first line may be longer than what was read so far: then it is cut, and only its start is known.
+    let whole = || serde_json::from_slice::<serde::de::IgnoredAny>(line).is_ok();
+    let json = FileFormat::of_bytes(head) == Some(FileFormat::Json);
     let format = match format {
-        FileFormat::Unknown => FileFormat::of_bytes(head).ok_or_else(|| unknown(path))?,
-        FileFormat::Jsonl if FileFormat::of_bytes(head) == Some(FileFormat::Json) && starts_array(head) => {
-            FileFormat::Json
+        FileFormat::Csv | FileFormat::Tsv if json && line.starts_with(b"{\"") && whole() => FileFormat::Json,
+        FileFormat::Unknown | FileFormat::Parquet | FileFormat::Arrow => {
+            FileFormat::of_bytes(head).ok_or_else(|| unknown(path, format))?
         }
+        FileFormat::Jsonl if json && starts_array(head) => FileFormat::Json,
         known => known,
     };
-    if format == FileFormat::Json {
-        let mut lines = head.split(|&byte| byte == b'\n').filter(|line| !line.trim_ascii().is_empty());
-        let first = lines.next().unwrap_or_default().trim_ascii();
-        // The first line may be longer than what was read so far: then it is cut, and only its start is known.
-        let whole = serde_json::from_slice::<serde::de::IgnoredAny>(first).is_ok();
-        if first.starts_with(b"{") && first.len() > 1 && (whole || !head.contains(&b'\n')) {
-            return Ok(FileFormat::Jsonl);
-        }
+    if format == FileFormat::Json && line.starts_with(b"{") && line.len() > 1 && (whole() || !head.contains(&b'\n')) {
+        return Ok(FileFormat::Jsonl);
     }
     Ok(format)
 }
@@ -179,13 +232,13 @@ fn settle(format: FileFormat, head: &[u8], path: &Path) -> Result<FileFormat, Ta
 /// An array that opens before the first line ends in an object: not a JSONL file with a list on its first line.
 fn starts_array(head: &[u8]) -> bool {
     let rest = head.trim_ascii_start();
-    rest.first() == Some(&b'[') && matches!(rest[1..].trim_ascii_start().first(), Some(b'{') | None)
+    rest.first() == Some(&b'[') && matches!(rest[1..].trim_ascii_start().first(), Some(b'{' | b']') | None)
 }
 
 /// One row a line; empty lines are counted and skipped.
 fn read_lines(reader: &mut dyn BufRead, path: &Path, take: &mut Take<'_>) -> Result<(), TaskError> {
     let mut lines = Blocks::default();
-    while let Some(bytes) = lines.next(reader).map_err(|e| cannot_read(path, e))? {
+    while let Some(bytes) = lines.next(reader).map_err(|e| cut_off(path, lines.line, &e))? {
         let mut spans = Vec::new();
         let mut start = 0;
         while start < bytes.len() {
@@ -196,26 +249,57 @@ fn read_lines(reader: &mut dyn BufRead, path: &Path, take: &mut Take<'_>) -> Res
             }
             start = end + 1;
         }
-        take(Rows::Json { bytes, spans })?;
+        if take(Rows::Json { bytes, spans })? == Flow::Enough {
+            break;
+        }
     }
     Ok(())
 }
 
 fn read_plain(reader: &mut dyn BufRead, path: &Path, take: &mut Take<'_>) -> Result<(), TaskError> {
     let mut lines = Blocks::default();
-    while let Some(bytes) = lines.next(reader).map_err(|e| cannot_read(path, e))? {
+    while let Some(bytes) = lines.next(reader).map_err(|e| cut_off(path, lines.line, &e))? {
         let mut rows = Vec::new();
         for line in bytes.strip_suffix(b"\n").unwrap_or(&bytes).split(|&byte| byte == b'\n') {
             lines.line += 1;
             let text = std::str::from_utf8(line).map_err(|e| not_utf8(path, lines.line, &e))?;
             let text = text.strip_suffix('\r').unwrap_or(text);
             if !text.trim().is_empty() {
-                rows.push((lines.line, Map::from_iter([("text".to_string(), Value::from(text))])));
+                rows.push((lines.line, text_row(text)));
             }
         }
-        take(Rows::Values(rows))?;
+        if take(Rows::Values(rows))? == Flow::Enough {
+            break;
+        }
     }
     Ok(())
+}
+
+/// The whole file as one row.
+fn read_document(reader: &mut dyn BufRead, path: &Path, take: &mut Take<'_>) -> Result<(), TaskError> {
+    let mut bytes = Vec::new();
+    reader.take(LARGEST_DOCUMENT + 1).read_to_end(&mut bytes).map_err(|e| cut_off(path, 0, &e))?;
+    if bytes.len() as u64 > LARGEST_DOCUMENT {
+        let size = LARGEST_DOCUMENT >> 20;
+        return Err(TaskError::Input(format!(
+            "{}: is a document of more than {size} MB, which is read as one row; cut it, or name it .txt to have a row a line",
+            path.display()
+        )));
+    }
+    let text = std::str::from_utf8(&bytes).map_err(|e| {
+        let line = bytes[..e.valid_up_to()].iter().filter(|&&byte| byte == b'\n').count() as u64 + 1;
+        bad_row(path, line, "not UTF-8; save the file as UTF-8")
+    })?;
+    if !text.trim().is_empty() {
+        take(Rows::Values(vec![(1, text_row(text))]))?;
+    }
+    Ok(())
+}
+
+const LARGEST_DOCUMENT: u64 = 256 << 20;
+
+fn text_row(text: &str) -> Map<String, Value> {
+    Map::from_iter([("text".to_string(), Value::from(text))])
 }
 
 /// Whole lines, a few megabytes at a time; a longer line comes in one piece.
@@ -284,11 +368,34 @@ fn not_utf8(path: &Path, place: u64, error: &std::str::Utf8Error) -> TaskError {
     bad_row(path, place, format!("not UTF-8 at byte {} of the row; save the file as UTF-8", error.valid_up_to() + 1))
 }
 
-fn unknown(path: &Path) -> TaskError {
-    TaskError::Input(format!(
-        "{}: its name and first bytes do not say what format it has; set `ds_type` to json, jsonl, csv, tsv, parquet, arrow or text",
-        path.display()
-    ))
+/// Packed data that ends too soon, or is no longer what was packed.
+pub fn cut_off(path: &Path, line: u64, error: &io::Error) -> TaskError {
+    let after = if line > 0 { format!(" after line {line}") } else { String::new() };
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof => {
+            let why = "the packed data ends too soon; is the file cut off? Copy or download it again";
+            TaskError::Input(format!("{}: cannot be read{after}: {why}", path.display()))
+        }
+        io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData | io::ErrorKind::Other => {
+            let why = format!("the packed data is damaged ({error}); copy or download it again");
+            TaskError::Input(format!("{}: cannot be read{after}: {why}", path.display()))
+        }
+        _ => cannot_read(path, error),
+    }
+}
+
+fn unknown(path: &Path, format: FileFormat) -> TaskError {
+    let path = path.display();
+    TaskError::Input(match format {
+        FileFormat::Parquet => {
+            format!("{path}: is named as Parquet, and does not begin as Parquet files do; is it cut off?")
+        }
+        FileFormat::Arrow => format!("{path}: is named as Arrow, and does not begin as Arrow files do; is it cut off?"),
+        _ => format!(
+            "{path}: its name and first bytes do not say what format it has; set `ds_type` to json, jsonl, csv, tsv, \
+             parquet, arrow or text"
+        ),
+    })
 }
 
 fn read_full(file: &mut File, buffer: &mut [u8]) -> io::Result<usize> {

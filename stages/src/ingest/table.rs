@@ -1,4 +1,4 @@
-//! Sources that are tables: CSV, TSV and Parquet, each row becoming a JSON object.
+//! Sources that are tables: CSV, TSV, Parquet and Arrow, each row becoming a JSON object.
 
 use std::fs::File;
 use std::io::{BufRead, Read, Seek, SeekFrom};
@@ -10,11 +10,10 @@ use arrow::datatypes::{DataType, Float64Type, Int64Type, UInt64Type};
 use arrow::error::ArrowError;
 use arrow::ipc::reader::{FileReader, StreamReader};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
-use pipe_engine::digest::Digest;
 use pipe_engine::task::TaskError;
 use serde_json::{Map, Value};
 
-use super::source::{Rows, Take, bad_row, cannot_read};
+use super::source::{FileFormat, Flow, Rows, Take, bad_row, cannot_read, cut_off};
 
 const ROWS_PER_CHUNK: usize = 2048;
 
@@ -22,6 +21,7 @@ const ROWS_PER_CHUNK: usize = 2048;
 pub fn read_csv(reader: &mut dyn BufRead, delimiter: u8, path: &Path, take: &mut Take<'_>) -> Result<(), TaskError> {
     let mut csv = csv::ReaderBuilder::new().delimiter(delimiter).from_reader(reader);
     let header = csv.headers().map_err(|e| csv_error(path, 1, &e))?.clone();
+    check_header(&header, path)?;
     let mut record = csv::StringRecord::new();
     let mut rows = Vec::new();
     loop {
@@ -32,38 +32,51 @@ pub fn read_csv(reader: &mut dyn BufRead, delimiter: u8, path: &Path, take: &mut
         let place = record.position().map_or(before, csv::Position::line);
         let fields = header.iter().zip(record.iter());
         rows.push((place, fields.map(|(name, field)| (name.to_string(), Value::from(field))).collect()));
-        if rows.len() == ROWS_PER_CHUNK {
-            take(Rows::Values(std::mem::take(&mut rows)))?;
+        if rows.len() == ROWS_PER_CHUNK && take(Rows::Values(std::mem::take(&mut rows)))? == Flow::Enough {
+            return Ok(());
         }
     }
-    take(Rows::Values(rows))
+    take(Rows::Values(rows)).map(|_| ())
 }
 
-/// Every column of a Parquet file; rows are counted from 1.
-pub fn read_parquet(mut file: File, path: &Path, take: &mut Take<'_>) -> Result<Digest, TaskError> {
-    let digest = Digest::of_reader(&mut file).map_err(|e| cannot_read(path, e))?;
-    file.seek(SeekFrom::Start(0)).map_err(|e| cannot_read(path, e))?;
-    let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(|e| cannot_read(path, e))?;
-    let reader = builder.with_batch_size(ROWS_PER_CHUNK).build().map_err(|e| cannot_read(path, e))?;
-    hand_out(reader, path, take)?;
-    Ok(digest)
+/// A name that stands twice would hide a column.
+fn check_header(header: &csv::StringRecord, path: &Path) -> Result<(), TaskError> {
+    for (i, name) in header.iter().enumerate() {
+        if header.iter().take(i).any(|other| other == name) {
+            return Err(bad_row(path, 1, format!("the header has the column `{name}` twice; rename one")));
+        }
+    }
+    Ok(())
 }
 
-/// Every column of an Arrow IPC file or stream, uncompressed; rows are counted from 1.
-pub fn read_arrow(mut file: File, path: &Path, take: &mut Take<'_>) -> Result<Digest, TaskError> {
-    let digest = Digest::of_reader(&mut file).map_err(|e| cannot_read(path, e))?;
+/// Every column of a Parquet file, or of an Arrow IPC file or stream; rows are counted from 1.
+pub fn read_table(mut file: File, format: FileFormat, path: &Path, take: &mut Take<'_>) -> Result<(), TaskError> {
     file.seek(SeekFrom::Start(0)).map_err(|e| cannot_read(path, e))?;
+    if format == FileFormat::Parquet {
+        let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(|e| broken(path, e))?;
+        let reader = builder.with_batch_size(ROWS_PER_CHUNK).build().map_err(|e| broken(path, e))?;
+        return hand_out(reader, path, take);
+    }
     let mut magic = [0; 6];
     file.read_exact(&mut magic).map_err(|e| cannot_read(path, e))?;
     file.seek(SeekFrom::Start(0)).map_err(|e| cannot_read(path, e))?;
     if &magic == b"ARROW1" {
-        let reader = FileReader::try_new_buffered(file, None).map_err(|e| cannot_read(path, e))?;
-        hand_out(reader, path, take)?;
+        let reader = FileReader::try_new_buffered(file, None).map_err(|e| broken(path, e))?;
+        hand_out(reader, path, take)
     } else {
-        let reader = StreamReader::try_new_buffered(file, None).map_err(|e| cannot_read(path, e))?;
-        hand_out(reader, path, take)?;
+        let reader = StreamReader::try_new_buffered(file, None).map_err(|e| broken(path, e))?;
+        hand_out(reader, path, take)
     }
-    Ok(digest)
+}
+
+fn broken(path: &Path, error: impl std::fmt::Display) -> TaskError {
+    let why = error.to_string();
+    let remedy = if why.contains("compress") {
+        "save it without compression, or as Parquet"
+    } else {
+        "is it cut off or damaged? Copy or download it again"
+    };
+    cannot_read(path, format!("{why}; {remedy}"))
 }
 
 fn hand_out(
@@ -73,10 +86,17 @@ fn hand_out(
 ) -> Result<(), TaskError> {
     let mut place = 0;
     for batch in batches {
-        let rows = objects(&batch.map_err(|e| cannot_read(path, e))?).map_err(|why| cannot_read(path, why))?;
-        let numbered: Vec<_> = (place + 1..).zip(rows).collect();
-        place += numbered.len() as u64;
-        take(Rows::Values(numbered))?;
+        let batch = batch.map_err(|e| broken(path, e))?;
+        // Batches are as long as the writer liked; rows as objects take several times their room.
+        for start in (0..batch.num_rows()).step_by(ROWS_PER_CHUNK) {
+            let part = batch.slice(start, ROWS_PER_CHUNK.min(batch.num_rows() - start));
+            let rows = objects(&part).map_err(|why| cannot_read(path, why))?;
+            let numbered: Vec<_> = (place + 1..).zip(rows).collect();
+            place += numbered.len() as u64;
+            if take(Rows::Values(numbered))? == Flow::Enough {
+                return Ok(());
+            }
+        }
     }
     Ok(())
 }
@@ -150,6 +170,7 @@ fn csv_error(path: &Path, line: u64, error: &csv::Error) -> TaskError {
             at,
             format!("this row has {len} fields, and the header has {expected_len}; is a quote or a delimiter missing?"),
         ),
+        csv::ErrorKind::Io(error) => cut_off(path, at, error),
         csv::ErrorKind::Utf8 { .. } => bad_row(path, at, "this row is not UTF-8; save the file as UTF-8"),
         _ => bad_row(path, at, error),
     }

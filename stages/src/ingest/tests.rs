@@ -1,14 +1,58 @@
 #![allow(clippy::unwrap_used)]
 use std::io::Write;
+use std::path::PathBuf;
 
+use super::source::{Flow, Rows};
 use super::*;
-use crate::recipe::dataset::Dataset;
+use crate::project::Project;
+use crate::recipe::dataset::{Dataset, Role};
 use crate::rows::harness::{Done, run};
 
 fn ingest(path: &Path, kind: &str) -> Ingest {
     let keys = DatasetKeys::default();
     let rows = RowFormat::of_type(kind, &keys).unwrap();
-    Ingest { sources: vec![path.to_path_buf()], file_format: None, rows, keys, keep: Vec::new() }
+    let reading = Reading {
+        sources: vec![path.to_path_buf()],
+        parts: vec![(Slice::whole("train"), vec![0])],
+        left_out: Vec::new(),
+    };
+    Ingest { reading, file_format: None, rows, keys, shard: None, max_rows: None, keep: Vec::new() }
+}
+
+/// As a recipe's entry reads it, in a folder of its own.
+fn entry(files: &[(&str, &str)], dataset: Value) -> Result<Done, String> {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, text) in files {
+        let path = dir.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    }
+    let dataset: Dataset = serde_json::from_value(dataset).unwrap();
+    let project = Project::of(&dir.path().join("recipe.yml"));
+    let reading =
+        files::reading(&project, &dataset, Role::Train).map_err(|wrong| format!("{}: {}", wrong.key, wrong.message))?;
+    let task = Ingest {
+        reading,
+        file_format: None,
+        rows: RowFormat::of_dataset(&dataset)?,
+        keys: DatasetKeys::of(&dataset),
+        shard: dataset.shards.map(|of| Shard { of, index: dataset.shards_idx.unwrap_or(0) }),
+        max_rows: dataset.max_rows,
+        keep: Vec::new(),
+    };
+    let place = dir.path().display().to_string();
+    run(&task, "ingest.d", &[]).map_err(|e| e.to_string().replace(&format!("{place}/"), ""))
+}
+
+/// The texts of `n` completion rows, numbered from 0.
+fn numbered(n: usize) -> String {
+    (0..n).map(|i| format!("{{\"text\": \"{i}\"}}\n")).collect()
+}
+
+/// The numbers of [`numbered`] rows that were kept.
+fn kept(done: &Done) -> Vec<usize> {
+    let number = |data: String| data.rsplit(':').next().unwrap().trim_matches(['"', '}']).parse().unwrap();
+    done.texts(ROWS_FILE, "data").into_iter().map(number).collect()
 }
 
 fn read_bytes(name: &str, bytes: &[u8], kind: &str) -> Result<Done, String> {
@@ -101,7 +145,7 @@ fn conversations_are_read_in_every_spelling() {
     let csv = b"messages\n\"[{\"\"role\"\": \"\"user\"\", \"\"content\"\": \"\"q\"\"}]\"\n";
     assert_eq!(data("d.csv", csv, "chat_template").len(), 1);
     let message = error("d.jsonl", br#"{"messages": [{"content": "q"}]}"#, "chat_template");
-    assert!(message.contains("message 1 of `messages` has no `role` or `from`"), "{message}");
+    assert!(message.contains("`messages` has a message 1 that has no `role` or `from`"), "{message}");
 }
 
 #[test]
@@ -113,12 +157,12 @@ fn recipe_keys_rename_fields_roles_and_flags() {
     )
     .unwrap();
     let format = RowFormat::of_dataset(&dataset).unwrap();
-    let mut row = serde_json::from_str(
+    let mut row: Map<String, Value> = serde_json::from_str(
         r#"{"turns": [{"who": "system", "says": "s"}, {"who": "me", "says": "q", "train": false},
             {"who": "it", "says": "a", "why": "r", "learn": true, "extra": 1}]}"#,
     )
     .unwrap();
-    let read = format.example(&mut row).unwrap().to_data();
+    let read = format.examples(&mut row).unwrap()[0].to_data();
     let expected = r#"{"shape":"chat","messages":[{"role":"user","content":"q"},{"role":"assistant","content":"a","reasoning_content":"r","extra":1,"train":true}]}"#;
     assert_eq!(read, expected);
 }
@@ -152,11 +196,15 @@ fn other_formats_become_their_shapes() {
             r#"{"question": "q", "category": "c", "answer": 42}"#,
             r#"{"shape":"instruct","instruction":"q","input":"c","output":"what is 42"}"#,
         ),
-        ("auto", r#"{"prompt": "p", "completion": "c"}"#, r#"{"shape":"instruct","instruction":"p","output":"c"}"#),
+        (
+            "auto",
+            r#"{"prompt": "p", "completion": "c"}"#,
+            r#"{"shape":"chat","messages":[{"role":"user","content":"p"},{"role":"assistant","content":"c"}]}"#,
+        ),
         (
             "auto",
             r#"{"instruction": "i", "context": "x", "response": "o"}"#,
-            r#"{"shape":"instruct","instruction":"i","input":"x","output":"o"}"#,
+            r#"{"shape":"chat","messages":[{"role":"user","content":"i\n\nx"},{"role":"assistant","content":"o"}]}"#,
         ),
         ("auto", r#"{"text": "t", "meta": 1}"#, r#"{"shape":"completion","text":"t"}"#),
     ] {
@@ -215,8 +263,169 @@ fn the_bytes_read_are_reported_and_rows_far_apart_keep_their_places() {
         if let Rows::Json { spans, .. } = rows {
             reported = spans.last().copied();
         }
-        Ok(())
+        Ok(Flow::More)
     });
     assert_eq!(digest.unwrap(), pipe_engine::digest::Digest::of(text.as_bytes()));
     assert_eq!(reported.unwrap().place, 4000);
+}
+
+#[test]
+fn splits_slices_shards_and_limits_choose_rows() {
+    let files = [("d/train.jsonl", numbered(100)), ("d/test.jsonl", numbered(7)), ("one.jsonl", numbered(10))];
+    let files: Vec<(&str, &str)> = files.iter().map(|(name, text)| (*name, text.as_str())).collect();
+    let rows = |dataset: Value| entry(&files, dataset).map(|done| kept(&done));
+    let of = |keys: Value| {
+        let mut dataset = json!({"path": "d", "type": "completion"});
+        dataset.as_object_mut().unwrap().extend(keys.as_object().unwrap().clone());
+        rows(dataset)
+    };
+    assert_eq!(of(json!({})).unwrap().len(), 100);
+    assert_eq!(of(json!({"split": "test"})).unwrap(), [0, 1, 2, 3, 4, 5, 6]);
+    assert_eq!(of(json!({"split": "train[10:12]+test[-2:]"})).unwrap(), [10, 11, 5, 6]);
+    assert_eq!(of(json!({"split": "train[:3%]"})).unwrap(), [0, 1, 2]);
+    assert_eq!(of(json!({"split": "train[:2]+train[:1]"})).unwrap(), [0, 1, 0]);
+    assert_eq!(of(json!({"split": "train[90:]", "shards": 4, "shards_idx": 1})).unwrap(), [91, 95, 99]);
+    let five = of(json!({"max_rows": 5})).unwrap();
+    let seven = of(json!({"max_rows": 7})).unwrap();
+    assert!(five.len() == 5 && five.is_sorted() && five.iter().all(|row| seven.contains(row)), "{five:?} {seven:?}");
+    assert_eq!(of(json!({"max_rows": 1000})).unwrap().len(), 100);
+    assert!(
+        of(json!({"split": "dev"})).unwrap_err().contains("split: there is no split `dev`; there are `train`, `test`")
+    );
+    assert!(of(json!({"split": "train[5:5]"})).unwrap_err().contains("has no rows"));
+    let one = rows(json!({"path": "one.jsonl", "type": "completion", "split": "train[-1:]"}));
+    assert_eq!(one.unwrap(), [9]);
+    let pattern = rows(json!({"path": "*/te*.jsonl", "type": "completion"}));
+    assert_eq!(pattern.unwrap().len(), 7);
+    let named = rows(json!({"path": "json", "data_files": ["one.jsonl", "d/test.jsonl"], "type": "completion"}));
+    assert_eq!(named.unwrap().len(), 17);
+    let none = rows(json!({"path": "zzz*.jsonl", "type": "completion"}));
+    assert!(none.unwrap_err().contains("no file fits"));
+}
+
+#[test]
+fn a_value_of_another_kind_is_explained_by_the_rows_before() {
+    let text = format!("{ALPACA}\n{ALPACA}\n{{\"instruction\": \"i\", \"output\": [1]}}\n");
+    let message = error("d.jsonl", text.as_bytes(), "alpaca");
+    assert!(message.starts_with("d.jsonl:3: `output` is a list, not a text; it is a text at "), "{message}");
+    assert!(message.ends_with("d.jsonl:1"), "{message}");
+    let text = format!("{ALPACA}\n{ALPACA}\n{{\"instruction\": \"i\", \"output\": 7, \"system\": \"s\"}}\n");
+    let done = read_bytes("d.jsonl", text.as_bytes(), "alpaca").unwrap();
+    let warnings = done.summary.warnings.join("\n");
+    assert!(warnings.contains("the column `output` holds text in 2 rows (first at"), "{warnings}");
+    assert!(warnings.contains("1 rows have a `system` text, which this `type` does not use"), "{warnings}");
+    assert_eq!(done.summary.stats["columns"]["input"], json!({"text": 2, "absent": 1}));
+    let wrapped = error("d.json", b"{\n\"data\": [{\"instruction\": \"i\"}]}", "alpaca");
+    assert!(wrapped.contains("if the rows are the items of `data`"), "{wrapped}");
+}
+
+#[test]
+fn names_are_believed_until_the_bytes_say_otherwise() {
+    let lines = format!("{ALPACA}\n{ALPACA}\n");
+    for name in ["d.csv", "d.parquet", "d.json", "d.jsonl", "d"] {
+        assert_eq!(data(name, lines.as_bytes(), "alpaca"), [READ, READ], "{name}");
+    }
+    for (name, bytes, why) in [
+        ("d.parquet", b"a,b\n1,2\n".as_slice(), "is named as Parquet"),
+        ("d.jsonl", b"PK\x03\x04....", "zip archive"),
+        ("d.jsonl", b"BZh91AY", "bzip2"),
+        ("d.parquet", b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        ("d.parquet", b"PAR1abcdPAR1", "cut off or damaged"),
+        ("d.bin", b"hello", "set `ds_type`"),
+    ] {
+        let message = error(name, bytes, "alpaca");
+        assert!(message.starts_with(name) && message.contains(why), "{message}");
+    }
+    let long = gz(lines.repeat(2000).as_bytes());
+    let message = error("d.jsonl.gz", &long[..long.len() - 20], "alpaca");
+    assert!(message.contains("is the file cut off?"), "{message}");
+    let mut damaged = zstd::encode_all(lines.as_bytes(), 1).unwrap();
+    let middle = damaged.len() / 2;
+    damaged[middle] ^= 0xff;
+    assert!(error("d.jsonl.zst", &damaged, "alpaca").starts_with("d.jsonl.zst:"));
+    let document = data("d.md", b"# Title\n\nText\n", "completion");
+    assert_eq!(document, [r##"{"shape":"completion","text":"# Title\n\nText\n"}"##]);
+}
+
+#[test]
+fn tables_are_read_packed_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let schema = Arc::new(arrow::datatypes::Schema::new(vec![arrow::datatypes::Field::new(
+        "text",
+        arrow::datatypes::DataType::Utf8,
+        true,
+    )]));
+    let texts: StringArray = (0..5000).map(|i| Some(i.to_string())).collect();
+    let batch = RecordBatch::try_new(schema.clone(), vec![Arc::new(texts)]).unwrap();
+    let mut file = arrow::ipc::writer::FileWriter::try_new(Vec::new(), &schema).unwrap();
+    file.write(&batch).unwrap();
+    let file = file.into_inner().unwrap();
+    let mut stream = arrow::ipc::writer::StreamWriter::try_new(Vec::new(), &schema).unwrap();
+    stream.write(&batch).unwrap();
+    let stream = stream.into_inner().unwrap();
+    let mut parquet = parquet::arrow::ArrowWriter::try_new(Vec::new(), schema, None).unwrap();
+    parquet.write(&batch).unwrap();
+    let parquet = parquet.into_inner().unwrap();
+    for (name, bytes) in [("d.arrow", file), ("s.arrow", stream), ("d.parquet", parquet)] {
+        let packed = [gz(&bytes), zstd::encode_all(bytes.as_slice(), 1).unwrap(), bytes];
+        for (ending, bytes) in [".gz", ".zst", ""].iter().zip(packed) {
+            let path: PathBuf = dir.path().join(format!("{name}{ending}"));
+            std::fs::write(&path, bytes).unwrap();
+            let done = run(&ingest(&path, "completion"), "ingest.d", &[]).unwrap();
+            assert_eq!(kept(&done).len(), 5000, "{name}{ending}");
+            assert_eq!(kept(&done)[4999], 4999);
+        }
+    }
+}
+
+#[test]
+fn hostile_rows_are_data_or_located_errors() {
+    let ten_megabytes = "x".repeat(10 << 20);
+    for (text, expected) in [
+        (format!("{{\"text\": \"{ten_megabytes}\"}}"), Some(1)),
+        ("{\"text\": \"a\\u0000b\"}".to_string(), Some(1)),
+        ("{\"text\": \"\u{202e}abc\u{2066}\"}".to_string(), Some(1)),
+        ("\u{FEFF}{\"text\": \"a\"}\r\n\r\n{\"text\": \"b\"}\r\n".to_string(), Some(2)),
+        ("{\"text\": 1e999}".to_string(), None),
+        ("{\"text\": \"a\", \"text\": \"b\"}".to_string(), None),
+        ("{\"text\": \"a\u{0}b\"}".to_string(), None),
+        (format!("{{\"text\": {}}}", "[".repeat(1 << 20)), None),
+        ("{\"text\": \"\\udc00\"}".to_string(), None),
+        ("{\"text\": {\"a\": 1}}".to_string(), None),
+        ("\u{0}\u{0}\u{0}".to_string(), None),
+    ] {
+        let shown: String = text.chars().take(40).collect();
+        match (read_bytes("d.jsonl", text.as_bytes(), "completion"), expected) {
+            (Ok(done), Some(rows)) => assert_eq!(done.summary.rows, Some(rows), "{shown}"),
+            (Err(message), None) => assert!(message.starts_with("d.jsonl:1: ") && message.len() < 600, "{message}"),
+            (Ok(_), None) => panic!("read: {shown}"),
+            (Err(message), Some(_)) => panic!("{shown}: {message}"),
+        }
+    }
+    assert!(error("d.csv", b"a,a\n1,2\n", "completion").contains("the column `a` twice"));
+    let csv = data("d.csv", b"\xef\xbb\xbftext,n\r\n\"a\r\nb\",1\r\n", "completion");
+    assert_eq!(csv, [r#"{"shape":"completion","text":"a\r\nb"}"#]);
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(100))]
+
+    /// Whatever the bytes: rows or an error that names the file, and never a panic.
+    #[test]
+    fn no_bytes_are_too_strange(
+        bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..300),
+        splice in 0usize..200,
+        name in proptest::sample::select(vec!["d.jsonl", "d.json", "d.csv", "d.tsv", "d.txt", "d.md", "d.parquet", "d.arrow", "d.jsonl.gz", "d"]),
+        kind in proptest::sample::select(vec!["alpaca", "chat_template", "completion", "input_output", "pretokenized", "auto"]),
+    ) {
+        let sound = format!("{ALPACA}\n{{\"messages\": [{{\"role\": \"user\", \"content\": [\"q\"]}}], \"text\": 1}}\n");
+        let mut mixed = sound.into_bytes();
+        let at = splice.min(mixed.len());
+        mixed.splice(at..at, bytes.iter().copied());
+        for bytes in [bytes, mixed] {
+            if let Err(message) = read_bytes(name, &bytes, kind) {
+                proptest::prop_assert!(message.starts_with(name) && !message.contains("panicked"), "{}", message);
+            }
+        }
+    }
 }

@@ -7,13 +7,15 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Recipe;
-use super::values::{DatasetType, FileKind, Format, OneOrMany, TrainOn};
+use super::format::Format;
+use super::values::{DatasetType, FileKind, OneOrMany, TrainOn};
 
 /// One source of rows.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Dataset {
-    /// A file, a folder, a Hugging Face dataset id, or a builder name (`json`, `csv`, `parquet`, `text`) beside `data_files`.
+    /// A file, a folder, a pattern of files, an address (`s3://`, `gs://`, `az://`, `https://`), a Hugging Face dataset id, or a
+    /// builder name (`json`, `csv`, `parquet`, `arrow`, `text`) beside `data_files`.
     pub path: Option<String>,
     /// Row format by name, or a map of columns and prompt formats.
     #[serde(rename = "type")]
@@ -88,7 +90,7 @@ pub struct Dataset {
     pub chat_template_jinja: Option<String>,
     /// Extra variables for the template.
     pub chat_template_kwargs: Option<IndexMap<String, serde_json::Value>>,
-    /// Cut the rows into this many parts and take one.
+    /// Cut the rows into this many parts, dealt out one by one, and take one part.
     #[schemars(range(min = 1))]
     pub shards: Option<u64>,
     /// Which part to take, from 0.
@@ -147,7 +149,7 @@ impl Dataset {
         match &self.kind {
             Some(DatasetType::Named(format)) => Some(*format),
             Some(DatasetType::UserDefined(_)) => None,
-            None => Some(Format::Pretokenized),
+            None => Some(Format::pretokenized()),
         }
     }
 
@@ -202,14 +204,14 @@ impl Recipe {
 
 /// Names that stand for a reader instead of a place; the files are then under `data_files`.
 pub fn is_builder(path: &str) -> bool {
-    matches!(path, "json" | "csv" | "parquet" | "arrow" | "text")
+    matches!(path, "json" | "csv" | "parquet" | "arrow" | "text" | "markdown")
 }
 
 fn stem(path: &str) -> String {
     let path = path.split(['?', '#']).next().unwrap_or(path).trim_end_matches(['/', '\\']);
     let name = path.rsplit(['/', '\\']).next().unwrap_or(path);
     let packed = [".gz", ".zst", ".xz", ".bz2"].iter().find_map(|ext| name.strip_suffix(ext)).unwrap_or(name);
-    let kinds = [".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".txt", ".text"];
+    let kinds = [".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".txt", ".text", ".md"];
     let bare = kinds.iter().find_map(|ext| packed.strip_suffix(ext)).unwrap_or(packed);
     let clean: String =
         bare.chars().map(|c| if c.is_ascii_alphanumeric() || "_-.".contains(c) { c } else { '_' }).collect();

@@ -1,7 +1,8 @@
 //! Paths in a recipe: what is missing, and where it would be found.
 
 use super::checks::Facts;
-use super::dataset::is_builder;
+use super::dataset::{Dataset, Role, is_builder};
+use crate::ingest::files;
 use crate::project::{Place, is_hub_id};
 
 /// Datasets, models, adapters and templates that are not where the recipe says.
@@ -47,7 +48,21 @@ pub(super) fn check(facts: &mut Facts<'_>) {
             } else {
                 one(facts, &format!("{at}.path"), path, "data");
             }
+            let role = if list == "datasets" { Role::Train } else { Role::Test };
+            rows(facts, &at, dataset, role);
         }
+    }
+}
+
+/// Splits, configurations and files of a dataset that is on this machine.
+fn rows(facts: &mut Facts<'_>, at: &str, dataset: &Dataset, role: Role) {
+    let keys = ["path", "split", "name", "data_files"].map(|key| format!("{at}.{key}"));
+    if !facts.sound(&keys.each_ref().map(String::as_str)) {
+        return;
+    }
+    if let Err(wrong) = files::reading(facts.project, dataset, role) {
+        let key = format!("{at}.{}", wrong.key);
+        facts.error("dataset-files", &key, format!("`{key}`: {}", wrong.message), wrong.suggestion);
     }
 }
 
@@ -56,7 +71,7 @@ fn one(facts: &mut Facts<'_>, key: &str, path: &str, what: &str) {
         facts.error("bad-value", key, format!("`{key}` is empty"), None);
         return;
     }
-    if path.contains(['*', '?']) && !path.contains("://") {
+    if files::is_pattern(path) && !path.contains("://") {
         return;
     }
     facts.missing(key, path, what);

@@ -505,7 +505,7 @@ const KNOWN_VALUES: &[KnownValues] = &[
     },
     KnownValues {
         key: "type",
-        values: "chat_template.* chatml.* llama3.* zephyr.* bradley_terry.* user_defined.* passthrough* dpo* kto* orpo* \
+        values: "chat_template.* chatml.* llama3.* zephyr.* bradley_terry* user_defined.* passthrough* dpo* kto* orpo* \
                  stepwise_supervised ebft_* grpo*",
         why: "preference and reward formats are not supported",
         instead: "chat_template",
@@ -518,9 +518,8 @@ const KNOWN_VALUES: &[KnownValues] = &[
     },
     KnownValues {
         key: "type",
-        values: "context_qa* creative_acr* metharme pygmalion llama2_chat orcamini _synthetic alpaca_w_system.* \
-                 alpaca_instruct.* gpteacher.* user_defined reflection.* bradley_terry",
-        why: "this format is not supported yet",
+        values: "creative_acr* _synthetic user_defined",
+        why: "this format is not supported",
         instead: "alpaca, chat_template or a `type` map of columns",
     },
     KnownValues {

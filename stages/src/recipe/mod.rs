@@ -7,6 +7,7 @@ mod checks;
 pub mod dataset;
 mod examples;
 mod files;
+pub mod format;
 mod keys;
 mod known;
 mod reference;
@@ -24,6 +25,7 @@ use pipe_engine::document::{self, Node};
 use pipe_engine::problem::Problem;
 
 pub use dataset::{Dataset, Role, Source, UserDefined};
+pub use format::Format;
 pub use keys::{BnbConfig, FourBit, Recipe, SpecialTokens};
 pub use reference::reference_markdown;
 pub use schema::schema;

@@ -10,6 +10,7 @@ use serde::de::{self, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::dataset::UserDefined;
+use super::format::Format;
 
 /// `true`, `false`, or `auto` for what the machine supports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,83 +52,6 @@ pub enum Checkpointing {
 pub enum DatasetType {
     Named(Format),
     UserDefined(UserDefined),
-}
-
-/// Row formats by name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub enum Format {
-    /// `instruction`, `input` (optional), `output`; the alpaca prompt.
-    #[serde(rename = "alpaca")]
-    Alpaca,
-    /// Columns as alpaca; turns named `USER:` and `ASSISTANT:`.
-    #[serde(rename = "alpaca:chat")]
-    AlpacaChat,
-    /// Columns as alpaca; ChatML turns.
-    #[serde(rename = "alpaca:chatml")]
-    AlpacaChatml,
-    /// Columns as alpaca; Phi's instruct and output lines.
-    #[serde(rename = "alpaca:phi")]
-    AlpacaPhi,
-    /// Columns as alpaca; rendered with the chat template (ours, not Axolotl's).
-    #[serde(rename = "alpaca:chat_template")]
-    AlpacaChatTemplate,
-    /// `instruction` and `output`; chat-style prompt.
-    #[serde(rename = "alpaca_chat")]
-    AlpacaChatPrompt,
-    /// `question` and `answer`.
-    #[serde(rename = "alpaca_chat.load_qa")]
-    AlpacaChatQa,
-    /// `instruction`, `input`, `output`; asks for a concise answer.
-    #[serde(rename = "alpaca_chat.load_concise")]
-    AlpacaChatConcise,
-    /// `message_1` and `message_2`.
-    #[serde(rename = "alpaca_chat.load_camel_ai")]
-    AlpacaChatCamelAi,
-    /// `instruction`, `input`, `output`; instruct-style prompt.
-    #[serde(rename = "alpaca_instruct")]
-    AlpacaInstruct,
-    /// `instruction`, `input`, `output` and `system`.
-    #[serde(rename = "alpaca_w_system")]
-    AlpacaWithSystem,
-    /// `system_prompt`, `question`, `response`.
-    #[serde(rename = "alpaca_w_system.load_open_orca")]
-    AlpacaWithSystemOpenOrca,
-    /// `system_prompt`, `question`, `response`; ChatML turns.
-    #[serde(rename = "alpaca_w_system.load_open_orca_chatml")]
-    AlpacaWithSystemOpenOrcaChatml,
-    /// `instruction`, `input`, `output`.
-    #[serde(rename = "gpteacher")]
-    Gpteacher,
-    /// `INSTRUCTION` and `RESPONSE`.
-    #[serde(rename = "oasst")]
-    Oasst,
-    /// `question`, `answer`, `category`.
-    #[serde(rename = "jeopardy")]
-    Jeopardy,
-    /// `instruction`, `input`, `output`, `reflection`, `corrected`.
-    #[serde(rename = "reflection")]
-    Reflection,
-    /// `question`, `choices`, `solution`, `explanation`.
-    #[serde(rename = "explainchoice")]
-    ExplainChoice,
-    /// `question`, `choices`, `solution`.
-    #[serde(rename = "concisechoice")]
-    ConciseChoice,
-    /// `article` and `summary`.
-    #[serde(rename = "summarizetldr")]
-    SummarizeTldr,
-    /// `messages` (or `field_messages`) rendered by the chat template.
-    #[serde(rename = "chat_template")]
-    ChatTemplate,
-    /// `segments`: pieces of text, each trained or not.
-    #[serde(rename = "input_output")]
-    InputOutput,
-    /// `text` (or `field`), all of it trained.
-    #[serde(rename = "completion")]
-    Completion,
-    /// `input_ids`, `attention_mask`, `labels`: already tokenised.
-    #[serde(rename = "pretokenized")]
-    Pretokenized,
 }
 
 /// Optimizers by Axolotl's and transformers' names.
@@ -226,9 +150,11 @@ pub enum FileKind {
     Json,
     Jsonl,
     Csv,
+    Tsv,
     Parquet,
     Arrow,
     Text,
+    Markdown,
 }
 
 /// When something happens during training.
@@ -251,21 +177,6 @@ pub enum SpecialTokensInContent {
     Escape,
     /// The row is an error.
     Error,
-}
-
-impl Format {
-    /// The name written in recipes.
-    pub fn name(self) -> String {
-        match serde_json::to_value(self) {
-            Ok(serde_json::Value::String(name)) => name,
-            _ => String::new(),
-        }
-    }
-
-    /// Whether rows are rendered by a chat template.
-    pub fn uses_chat_template(self) -> bool {
-        matches!(self, Format::ChatTemplate | Format::AlpacaChatTemplate)
-    }
 }
 
 impl DatasetType {

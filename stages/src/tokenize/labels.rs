@@ -11,6 +11,7 @@ use pipe_files::{Encoder, Scratch, SpecialText};
 use super::{Counts, RowView, Tokenize, Tokenized, load_encoder};
 use crate::recipe::{SpecialTokensInContent, TrainOn};
 use crate::template::detail::{STRETCH, TURN_END};
+use crate::template::turns::END;
 
 /// The label of a masked token; PyTorch's and Hugging Face's convention.
 pub const MASKED: i32 = -100;
@@ -124,9 +125,9 @@ impl<'a> Labeller<'a> {
             start = end as usize;
         }
         let inside = |token: &Token| {
-            self.special.contains(&token.id)
-                && token.start < token.end
-                && row.spans.iter().any(|span| span.start <= token.start && token.end <= span.end)
+            let holds = |span: &SpanView<'_>| span.start <= token.start && token.end <= span.end && span.role != END;
+            let content = row.spans.iter().any(holds);
+            content && token.start < token.end && self.special.contains(&token.id)
         };
         let found: Vec<Token> = tokens.iter().filter(|token| inside(token)).copied().collect();
         let Some(first) = found.first() else { return Ok(()) };

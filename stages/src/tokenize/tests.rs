@@ -35,7 +35,7 @@ fn rendering() -> Template {
         tokenizer: None,
         kwargs: Map::new(),
         default_system: None,
-        style: PromptStyle::Alpaca,
+        style: PromptStyle::alpaca(),
         special: SpecialTexts::default(),
         day: None,
     }

@@ -3,9 +3,11 @@
 use super::Facts;
 use crate::project::Place;
 use crate::recipe::dataset::Dataset;
-use crate::recipe::values::{DatasetType, Format};
+use crate::recipe::format::Reads;
+use crate::recipe::values::DatasetType;
 use crate::recipe::{known, suggest};
 use crate::template::builtin;
+use crate::template::prompts::PromptStyle;
 
 pub(super) fn check(facts: &mut Facts<'_>) {
     presence(facts);
@@ -204,6 +206,12 @@ fn one(facts: &mut Facts<'_>, dataset: &Dataset, at: &str) {
     shards(facts, dataset, at);
     columns(facts, dataset, at);
     if let Some(DatasetType::UserDefined(map)) = &dataset.kind
+        && let Err(why) = PromptStyle::user_defined(map)
+        && facts.sound(&[&key("type")])
+    {
+        facts.error("bad-value", &key("type"), format!("`{at}.type`: {why}"), None);
+    }
+    if let Some(DatasetType::UserDefined(map)) = &dataset.kind
         && map.field_output.is_none()
         && facts.sound(&[&key("type.field_output")])
     {
@@ -263,7 +271,7 @@ fn columns(facts: &mut Facts<'_>, dataset: &Dataset, at: &str) {
         let message = format!("`{name}` has no effect on rows of type `{}`, which are no conversations", format.name());
         facts.warning("no-effect", &format!("{at}.{name}"), message, Some("type: chat_template".to_string()));
     }
-    if format != Format::Completion && dataset.field.is_some() {
+    if format.reads() != Reads::Text && dataset.field.is_some() {
         let message = format!("`field` has no effect on rows of type `{}`", format.name());
         facts.warning("no-effect", &format!("{at}.field"), message, Some("type: completion".to_string()));
     }

@@ -24,7 +24,6 @@ pub(super) fn check(facts: &mut Facts<'_>) {
     if types.clone().any(|kind| matches!(kind, QuantType::Nf4 | QuantType::Int8)) {
         say(facts, "quantize.types", "bitsandbytes' formats are not written yet", "a GGUF type such as q4_k_m");
     }
-    datasets(facts);
 }
 
 /// Optimizers with small state are accepted; what they save is memory, and an adapter's state is small.
@@ -46,30 +45,6 @@ fn evaluation(facts: &mut Facts<'_>) {
     }
     if rows {
         say(facts, "eval.max_rows", "all rows of a split are answered", "a smaller split.test");
-    }
-}
-
-fn datasets(facts: &mut Facts<'_>) {
-    let recipe = facts.recipe;
-    for (list, entries) in [("datasets", &recipe.datasets), ("test_datasets", &recipe.test_datasets)] {
-        for (i, dataset) in entries.iter().flatten().enumerate() {
-            let slice = dataset.split.as_deref().is_some_and(|split| split.contains(['[', '+']));
-            let used = [
-                ("split", slice, "slices of a split are not supported yet", "split: train"),
-                ("shards", dataset.shards.is_some(), "shards are not supported yet", "a file with the rows you want"),
-                (
-                    "max_rows",
-                    dataset.max_rows.is_some(),
-                    "taking some of the rows is not supported yet",
-                    "a smaller file",
-                ),
-            ];
-            for (key, used, why, instead) in used {
-                if used {
-                    say(facts, &format!("{list}[{i}].{key}"), why, instead);
-                }
-            }
-        }
     }
 }
 
