@@ -42,6 +42,8 @@ const LICENCES: &[&str] = &[
     "0BSD",
     "CC0-1.0",
     "BSL-1.0",
+    // The root certificates that webpki-roots carries.
+    "CDLA-Permissive-2.0",
     "Unicode-3.0",
     "Unlicense",
 ];

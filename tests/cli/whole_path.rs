@@ -109,7 +109,7 @@ fn the_verbs_work_on_existing_folders() {
     assert_eq!(merge.code, 0, "{}", merge.stderr);
     let quantize = project.pipe(&["quantize", "whole", "--type", "q8_0", "--output", "whole.gguf"]);
     assert_eq!(quantize.code, 0, "{}", quantize.stderr);
-    let eval = ["eval", "whole.gguf", "--data", "rows.jsonl", "--type", "alpaca", "--json"];
+    let eval = ["eval", "whole.gguf", "--data", "rows.jsonl", "--type", "alpaca", "--sequence-len", "256", "--json"];
     let said = project.pipe(&eval);
     assert_eq!(said.code, 0, "{}", said.stderr);
     assert!(said.json()["eval_loss"].as_f64().unwrap() > 0.0);

@@ -144,7 +144,10 @@ impl<'a> Elements<'a> {
                     b'{' | b'[' => self.depth += 1,
                     b'}' | b']' if self.depth > 0 => self.depth -= 1,
                     // A bare word or number has no closing mark of its own: what follows it ends it.
-                    b',' | b']' | b'}' | b'\n' | b' ' if self.depth == 0 => return self.close(self.at),
+                    // One that begins with such a mark is no JSON, and goes on to its end for the parser to refuse.
+                    b',' | b']' | b'}' | b'\n' | b' ' if self.depth == 0 && self.start != Some(self.at) => {
+                        return self.close(self.at);
+                    }
                     _ => {
                         self.at += 1;
                         continue;
