@@ -111,7 +111,7 @@ OPEN = {
     },
     "inner_file": {
         "train": ["/etc/nginx/nginx.conf", "/app/app.log", "/var/log/error.log", "/data/dump.sql", "/app/config.json",
-                  "/etc/hosts", "/tmp/result.csv", "/app/package.json", "/var/log/access.log", "/root/notes.txt",
+                  "/etc/hosts", "/tmp/result.csv", "/app/package.json", "/var/log/access.log", "/srv/notes.txt",
                   "/data/export.json", "/etc/passwd", "/usr/src/app/main.py", "/opt/app/settings.yml"],
         "test": ["/etc/haproxy/haproxy.cfg", "/srv/report.pdf", "/app/billing.log", "/var/lib/orders.db",
                  "/tmp/trace.out", "/opt/render/frame.png", "/data/users.csv"],
