@@ -122,7 +122,7 @@ pub fn parameters(decoder: &Decoder) -> Vec<Parameter> {
 }
 
 /// Writes `adapter_model.safetensors` and `adapter_config.json` into `folder`, to go on top of the untouched base.
-pub fn save(decoder: &Decoder, settings: &Settings, base: &Path, folder: &Path) -> Result<()> {
+pub fn save(decoder: &Decoder, settings: &Settings, folder: &Path) -> Result<()> {
     let mut tensors: BTreeMap<String, Tensor> = parameters(decoder).into_iter().map(|p| (p.name, p.tensor)).collect();
     let mut settings = settings.clone();
     let moved = decoder.linears().filter_map(|linear| Some((linear, linear.lora.as_ref()?.start.as_ref()?)));
@@ -150,7 +150,7 @@ pub fn save(decoder: &Decoder, settings: &Settings, base: &Path, folder: &Path) 
     // PEFT's own saver marks its files this way, and transformers asks for it.
     write_tensors(&folder.join(WEIGHTS), tensors.into_iter().collect(), &[("format", "pt")])?;
     let path = folder.join(CONFIG);
-    let mut text = serde_json::to_string_pretty(&config(decoder, &settings, base)).unwrap_or_default();
+    let mut text = serde_json::to_string_pretty(&config(decoder, &settings)).unwrap_or_default();
     text.push('\n');
     std::fs::write(&path, text).map_err(|e| ModelError::io(&path, e))
 }
@@ -191,7 +191,7 @@ fn key(layer: &str, part: &str) -> String {
 }
 
 /// What PEFT needs to load the adapter; keys in its order of meaning, targets sorted.
-fn config(decoder: &Decoder, settings: &Settings, base: &Path) -> Value {
+fn config(decoder: &Decoder, settings: &Settings) -> Value {
     let last = |linear: &Linear| linear.name.rsplit('.').next().unwrap_or_default().to_string();
     let targets = match &settings.targets {
         Targets::Regex(pattern) => json!(pattern),
@@ -207,7 +207,8 @@ fn config(decoder: &Decoder, settings: &Settings, base: &Path) -> Value {
     json!({
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base.to_string_lossy(),
+        // Where the base lies is no part of what was trained; whoever publishes the adapter names it.
+        "base_model_name_or_path": null,
         "r": settings.r,
         "lora_alpha": settings.alpha,
         "lora_dropout": settings.dropout,

@@ -165,7 +165,7 @@ pub fn run(job: &TrainJob, events: &Events) -> Result<()> {
     }
     std::fs::create_dir_all(&job.output).map_err(|e| ModelError::io(&job.output, e))?;
     match &adapter {
-        Some(settings) => adapter::save(&decoder, settings, &job.model.path, &job.output)?,
+        Some(settings) => adapter::save(&decoder, settings, &job.output)?,
         None => whole::save(&mut decoder, &job.model.path, &job.output, events)?,
     }
     journal.save(&job.output.join("metrics.jsonl"))

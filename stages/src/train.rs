@@ -61,7 +61,7 @@ impl Task for Train {
     }
 
     fn version(&self) -> String {
-        format!("2+{}", pipe_job::NUMERICS)
+        format!("3+{}", pipe_job::NUMERICS)
     }
 
     fn params(&self) -> Value {

@@ -86,7 +86,6 @@ output_dir: out
 ";
 
 #[test]
-#[ignore = "open: the outputs of a resumed training differ somewhere"]
 fn a_recipe_with_training_killed_again_and_again_ends_with_the_same_bytes() {
     let (Some(calm), Some(project)) = (with_training(), with_training()) else { return };
     let began = std::time::Instant::now();
@@ -114,7 +113,6 @@ fn a_recipe_with_training_killed_again_and_again_ends_with_the_same_bytes() {
 }
 
 #[test]
-#[ignore = "open: the outputs of a resumed training differ somewhere"]
 fn an_interrupted_training_stops_soon_and_goes_on_from_its_checkpoint() {
     let (Some(calm), Some(project)) = (with_training(), with_training()) else { return };
     let undisturbed = calm.run(&["--until", "train"]);
