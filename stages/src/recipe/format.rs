@@ -451,6 +451,8 @@ fn kinds() -> Vec<Kind> {
         let about = format!("columns as {name}; rendered with the chat template (ours, not Axolotl's)");
         add(format!("{name}:chat_template"), about, Reads::OneTurn(*columns), Words::ChatTemplate);
     }
+    // Messages show the first dozen: what most recipes want, and no name in five wordings.
+    kinds.sort_by_key(|kind| (kind.name != "chat_template", kind.name.contains(':')));
     kinds
 }
 

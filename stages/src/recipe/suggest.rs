@@ -235,13 +235,21 @@ fn same_words<'n>(name: &str, names: &[&'n str]) -> Option<&'n str> {
 fn nearest<'n>(name: &str, names: &[&'n str]) -> Option<&'n str> {
     let lower = name.to_ascii_lowercase();
     let allowed = (lower.chars().count() / 3).clamp(1, 4);
+    let letters = |word: &str| {
+        let mut letters: Vec<char> = word.chars().collect();
+        letters.sort_unstable();
+        letters
+    };
+    let (own, likeness) = (letters(&lower), |other: &str| strsim::jaro_winkler(&lower, other));
     names
         .iter()
         .map(|other| (strsim::osa_distance(&lower, &other.to_ascii_lowercase()), *other))
         .filter(|(distance, _)| *distance <= allowed)
         .min_by(|a, b| {
-            let likeness = |other: &str| strsim::jaro_winkler(&lower, other);
-            a.0.cmp(&b.0).then_with(|| likeness(b.1).total_cmp(&likeness(a.1)))
+            // Of equally near words, one whose letters only changed places.
+            let swapped = |other: &str| letters(other) == own;
+            let order = a.0.cmp(&b.0).then_with(|| swapped(b.1).cmp(&swapped(a.1)));
+            order.then_with(|| likeness(b.1).total_cmp(&likeness(a.1)))
         })
         .map(|(_, other)| other)
 }

@@ -110,6 +110,7 @@ fn words_name_the_nearest_word() {
     expect_more("lr_scheduler: cosin\n", &["12:15 bad-value lr_scheduler -> cosine"]);
     expect_instead("type: alpaca", "type: alpacca", &["4:11 bad-value datasets[0].type -> alpaca"]);
     expect_instead("type: alpaca", "type: sharegpt", &["4:11 unsupported-value datasets[0].type -> chat_template"]);
+    expect_more("optimizer: galore_adamw\n", &["12:12 unsupported-value optimizer -> adamw_torch_fused"]);
 }
 
 #[test]

@@ -100,7 +100,7 @@ fn splits_and_batches_that_leave_nothing() {
 
 #[test]
 fn names_of_templates_and_paths() {
-    assert_placed("chat_template: chatmll\n", &["bad-value chat_template -> chatml"]);
+    assert_placed("chat_template: chatlm\n", &["bad-value chat_template -> chatml"]);
     assert_placed("chat_template: ./mine.jinja\n", &["missing-file chat_template -> -"]);
     assert_placed(
         "datasets:\n  - path: row.jsonl\n    type: alpaca\n",
