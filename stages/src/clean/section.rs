@@ -239,14 +239,26 @@ impl Clean {
     }
 }
 
+/// A value that its type alone cannot judge.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mistake {
+    /// The problem's code, as docs/problems.md lists it.
+    pub code: &'static str,
+    /// The key under `clean`.
+    pub key: String,
+    pub why: String,
+    pub instead: Option<String>,
+}
+
 impl CleanSection {
-    /// What is wrong with values that a type alone cannot judge: the key under `clean`, why, and what to write.
-    pub fn mistakes(&self) -> Vec<(String, String, Option<String>)> {
+    /// What is wrong with the section's values.
+    pub fn mistakes(&self) -> Vec<Mistake> {
         let mut wrong = Vec::new();
         for (i, name) in self.languages.iter().flatten().enumerate() {
             if language::code(name).is_none() {
                 let why = format!("`{name}` is no language that can be told: use an ISO 639 code");
-                wrong.push((format!("languages[{i}]"), why, Some("en".to_string())));
+                let (key, instead) = (format!("languages[{i}]"), Some("en".to_string()));
+                wrong.push(Mistake { code: "bad-value", key, why, instead });
             }
         }
         for (key, patterns) in [("keep_matching", &self.keep_matching), ("drop_matching", &self.drop_matching)] {
@@ -254,7 +266,8 @@ impl CleanSection {
                 if let Err(error) = Regex::new(pattern) {
                     let why = error.to_string();
                     let why = why.lines().last().unwrap_or_default().trim_start_matches("error: ");
-                    wrong.push((key.to_string(), format!("`{pattern}` is not a regular expression: {why}"), None));
+                    let why = format!("`{pattern}` is not a regular expression: {why}");
+                    wrong.push(Mistake { code: "bad-value", key: key.to_string(), why, instead: None });
                 }
             }
         }
@@ -267,7 +280,8 @@ impl CleanSection {
                 && least > most
             {
                 let why = format!("is {least} and `clean.{high}` {most}: every row would be dropped");
-                wrong.push((low.to_string(), why, Some(format!("at most {most}"))));
+                let instead = Some(format!("at most {most}"));
+                wrong.push(Mistake { code: "out-of-range", key: low.to_string(), why, instead });
             }
         }
         wrong

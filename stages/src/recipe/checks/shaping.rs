@@ -20,10 +20,10 @@ fn clean(facts: &mut Facts<'_>) {
     if !facts.sound(&["clean"]) {
         return;
     }
-    for (key, why, instead) in section.mistakes() {
-        let key = format!("clean.{key}");
+    for mistake in section.mistakes() {
+        let key = format!("clean.{}", mistake.key);
         if facts.sound(&[&key]) {
-            facts.error("bad-value", &key, format!("`{key}` {why}"), instead);
+            facts.error(mistake.code, &key, format!("`{key}` {}", mistake.why), mistake.instead);
         }
     }
     for (key, instead) in section.idle() {

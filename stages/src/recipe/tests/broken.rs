@@ -328,7 +328,7 @@ const NUMBERS_OUT_OF_RANGE: &[Case] = &[
     ("", "cosine_min_lr_ratio: 2\n", "42 out-of-range cosine_min_lr_ratio 1"),
     ("", "seed: -1\n", "42 out-of-range seed 0"),
     ("", "min_sample_len: 4096\n", "42 out-of-range min_sample_len 2"),
-    ("", "clean: {min_chars: 50, max_chars: 10}\n", "42 bad-value clean.min_chars 10"),
+    ("", "clean: {min_chars: 50, max_chars: 10}\n", "42 out-of-range clean.min_chars 10"),
     ("evals_per_epoch: 4", "eval_steps: 2.5", "32 out-of-range eval_steps 3"),
     ("sequence_len: 2048", "sequence_len: 1e12", "22 out-of-range sequence_len 10000000"),
     ("sequence_len: 2048", "sequence_len: 99999999999999999999", "22 out-of-range sequence_len 10000000"),
