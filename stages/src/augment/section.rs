@@ -4,6 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::wording::REQUEST;
+use crate::recipe::Mistake;
 
 const DEFAULT_SEED: u64 = 42;
 const DEFAULT_REPLY: &str = "I have read it. What would you like to know?";
@@ -257,20 +258,20 @@ impl Endpoint {
 }
 
 impl AugmentSection {
-    /// What is wrong with values that a type alone cannot judge: the key under `augment`, why, and what to write.
-    pub fn mistakes(&self) -> Vec<(String, String, Option<String>)> {
+    /// What is wrong with the section's values.
+    pub fn mistakes(&self) -> Vec<Mistake> {
         let mut wrong = Vec::new();
         for (i, template) in self.paraphrase.iter().flatten().enumerate() {
             if !template.contains(REQUEST) {
                 let why = format!("`{template}` does not contain `{REQUEST}`, the place of the row's own text");
-                wrong.push((format!("paraphrase[{i}]"), why, Some(format!("{template} {REQUEST}"))));
+                wrong.push(Mistake::value(format!("paraphrase[{i}]"), why, Some(format!("{template} {REQUEST}"))));
             }
         }
         if let Some(prompt) = self.swap_roles.as_ref().and_then(|swap| swap.prompt.as_ref())
             && !prompt.contains("{answer}")
         {
             let why = "does not contain `{answer}`, the place of the row's own answer".to_string();
-            wrong.push(("swap_roles.prompt".to_string(), why, Some(format!("{prompt} {{answer}}"))));
+            wrong.push(Mistake::value("swap_roles.prompt", why, Some(format!("{prompt} {{answer}}"))));
         }
         if let Some(endpoint) = &self.endpoint {
             wrong.extend(endpoint.mistakes());
@@ -280,10 +281,10 @@ impl AugmentSection {
 }
 
 impl EndpointSection {
-    fn mistakes(&self) -> Vec<(String, String, Option<String>)> {
+    fn mistakes(&self) -> Vec<Mistake> {
         let mut wrong = Vec::new();
         let mut say = |key: &str, why: &str, instead: Option<&str>| {
-            wrong.push((format!("endpoint.{key}"), why.to_string(), instead.map(str::to_string)));
+            wrong.push(Mistake::value(format!("endpoint.{key}"), why, instead.map(str::to_string)));
         };
         match self.url.as_deref() {
             None => say("url", "is missing: where is the endpoint?", Some("http://127.0.0.1:8080/v1")),

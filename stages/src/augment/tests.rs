@@ -85,7 +85,7 @@ fn a_rows_wording_depends_on_that_row_alone() {
 #[test]
 fn a_template_without_its_place_is_refused() {
     let section: AugmentSection = serde_json::from_str(r#"{"paraphrase": ["hello"]}"#).unwrap();
-    assert_eq!(section.mistakes()[0].1, "`hello` does not contain `{request}`, the place of the row's own text");
+    assert_eq!(section.mistakes()[0].why, "`hello` does not contain `{request}`, the place of the row's own text");
 }
 
 #[test]
@@ -154,7 +154,7 @@ fn a_context_comes_before_its_question_and_the_reply_is_not_trained() {
 fn an_endpoint_without_place_or_with_a_key_in_the_recipe_is_refused() {
     let wrong = |text: &str| {
         let section: AugmentSection = serde_json::from_str(text).unwrap();
-        section.mistakes().into_iter().map(|(key, why, _)| format!("{key} {why}")).collect::<Vec<_>>()
+        section.mistakes().into_iter().map(|mistake| format!("{} {}", mistake.key, mistake.why)).collect::<Vec<_>>()
     };
     assert_eq!(wrong(r#"{"endpoint": {"url": "localhost:8080"}}"#).len(), 2);
     let key = format!(r#"{{"endpoint": {{"url": "http://x/v1", "model": "m", "api_key_env": "sk-{}"}}}}"#, "abc123");

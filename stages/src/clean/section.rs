@@ -10,6 +10,7 @@ use serde::de::{self, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::language;
+use crate::recipe::Mistake;
 use crate::recipe::OneOrMany;
 
 const DEFAULT_NEAR_THRESHOLD: f64 = 0.8;
@@ -239,17 +240,6 @@ impl Clean {
     }
 }
 
-/// A value that its type alone cannot judge.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mistake {
-    /// The problem's code, as docs/problems.md lists it.
-    pub code: &'static str,
-    /// The key under `clean`.
-    pub key: String,
-    pub why: String,
-    pub instead: Option<String>,
-}
-
 impl CleanSection {
     /// What is wrong with the section's values.
     pub fn mistakes(&self) -> Vec<Mistake> {
@@ -257,8 +247,7 @@ impl CleanSection {
         for (i, name) in self.languages.iter().flatten().enumerate() {
             if language::code(name).is_none() {
                 let why = format!("`{name}` is no language that can be told: use an ISO 639 code");
-                let (key, instead) = (format!("languages[{i}]"), Some("en".to_string()));
-                wrong.push(Mistake { code: "bad-value", key, why, instead });
+                wrong.push(Mistake::value(format!("languages[{i}]"), why, Some("en".to_string())));
             }
         }
         for (key, patterns) in [("keep_matching", &self.keep_matching), ("drop_matching", &self.drop_matching)] {
@@ -267,7 +256,7 @@ impl CleanSection {
                     let why = error.to_string();
                     let why = why.lines().last().unwrap_or_default().trim_start_matches("error: ");
                     let why = format!("`{pattern}` is not a regular expression: {why}");
-                    wrong.push(Mistake { code: "bad-value", key: key.to_string(), why, instead: None });
+                    wrong.push(Mistake::value(key, why, None));
                 }
             }
         }
@@ -280,8 +269,7 @@ impl CleanSection {
                 && least > most
             {
                 let why = format!("is {least} and `clean.{high}` {most}: every row would be dropped");
-                let instead = Some(format!("at most {most}"));
-                wrong.push(Mistake { code: "out-of-range", key: low.to_string(), why, instead });
+                wrong.push(Mistake::range(low, why, Some(format!("at most {most}"))));
             }
         }
         wrong

@@ -239,8 +239,8 @@ fn a_section_that_cannot_work_says_so() {
     let wrong = |text: &str| serde_json::from_str::<CleanSection>(text).unwrap().mistakes();
     let found =
         wrong(r#"{"languages": ["en", "klingon"], "drop_matching": ["(a", "b"], "min_words": 5, "max_words": 4}"#);
-    let keys: Vec<&str> = found.iter().map(|(key, ..)| key.as_str()).collect();
+    let keys: Vec<&str> = found.iter().map(|mistake| mistake.key.as_str()).collect();
     assert_eq!(keys, ["languages[1]", "drop_matching", "min_words"]);
-    assert!(found[1].1.contains("`(a` is not a regular expression: unclosed group"), "{}", found[1].1);
+    assert!(found[1].why.contains("`(a` is not a regular expression: unclosed group"), "{}", found[1].why);
     assert_eq!(wrong(r#"{"normalize": "nfkc", "redact": ["email"], "languages": ["deu"]}"#), Vec::new());
 }

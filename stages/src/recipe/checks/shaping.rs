@@ -3,7 +3,7 @@
 use super::Facts;
 use crate::clean::Contamination;
 use crate::mix::MixSection;
-use crate::recipe::Role;
+use crate::recipe::{Mistake, Role};
 
 pub(super) fn check(facts: &mut Facts<'_>) {
     clean(facts);
@@ -20,12 +20,7 @@ fn clean(facts: &mut Facts<'_>) {
     if !facts.sound(&["clean"]) {
         return;
     }
-    for mistake in section.mistakes() {
-        let key = format!("clean.{}", mistake.key);
-        if facts.sound(&[&key]) {
-            facts.error(mistake.code, &key, format!("`{key}` {}", mistake.why), mistake.instead);
-        }
-    }
+    mistakes(facts, "clean", section.mistakes());
     for (key, instead) in section.idle() {
         let key = format!("clean.{key}");
         facts.warning(
@@ -142,10 +137,14 @@ fn augment(facts: &mut Facts<'_>) {
     if !facts.sound(&["augment"]) {
         return;
     }
-    for (key, why, instead) in section.mistakes() {
-        let key = format!("augment.{key}");
+    mistakes(facts, "augment", section.mistakes());
+}
+
+fn mistakes(facts: &mut Facts<'_>, section: &str, found: Vec<Mistake>) {
+    for mistake in found {
+        let key = format!("{section}.{}", mistake.key);
         if facts.sound(&[&key]) {
-            facts.error("bad-value", &key, format!("`{key}` {why}"), instead);
+            facts.error(mistake.code, &key, format!("`{key}` {}", mistake.why), mistake.instead);
         }
     }
 }
