@@ -61,7 +61,6 @@ impl Summary {
             parts.push(self.nothing_to_do());
         } else {
             parts.push(self.stages(width));
-            parts.extend(self.dropped(width));
             parts.push(self.outcome());
         }
         if !self.run.executed.is_empty() {
@@ -121,26 +120,6 @@ impl Summary {
             table.row(vec![node.to_string(), word.to_string()]);
         }
         headed(&table.lines(width))
-    }
-
-    /// Rows that went, by node and reason: nothing is dropped without being said.
-    fn dropped(&self, width: usize) -> Option<String> {
-        let mut table = Table::new(&[
-            Column { head: "rows dropped", align: Align::Left, drop: 0 },
-            Column { head: "", align: Align::Left, drop: 0 },
-            Column { head: "rows", align: Align::Right, drop: 0 },
-        ]);
-        let mut is_any = false;
-        for node in &self.nodes {
-            for (name, value) in &node.stats {
-                let why = name.strip_prefix("dropped_").map(|why| why.trim_end_matches("_rows").replace('_', " "));
-                if let (Some(why), Some(rows)) = (why, value.as_u64().filter(|&rows| rows > 0)) {
-                    table.row(vec![node.node.to_string(), why, count(rows)]);
-                    is_any = true;
-                }
-            }
-        }
-        is_any.then(|| headed(&table.lines(width)))
     }
 
     fn score_table(&self, width: usize) -> Option<String> {
@@ -287,10 +266,10 @@ ingest.docker  cached  2,400
 train          run     2,400  12.5 s   41 MB
 eval           run     2,400  12.5 s   41 MB
 
-rows dropped              rows
-ingest.docker  duplicate    12
-
 done: 2 run, 1 cached in 13.0 s
+
+rows
+  ingest.docker  dropped 12 duplicate
 
 measure              base   tuned
 perplexity (test)   23.46   1.234
@@ -316,7 +295,7 @@ next
         let text = plain(&summary(&["train"], &cached).render(40));
         assert_eq!(
             text,
-            "node        rows    time  memory\ntrain  run  2,400  12.5 s   41 MB\n\ndone: 1 run, 49 cached in 13.0 s"
+            "node         rows    time  memory\ntrain  run  2,400  12.5 s   41 MB\n\ndone: 1 run, 49 cached in 13.0 s"
         );
     }
 

@@ -302,7 +302,8 @@ impl Decoder {
     /// The embedding's rows for some tokens.
     fn rows_of(&self, ids: &[i64], pass: Pass) -> Tensor {
         let own = self.replaced.embedding.as_ref().filter(|_| pass.base_only).unwrap_or(&self.embedding);
-        own.index_select(0, &Tensor::from_slice(ids)).to_kind(self.compute)
+        let pad = self.config.pad.filter(|_| self.config.family.pads).map_or(-1, i64::from);
+        Tensor::embedding(own, &Tensor::from_slice(ids), pad, false, false).to_kind(self.compute)
     }
 
     /// NEFTune (arXiv 2310.05914): uniform noise of size `alpha / sqrt(document tokens * hidden)`.

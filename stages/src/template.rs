@@ -263,7 +263,7 @@ impl Template {
             }
         };
         if let Some(path) = &self.tokenizer {
-            let info = pipe_files::TokenizerInfo::read(path).map_err(|e| TaskError::Input(e.to_string()))?;
+            let info = pipe_files::TemplateTexts::read(path).map_err(|e| TaskError::Input(e.to_string()))?;
             special = render::special_texts(&info);
         }
         let own = [&self.special.bos, &self.special.eos, &self.special.pad, &self.special.unk];
@@ -280,7 +280,7 @@ impl Template {
     fn strays(&self, used: &ChatTemplate) -> bool {
         let chosen = matches!(self.source, TemplateSource::Text(_) | TemplateSource::File(_));
         let Some(path) = self.tokenizer.as_ref().filter(|_| chosen) else { return false };
-        let Ok(info) = pipe_files::TokenizerInfo::read(path) else { return false };
+        let Ok(info) = pipe_files::TemplateTexts::read(path) else { return false };
         let Some(own) = info.chat_template.as_ref() else { return false };
         let Ok(own) = ChatTemplate::parse(own, &render::special_texts(&info)) else { return false };
         let turn =
@@ -488,7 +488,7 @@ fn template_part(path: &Path) -> Result<Vec<u8>, String> {
 }
 
 fn special_part(path: &Path) -> Result<Vec<u8>, String> {
-    let info = pipe_files::TokenizerInfo::read(path).map_err(|error| error.to_string())?;
+    let info = pipe_files::TemplateTexts::read(path).map_err(|error| error.to_string())?;
     let special = render::special_texts(&info);
     Ok(format!("{special:?}").into_bytes())
 }

@@ -43,7 +43,7 @@ pub use model::{ModelFiles, Source};
 pub use parts::{Module, Part, Place, QkNorm, QkvLayout};
 pub use peft::{PeftAdapter, PeftConfig, PeftModule, PeftTargets, PeftTensor};
 pub use rope::{Rope, RopeScaling};
-pub use special::{SpecialToken, TokenizerInfo, tokenizer_info};
+pub use special::{SpecialToken, TemplateTexts, TokenizerInfo, tokenizer_info};
 pub use targets::{Exceptions, Selector, Unmatched, WeightPattern, is_named};
 pub use tokenizer::{tokenizer, tokenizer_json};
 pub use tokenizers::Tokenizer;

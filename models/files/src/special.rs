@@ -30,6 +30,37 @@ pub struct TokenizerInfo {
     pub stops: Vec<u32>,
 }
 
+/// What a chat template needs of a tokenizer: texts, which a folder may tell without the tokenizer itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TemplateTexts {
+    pub bos: Option<String>,
+    pub eos: Option<String>,
+    pub pad: Option<String>,
+    pub unk: Option<String>,
+    /// Jinja source.
+    pub chat_template: Option<String>,
+}
+
+impl TemplateTexts {
+    /// Reads a Hugging Face folder or a GGUF file.
+    pub fn read(path: &Path) -> Result<Self, FilesError> {
+        if !path.is_dir() {
+            let info = TokenizerInfo::read(path)?;
+            let [bos, eos, pad, unk] = [info.bos, info.eos, info.pad, info.unk].map(|token| token.map(|t| t.text));
+            return Ok(Self { bos, eos, pad, unk, chat_template: info.chat_template });
+        }
+        let folder = Folder::texts(path)?;
+        let text = |key: &str| folder.text(key).map(str::to_owned);
+        Ok(Self {
+            bos: text("bos_token"),
+            eos: text("eos_token"),
+            pad: text("pad_token"),
+            unk: text("unk_token"),
+            chat_template: folder.chat_template()?,
+        })
+    }
+}
+
 /// Special tokens and chat template of a folder or GGUF file; the same as [`TokenizerInfo::read`].
 pub fn tokenizer_info(path: &Path) -> Result<TokenizerInfo, FilesError> {
     TokenizerInfo::read(path)
@@ -84,10 +115,14 @@ impl<'a> Folder<'a> {
         let Some(file) = tokenizer::folder_file(path)? else {
             return Err(FilesError::Missing { path: path.to_owned() });
         };
-        let tokenizer = json_file(&file)?;
+        Ok(Self { tokenizer: json_file(&file)?, ..Self::texts(path)? })
+    }
+
+    /// Without `tokenizer.json`: tokens have texts and no ids.
+    fn texts(path: &'a Path) -> Result<Self, FilesError> {
         let config = optional_json(&path.join("tokenizer_config.json"))?;
         let map = optional_json(&path.join("special_tokens_map.json"))?;
-        Ok(Self { path, tokenizer, config, map })
+        Ok(Self { path, tokenizer: Json::Null, config, map })
     }
 
     fn info(&self) -> Result<TokenizerInfo, FilesError> {
@@ -115,11 +150,15 @@ impl<'a> Folder<'a> {
 
     /// A special token by its key, from `tokenizer_config.json` or `special_tokens_map.json`.
     fn token(&self, key: &str) -> Option<SpecialToken> {
-        let text = [&self.config, &self.map].into_iter().find_map(|file| {
+        let text = self.text(key)?;
+        Some(SpecialToken { text: text.to_owned(), id: self.id(text)? })
+    }
+
+    fn text(&self, key: &str) -> Option<&str> {
+        [&self.config, &self.map].into_iter().find_map(|file| {
             let value = file.get(key)?;
             value.as_str().or_else(|| value.get("content").and_then(Json::as_str))
-        })?;
-        Some(SpecialToken { text: text.to_owned(), id: self.id(text)? })
+        })
     }
 
     fn id(&self, text: &str) -> Option<u32> {

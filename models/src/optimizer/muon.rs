@@ -24,10 +24,14 @@ fn orthogonal(matrix: &Tensor) -> Tensor {
     let narrow = matrix.to_kind(Kind::BFloat16);
     let mut x = if tall { narrow.tr() } else { narrow };
     x = &x / x.norm().clamp_min(EPSILON);
+    // `beta * sum + alpha * left right`, rounded once, as torch's addmm does it.
+    let fused = |sum: &Tensor, left: &Tensor, right: &Tensor, beta: f64, alpha: f64| {
+        sum.unsqueeze(0).baddbmm(&left.unsqueeze(0), &right.unsqueeze(0), beta, alpha).squeeze_dim(0)
+    };
     for _ in 0..ROUNDS {
         let gram = x.matmul(&x.tr());
-        let polynomial = &gram * b + gram.matmul(&gram) * c;
-        x = &x * a + polynomial.matmul(&x);
+        let polynomial = fused(&gram, &gram, &gram, b, c);
+        x = fused(&x, &polynomial, &x, a, 1.0);
     }
     if tall { x.tr().contiguous() } else { x }
 }

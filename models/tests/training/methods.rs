@@ -91,7 +91,6 @@ fn quantised_bases_equal_bitsandbytes() {
 }
 
 #[test]
-#[ignore = "open: losses drift to 3.8e-4 where embeddings are trained"]
 fn embeddings_and_head_trained_whole_equal_peft() {
     check("modules_to_save", 1e-4, |job, dir| {
         let model = read_tensors(&fixtures().join("tiny-llama/model.safetensors")).unwrap();
@@ -111,7 +110,6 @@ fn lora_plus_equals_peft() {
 }
 
 #[test]
-#[ignore = "open: losses drift to 1.5e-4 where embeddings are trained"]
 fn all_weights_or_some_equal_transformers() {
     let bare = |job: &mut TrainJob| {
         job.model.adapter = None;
@@ -145,14 +143,14 @@ fn first_loss(init: Init, base: BaseWeights) -> f64 {
     let dir = tempfile::tempdir().unwrap();
     let mut job = job(dir.path());
     (job.model.adapter, job.model.base, job.batching.max_steps) = (None, base, Some(1));
-    job.adapter = Adapter::Lora(Lora { r: 4, init, ..Lora::default() });
+    // PEFT asks for a scale of 1 with LoftQ, whose matrices do not know it.
+    job.adapter = Adapter::Lora(Lora { r: 4, alpha: 4.0, init, ..Lora::default() });
     let (outcome, metrics) = run(&job, None);
     outcome.unwrap();
     metrics[0].loss
 }
 
 #[test]
-#[ignore = "open: one start moves the first loss"]
 fn starts_leave_the_model_as_it_was() {
     let plain = first_loss(Init::Kaiming, BaseWeights::Dense);
     for init in
@@ -259,7 +257,6 @@ fn the_z_loss_pulls_the_denominator_to_one() {
 }
 
 #[test]
-#[ignore = "open: muon differs from its reference by 2e-3"]
 fn optimizers_equal_their_references() {
     use pipe_job::Optimizer as Settings;
     use pipe_models::optimizer::{Optimizer, Parameter};

@@ -93,7 +93,7 @@ pub fn samples(recipe: &Recipe, model: &BaseModel) -> Result<Vec<(String, String
         .transpose()?
         .unwrap_or_else(PromptStyle::alpaca);
     let chats = recipe.datasets.iter().flatten().any(uses_template);
-    let special = pipe_files::TokenizerInfo::read(&model.path).map(|info| special_texts(&info)).unwrap_or_default();
+    let special = pipe_files::TemplateTexts::read(&model.path).map(|info| special_texts(&info)).unwrap_or_default();
     let wrong = |why: String| problem("chat-template", "chat_template", why);
     let template = match chats {
         true => {
@@ -308,7 +308,7 @@ fn template_source(
         (Some(name), _) => {
             let fallback = name.strip_prefix("tokenizer_default_fallback_");
             let has_own =
-                |path: &PathBuf| pipe_files::TokenizerInfo::read(path).is_ok_and(|info| info.chat_template.is_some());
+                |path: &PathBuf| pipe_files::TemplateTexts::read(path).is_ok_and(|info| info.chat_template.is_some());
             if fallback.is_some() && tokenizer.is_some_and(has_own) {
                 return own();
             }
@@ -351,7 +351,7 @@ fn prompt_style(recipe: &Recipe, tokenizer: Option<&Path>, dataset: &Dataset) ->
 }
 
 fn eos_text(tokenizer: &Path) -> Option<String> {
-    let info = pipe_files::TokenizerInfo::read(tokenizer).ok()?;
+    let info = pipe_files::TemplateTexts::read(tokenizer).ok()?;
     Some(special_texts(&info).eos)
 }
 

@@ -112,7 +112,6 @@ mod tests {
     }
 
     #[test]
-    #[ignore = "open: six renderings of gemma differ"]
     fn every_name_renders_the_bytes_of_its_namesake() {
         let cases: BTreeMap<String, Value> = serde_json::from_str(&fixture("conversations.json")).unwrap();
         let expected: BTreeMap<String, BTreeMap<String, [String; 2]>> =

@@ -54,7 +54,7 @@ pub fn find(source: &str) -> Result<(String, SpecialTexts), TemplateError> {
             .map_err(|error| TemplateError::Unreadable { path: path.to_path_buf(), why: error.to_string() })?;
         return Ok((text, SpecialTexts::default()));
     }
-    let info = pipe_files::TokenizerInfo::read(path)
+    let info = pipe_files::TemplateTexts::read(path)
         .map_err(|error| TemplateError::Unreadable { path: path.to_path_buf(), why: error.to_string() })?;
     let special = special_texts(&info);
     let text = info.chat_template.ok_or_else(|| TemplateError::None { what: source.to_string() })?;
@@ -63,13 +63,13 @@ pub fn find(source: &str) -> Result<(String, SpecialTexts), TemplateError> {
 
 /// The special tokens of the tokenizer in a folder or GGUF file.
 pub fn specials(path: &Path) -> Result<SpecialTexts, TemplateError> {
-    let info = pipe_files::TokenizerInfo::read(path);
+    let info = pipe_files::TemplateTexts::read(path);
     let info = info.map_err(|error| TemplateError::Unreadable { path: path.to_path_buf(), why: error.to_string() })?;
     Ok(special_texts(&info))
 }
 
-/// The special tokens of a tokenizer as templates see them.
-pub fn special_texts(info: &pipe_files::TokenizerInfo) -> SpecialTexts {
-    let text = |token: &Option<pipe_files::SpecialToken>| token.as_ref().map(|t| t.text.clone()).unwrap_or_default();
-    SpecialTexts { bos: text(&info.bos), eos: text(&info.eos), pad: text(&info.pad), unk: text(&info.unk) }
+/// The special tokens of a tokenizer as templates see them: a missing one is empty.
+pub fn special_texts(texts: &pipe_files::TemplateTexts) -> SpecialTexts {
+    let text = |token: &Option<String>| token.clone().unwrap_or_default();
+    SpecialTexts { bos: text(&texts.bos), eos: text(&texts.eos), pad: text(&texts.pad), unk: text(&texts.unk) }
 }

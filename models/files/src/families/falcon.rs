@@ -27,6 +27,7 @@ pub(super) const FALCON: Family = Family {
         (Part::Down, "mlp.dense_4h_to_h"),
     ],
     conv1d: false,
+    pads: false,
     gguf: GgufNames {
         activation: Activation::Gelu,
         keys: &[

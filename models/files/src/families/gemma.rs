@@ -17,6 +17,7 @@ pub(super) const GEMMA: Family = Family {
     layers: "model.layers",
     parts: PARTS,
     conv1d: false,
+    pads: true,
     gguf: GgufNames {
         activation: Activation::GeluTanh,
         biases: &[("attention_bias", Part::Query)],
@@ -44,6 +45,7 @@ pub(super) const GEMMA2: Family = Family {
         (Part::MlpPostNorm, "post_feedforward_layernorm"),
     ],
     conv1d: false,
+    pads: true,
     gguf: GgufNames {
         activation: Activation::GeluTanh,
         biases: &[("attention_bias", Part::Query)],
@@ -79,6 +81,7 @@ pub(super) const GEMMA3: Family = Family {
         (Part::MlpPostNorm, "post_feedforward_layernorm"),
     ],
     conv1d: false,
+    pads: true,
     gguf: GgufNames {
         activation: Activation::GeluTanh,
         biases: &[("attention_bias", Part::Query)],

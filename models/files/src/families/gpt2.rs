@@ -25,6 +25,7 @@ pub(super) const GPT2: Family = Family {
         (Part::Down, "mlp.c_proj"),
     ],
     conv1d: true,
+    pads: false,
     gguf: GgufNames {
         activation: Activation::GeluTanh,
         keys: &[

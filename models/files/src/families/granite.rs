@@ -14,6 +14,7 @@ pub(super) const GRANITE: Family = Family {
     layers: "model.layers",
     parts: PARTS,
     conv1d: false,
+    pads: true,
     gguf: GgufNames {
         interleaved: true,
         biases: &[("attention_bias", Part::Query), ("mlp_bias", Part::Up)],

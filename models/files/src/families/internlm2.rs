@@ -21,6 +21,7 @@ pub(super) const INTERNLM2: Family = Family {
         (Part::Down, "feed_forward.w2"),
     ],
     conv1d: false,
+    pads: true,
     gguf: GgufNames { interleaved: true, biases: &[("bias", Part::Query)], ..GgufNames::plain("internlm2") },
     read: internlm2,
 };

@@ -13,6 +13,7 @@ pub(super) const LLAMA: Family = Family {
     layers: "model.layers",
     parts: PARTS,
     conv1d: false,
+    pads: true,
     gguf: GgufNames {
         interleaved: true,
         biases: &[("attention_bias", Part::Query), ("mlp_bias", Part::Up)],
@@ -28,6 +29,7 @@ pub(super) const MISTRAL: Family = Family {
     layers: "model.layers",
     parts: PARTS,
     conv1d: false,
+    pads: true,
     gguf: GgufNames {
         interleaved: true,
         biases: &[("attention_bias", Part::Query), ("mlp_bias", Part::Up)],

@@ -30,6 +30,7 @@ pub(super) const MIXTRAL: Family = Family {
         (Part::ExpertDown, "block_sparse_moe.experts.{}.w2"),
     ],
     conv1d: false,
+    pads: true,
     gguf: GgufNames { interleaved: true, besides: experts, ..GgufNames::plain("llama") },
     read: mixtral,
 };
@@ -57,6 +58,7 @@ pub(super) const QWEN3_MOE: Family = Family {
         (Part::ExpertDown, "mlp.experts.{}.down_proj"),
     ],
     conv1d: false,
+    pads: true,
     gguf: GgufNames { biases: &[("attention_bias", Part::Query)], besides: experts, ..GgufNames::plain("qwen3moe") },
     read: qwen3_moe,
 };

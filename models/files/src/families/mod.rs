@@ -39,6 +39,8 @@ pub struct Family {
     pub parts: &'static [(Part, &'static str)],
     /// Whether matrices are stored as `[inputs, outputs]`.
     pub conv1d: bool,
+    /// Whether the embedding of the padding token never learns (PyTorch's `padding_idx`).
+    pub pads: bool,
     pub gguf: GgufNames,
     pub(crate) read: fn(&Fields<'_>, ModelConfig) -> Result<ModelConfig, FilesError>,
 }

@@ -13,6 +13,7 @@ pub(super) const OLMO: Family = Family {
     layers: "model.layers",
     parts: PARTS,
     conv1d: false,
+    pads: true,
     gguf: GgufNames {
         interleaved: true,
         keys: &[("clip_qkv", "attention.clamp_kqv")],
@@ -41,6 +42,7 @@ pub(super) const OLMO2: Family = Family {
         (Part::MlpPostNorm, "post_feedforward_layernorm"),
     ],
     conv1d: false,
+    pads: true,
     gguf: GgufNames { biases: &[("attention_bias", Part::Query)], ..GgufNames::plain("olmo2") },
     read: olmo2,
 };

@@ -30,6 +30,7 @@ pub(super) const PHI: Family = Family {
         (Part::Down, "mlp.fc2"),
     ],
     conv1d: false,
+    pads: true,
     gguf: GgufNames {
         activation: Activation::GeluTanh,
         keys: &[("layer_norm_eps", "attention.layer_norm_epsilon")],
@@ -53,6 +54,7 @@ pub(super) const PHI3: Family = Family {
         (Part::Down, "mlp.down_proj"),
     ],
     conv1d: false,
+    pads: true,
     gguf: GgufNames { partial: Some("partial_rotary_factor"), besides: original, ..GgufNames::plain("phi3") },
     read: phi3,
 };

@@ -16,6 +16,7 @@ pub(super) const QWEN2: Family = Family {
     layers: "model.layers",
     parts: PARTS,
     conv1d: false,
+    pads: true,
     gguf: GgufNames { besides: window, ..GgufNames::plain("qwen2") },
     read: qwen2,
 };
@@ -39,6 +40,7 @@ pub(super) const QWEN3: Family = Family {
         (Part::Down, "mlp.down_proj"),
     ],
     conv1d: false,
+    pads: true,
     gguf: GgufNames { biases: &[("attention_bias", Part::Query)], besides: window, ..GgufNames::plain("qwen3") },
     read: qwen3,
 };

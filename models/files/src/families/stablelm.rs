@@ -28,6 +28,7 @@ pub(super) const STABLELM: Family = Family {
         (Part::Down, "mlp.down_proj"),
     ],
     conv1d: false,
+    pads: true,
     gguf: GgufNames {
         keys: &[("layer_norm_eps", "attention.layer_norm_epsilon"), ("use_parallel_residual", "use_parallel_residual")],
         biases: &[("use_qkv_bias", Part::Query)],

@@ -22,6 +22,7 @@ pub(super) const STARCODER2: Family = Family {
         (Part::Down, "mlp.c_proj"),
     ],
     conv1d: false,
+    pads: true,
     gguf: GgufNames {
         activation: Activation::GeluTanh,
         keys: &[("norm_epsilon", "attention.layer_norm_epsilon")],
