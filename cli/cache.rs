@@ -152,7 +152,7 @@ fn duration(text: &str) -> Result<Duration, String> {
         "w" => 7 * 86_400,
         _ => return Err(wrong()),
     };
-    Ok(Duration::from_secs(number * unit))
+    number.checked_mul(unit).map(Duration::from_secs).ok_or_else(wrong)
 }
 
 fn size(text: &str) -> Result<u64, String> {
@@ -168,6 +168,6 @@ mod tests {
     fn durations_have_units() {
         assert_eq!(duration("14d").unwrap(), Duration::from_secs(14 * 86_400));
         assert_eq!(duration("30m").unwrap(), Duration::from_secs(1800));
-        assert!(duration("soon").is_err());
+        assert!(duration("soon").is_err() && duration("9999999999999999999w").is_err());
     }
 }

@@ -210,6 +210,18 @@ impl Display {
         matches!(self, Display::Live(_) | Display::Plain(_))
     }
 
+    /// Says something beside the display, where there are people to read it.
+    fn teller(&self) -> Box<dyn Fn(&str) + Send> {
+        match self {
+            Display::Live(live) => {
+                let live = live.clone();
+                Box::new(move |line| live.say(line))
+            }
+            Display::Plain(_) => Box::new(report::note),
+            Display::Json(_) | Display::Quiet(_) => Box::new(|_| {}),
+        }
+    }
+
     fn clear(&self) {
         if let Display::Live(live) = self {
             live.clear();
@@ -256,15 +268,13 @@ impl Sink for Recorder {
 fn stop_on_signal(cancel: &Cancel, display: &Display) -> Result<(), Failure> {
     let cancel = cancel.clone();
     let told = AtomicBool::new(false);
-    let tell = display.is_for_people();
+    let tell = display.teller();
     let handler = move || {
         if told.swap(true, Ordering::SeqCst) {
             failure::exit_interrupted();
         }
         cancel.cancel();
-        if tell {
-            report::note("stopping; what is finished is kept (once more ends it at once)");
-        }
+        tell("stopping; what is finished is kept (once more ends it at once)");
     };
     ctrlc::set_handler(handler).map_err(|e| Failure::stage(format!("cannot listen for Ctrl-C: {e}")))
 }

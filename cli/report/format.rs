@@ -90,6 +90,45 @@ pub fn clip(text: &str, width: usize) -> String {
     out
 }
 
+/// At most `width` characters, with `…` for what was cut out of the middle: names differ at their ends.
+pub fn clip_middle(text: &str, width: usize) -> String {
+    let length = text.chars().count();
+    if length <= width || width < 3 {
+        return clip(text, width);
+    }
+    let (head, tail) = (width / 2, width - width / 2 - 1);
+    let head: String = text.chars().take(head).collect();
+    let tail: String = text.chars().skip(length - tail).collect();
+    format!("{head}…{tail}")
+}
+
+/// A line, its colours included, broken between words so that no part is wider than `width`; what follows is indented
+/// below its first word. A word that is wider by itself stays whole, to be copied.
+pub fn wrap(line: &str, width: usize) -> Vec<String> {
+    let plain = anstream::adapter::strip_str(line).to_string();
+    if plain.chars().count() <= width {
+        return vec![line.to_string()];
+    }
+    let indent = " ".repeat(plain.len() - plain.trim_start().len() + 2);
+    let mut out = vec![String::new()];
+    let mut used = 0;
+    for word in line.split_inclusive(' ') {
+        let shown = anstream::adapter::strip_str(word).to_string();
+        let wide = shown.trim_end().chars().count();
+        if used + wide > width && used > indent.len() && wide > 0 {
+            let last = out.len() - 1;
+            let kept = out[last].trim_end().len();
+            out[last].truncate(kept);
+            out.push(indent.clone());
+            used = indent.len();
+        }
+        let last = out.len() - 1;
+        out[last].push_str(word);
+        used += shown.chars().count();
+    }
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -108,5 +147,19 @@ mod tests {
         assert_eq!(clip("tokenize", 8), "tokenize");
         assert_eq!(clip("tokenize", 5), "toke…");
         assert_eq!(clip("tokenize", 0), "");
+        assert_eq!(clip_middle("tokenize.docker-2", 9), "toke…er-2");
+        assert_eq!(clip_middle("tokenize", 8), "tokenize");
+        assert_eq!(clip_middle("tokenize", 2), "t…");
+    }
+
+    #[test]
+    fn long_lines_break_between_words() {
+        assert_eq!(wrap("short", 10), ["short"]);
+        let line = "warning: the disk is nearly full, free space";
+        assert_eq!(wrap(line, 20), ["warning: the disk is", "  nearly full, free", "  space"]);
+        let path = "  in /a/very/long/path/that/stays/whole now";
+        assert_eq!(wrap(path, 20), ["  in", "    /a/very/long/path/that/stays/whole", "    now"]);
+        let coloured = wrap("\u{1b}[1mtwo words\u{1b}[0m here", 9);
+        assert_eq!(coloured, ["\u{1b}[1mtwo words\u{1b}[0m", "  here"]);
     }
 }

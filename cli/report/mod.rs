@@ -48,11 +48,14 @@ pub fn json(value: &impl Serialize) {
     bytes(&text);
 }
 
-/// Prints lines to standard error.
+/// Prints lines to standard error; on a terminal, those wider than the window break between words.
 pub fn error_lines(lines: &[String]) {
+    let width = if std::io::stderr().is_terminal() { stderr_width() } else { usize::MAX };
     let mut err = anstream::stderr().lock();
-    for line in lines {
-        let _ = writeln!(err, "{line}");
+    for line in lines.iter().flat_map(|text| text.split('\n')) {
+        for part in format::wrap(line, width) {
+            let _ = writeln!(err, "{part}");
+        }
     }
 }
 
@@ -99,17 +102,24 @@ pub fn stderr_width() -> usize {
     columns().or_else(|| size_of(terminal_size::terminal_size_of(std::io::stderr()))).unwrap_or(80)
 }
 
+/// Rows of the terminal behind standard error.
+pub fn stderr_height() -> usize {
+    let size = terminal_size::terminal_size_of(std::io::stderr());
+    size.map_or(24, |(_, height)| usize::from(height.0))
+}
+
 /// Whether a moving display makes sense on standard error.
 pub fn is_live() -> bool {
     let dumb = std::env::var("TERM").is_ok_and(|term| term == "dumb");
     std::io::stderr().is_terminal() && !dumb && !is_set("CI")
 }
 
-/// `line` with or without its colours, as standard error takes it.
+/// `line` within the window, with or without its colours, as standard error takes it.
 fn for_stderr(line: &str) -> String {
+    let line = format::wrap(line, stderr_width().saturating_sub(1)).join("\n");
     match anstream::AutoStream::choice(&std::io::stderr()) {
-        anstream::ColorChoice::Never => anstream::adapter::strip_str(line).to_string(),
-        _ => line.to_string(),
+        anstream::ColorChoice::Never => anstream::adapter::strip_str(&line).to_string(),
+        _ => line,
     }
 }
 

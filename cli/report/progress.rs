@@ -2,24 +2,30 @@
 //!
 //! Everything shown is made from events; nothing here knows how a stage works.
 
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use indexmap::IndexMap;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use pipe_engine::event::{Event, NodeFinished, NodeOutcome, Sink};
 use pipe_engine::plan::NodeName;
 
-use super::format::{clip, count, measure, rate, seconds};
+use super::format::{clip, clip_middle, count, measure, rate, seconds};
 use super::lines;
 
-/// A node's bar and what it shows.
-type Bar = (ProgressBar, Arc<Mutex<Running>>);
+/// A node at work, and its line while there is room for one.
+struct Bar {
+    line: Option<ProgressBar>,
+    running: Arc<Mutex<Running>>,
+}
+
+/// Rows of the window that are left to what was said before.
+const ROWS_LEFT: usize = 4;
 
 /// Draws to standard error, which must be a terminal.
 pub struct Live {
     area: MultiProgress,
-    bars: Mutex<HashMap<NodeName, Bar>>,
+    bars: Mutex<IndexMap<NodeName, Bar>>,
     overall: Arc<Mutex<Overall>>,
     bottom: ProgressBar,
 }
@@ -57,24 +63,27 @@ struct Overall {
     nodes: usize,
     finished: usize,
     cached: usize,
+    /// At work, without a line of their own.
+    unseen: usize,
     started: Instant,
 }
 
 impl Live {
     pub fn new() -> Live {
         let area = MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(12));
-        let overall = Arc::new(Mutex::new(Overall { nodes: 0, finished: 0, cached: 0, started: Instant::now() }));
+        let overall =
+            Arc::new(Mutex::new(Overall { nodes: 0, finished: 0, cached: 0, unseen: 0, started: Instant::now() }));
         let bottom = area.add(ProgressBar::no_length());
         let shared = Arc::clone(&overall);
         bottom.set_style(line_style(move || locked(&shared).line()));
         bottom.enable_steady_tick(Duration::from_millis(200));
-        Live { area, bars: Mutex::new(HashMap::new()), overall, bottom }
+        Live { area, bars: Mutex::new(IndexMap::new()), overall, bottom }
     }
 
     /// Takes the display away; call before printing anything else.
     pub fn clear(&self) {
-        for (_, (bar, _)) in locked(&self.bars).drain() {
-            bar.finish_and_clear();
+        for (_, bar) in locked(&self.bars).drain(..) {
+            bar.line.iter().for_each(ProgressBar::finish_and_clear);
         }
         self.bottom.finish_and_clear();
         let _ = self.area.clear();
@@ -82,7 +91,25 @@ impl Live {
 
     fn start(&self, node: &NodeName) {
         let running = Arc::new(Mutex::new(Running::new(node.as_str())));
-        let shared = Arc::clone(&running);
+        locked(&self.bars).insert(node.clone(), Bar { line: None, running });
+        self.fill_window();
+    }
+
+    /// Gives lines to nodes at work, the oldest first, as far as the window has room.
+    fn fill_window(&self) {
+        let mut bars = locked(&self.bars);
+        let room = super::stderr_height().saturating_sub(ROWS_LEFT).max(1);
+        let seen = bars.values().filter(|bar| bar.line.is_some()).count();
+        for bar in bars.values_mut().filter(|bar| bar.line.is_none()).take(room.saturating_sub(seen)) {
+            bar.line = Some(self.line(&bar.running));
+        }
+        let unseen = bars.values().filter(|bar| bar.line.is_none()).count();
+        drop(bars);
+        locked(&self.overall).unseen = unseen;
+    }
+
+    fn line(&self, running: &Arc<Mutex<Running>>) -> ProgressBar {
+        let shared = Arc::clone(running);
         let bar = self.area.insert_before(&self.bottom, ProgressBar::no_length());
         bar.set_style(line_style(move || {
             let mut running = locked(&shared);
@@ -90,12 +117,12 @@ impl Live {
             running.line(window_width())
         }));
         bar.enable_steady_tick(Duration::from_millis(200));
-        locked(&self.bars).insert(node.clone(), (bar, running));
+        bar
     }
 
     fn update(&self, node: &NodeName, change: impl FnOnce(&mut Running)) {
-        if let Some((_, running)) = locked(&self.bars).get(node) {
-            change(&mut locked(running));
+        if let Some(bar) = locked(&self.bars).get(node) {
+            change(&mut locked(&bar.running));
         }
     }
 
@@ -111,14 +138,16 @@ impl Live {
     }
 
     fn remove(&self, node: &NodeName) {
-        let removed = locked(&self.bars).remove(node);
-        if let Some((bar, _)) = removed {
-            bar.finish_and_clear();
-            self.area.remove(&bar);
+        let removed = locked(&self.bars).shift_remove(node);
+        if let Some(line) = removed.and_then(|bar| bar.line) {
+            line.finish_and_clear();
+            self.area.remove(&line);
         }
+        self.fill_window();
     }
 
-    fn say(&self, line: &str) {
+    /// A line above those of the nodes at work.
+    pub fn say(&self, line: &str) {
         let _ = self.area.println(super::for_stderr(line));
     }
 }
@@ -165,7 +194,7 @@ impl Running {
 
     /// The node's line, at most `width` characters: name, bar, counts, rate, loss and time left, dropping from the end.
     pub fn line(&self, width: usize) -> String {
-        let name = clip(&self.node, if width < 60 { 14 } else { 24 });
+        let name = clip_middle(&self.node, if width < 60 { 14 } else { 24 });
         let name_width = if width < 60 { 14 } else { 24 };
         let mut line = format!("{name:<name_width$}");
         let (done, total) = self.done_of_total();
@@ -242,8 +271,9 @@ impl Running {
 impl Overall {
     fn line(&self) -> String {
         let cached = if self.cached > 0 { format!(", {} cached", self.cached) } else { String::new() };
+        let unseen = if self.unseen > 0 { format!(", {} more at work", self.unseen) } else { String::new() };
         let time = seconds(self.started.elapsed().as_secs_f64());
-        clip(&format!("{} of {} nodes done{cached}  {time}", self.finished, self.nodes), window_width())
+        clip(&format!("{} of {} nodes done{cached}{unseen}  {time}", self.finished, self.nodes), window_width())
     }
 }
 
@@ -292,6 +322,13 @@ mod tests {
             assert!(training().line(width).chars().count() <= width, "{width}");
         }
         assert_eq!(training().line(50), "train          ███░░░░░░░   25 %  step 30/120");
+    }
+
+    #[test]
+    fn names_that_differ_at_the_end_stay_apart() {
+        let line = |node: &str| Running::new(node).line(40);
+        assert_eq!(line("tokenize.a-long-label-1"), "tokeniz…abel-1  0.00 s");
+        assert_ne!(line("tokenize.a-long-label-1"), line("tokenize.a-long-label-2"));
     }
 
     #[test]

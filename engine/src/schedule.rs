@@ -18,14 +18,14 @@ pub use crate::execute::{Failure, FailureKind};
 use crate::execute::{Job, JobInput, Report, execute};
 use crate::key::Ingredients;
 use crate::memory::{self, Resident};
-use crate::plan::{Node, NodeName, Plan};
+use crate::plan::{Input, Node, NodeName, Plan};
 use crate::record::Record;
 pub use crate::runs::About;
 use crate::runs::RunLog;
 use crate::seen::Seen;
 use crate::state::{Evaluated, Selection, UnknownNode, Wanted, causes, evaluate, resolve, warm};
 use crate::store::{Depth, Lookup, Store, StoreError};
-use crate::task::{Cancel, Resources, TaskError};
+use crate::task::{Cancel, TaskError};
 use crate::why::line;
 
 /// How often memory is sampled and cancellation looked for.
@@ -56,10 +56,15 @@ pub struct Budget {
 }
 
 impl Default for Budget {
-    /// All cores, nine tenths of the memory and all graphics processors of this machine.
+    /// All cores, nine tenths of the memory and all graphics processors that this process may use.
     fn default() -> Budget {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        Budget { cores, memory_bytes: memory::installed() / 10 * 9, gpus: gpus() }
+        let memory_bytes = match memory::allowed() {
+            // The system does not say: no limit of ours.
+            0 => u64::MAX,
+            bytes => bytes / 10 * 9,
+        };
+        Budget { cores, memory_bytes, gpus: gpus() }
     }
 }
 
@@ -132,6 +137,8 @@ struct Slot {
     /// A reader found its stored bytes wrong.
     suspect: bool,
     forced: bool,
+    /// What it holds while it runs, once its inputs are there to tell.
+    need: Option<Budget>,
     /// Times its source files changed under it.
     attempts: usize,
 }
@@ -167,7 +174,7 @@ impl<'a> Driver<'a> {
         let slot = |i| {
             let phase = if wanted.wanted.contains(&i) { Phase::Waiting } else { Phase::Skipped };
             let (demanded, forced) = (wanted.ends.contains(&i), wanted.forced.contains(&i));
-            Slot { phase, present: false, demanded, suspect: false, forced, attempts: 0 }
+            Slot { phase, present: false, demanded, suspect: false, forced, need: None, attempts: 0 }
         };
         let (sender, reports) = channel();
         Driver {
@@ -259,6 +266,7 @@ impl<'a> Driver<'a> {
             }
             _ => {
                 self.slots[i].phase = Phase::Ready(Box::new(evaluated));
+                self.slots[i].need = None;
                 self.demand_inputs(i);
             }
         }
@@ -283,11 +291,41 @@ impl<'a> Driver<'a> {
             if self.options.jobs.is_some_and(|jobs| running >= jobs.max(1)) {
                 return;
             }
-            let need = self.options.budget.part(self.plan.nodes()[i].task.resources());
+            let need = self.need(i);
             if running == 0 || self.free.covers(need) {
                 self.start(i, need);
             }
         }
+    }
+
+    /// What a node holds while it runs, never more than there is; a node that wants more memory is told of, and runs alone.
+    fn need(&mut self, i: usize) -> Budget {
+        if let Some(need) = self.slots[i].need {
+            return need;
+        }
+        let node = &self.plan.nodes()[i];
+        let place = |input: &Input| {
+            let folder = self.store.object(self.known[self.plan.position(&input.from)?].as_ref()?.output);
+            Some((input.role.clone(), input.file.as_ref().map_or(folder.clone(), |file| folder.join(file))))
+        };
+        let wanted = node.task.memory_bytes(&node.inputs.iter().filter_map(place).collect());
+        let all = self.options.budget;
+        if wanted > all.memory_bytes {
+            let gigabytes = |bytes: u64| bytes as f64 / 1e9;
+            let (wanted, all) = (gigabytes(wanted), gigabytes(all.memory_bytes));
+            let message = format!(
+                "it is expected to take {wanted:.1} GB of memory, more than the {all:.1} GB there are for it; it runs alone, \
+                 and may be stopped by the system"
+            );
+            self.log.emit(Event::Warning { node: node.name.clone(), message });
+        }
+        let wish = node.task.resources();
+        let need = Budget {
+            cores: wish.cores.clamp(1, all.cores.max(1)),
+            memory_bytes: wanted.min(all.memory_bytes),
+            gpus: wish.gpus.min(all.gpus),
+        };
+        *self.slots[i].need.insert(need)
     }
 
     fn is_startable(&self, i: usize) -> bool {
@@ -305,7 +343,7 @@ impl<'a> Driver<'a> {
         let causes = causes(&evaluated, self.seen(), &self.options.about.recipe, node, slot.forced);
         let reason =
             if causes.is_empty() { "its output was let go and is needed".to_string() } else { line(&causes, None) };
-        let input = |input: &crate::plan::Input| {
+        let input = |input: &Input| {
             let from = self.plan.position(&input.from)?;
             let record = self.known[from].clone()?;
             Some(JobInput { role: input.role.clone(), file: input.file.clone(), from, record })
@@ -526,15 +564,6 @@ impl<'a> Driver<'a> {
 }
 
 impl Budget {
-    /// What a node with these wishes holds: never more than there is.
-    fn part(self, wish: Resources) -> Budget {
-        Budget {
-            cores: wish.cores.clamp(1, self.cores.max(1)),
-            memory_bytes: wish.memory_bytes.min(self.memory_bytes),
-            gpus: wish.gpus.min(self.gpus),
-        }
-    }
-
     fn covers(self, need: Budget) -> bool {
         self.cores >= need.cores && self.memory_bytes >= need.memory_bytes && self.gpus >= need.gpus
     }

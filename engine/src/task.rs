@@ -35,6 +35,11 @@ pub trait Task: Send + Sync {
         Resources::default()
     }
 
+    /// Expected peak of its memory, 0 when small; asked when its inputs lie in the store, each under its role.
+    fn memory_bytes(&self, _inputs: &IndexMap<String, PathBuf>) -> u64 {
+        0
+    }
+
     /// Whether it can take over the results of single rows from an earlier output of its own, and wants to be offered one.
     fn reuses_rows(&self) -> bool {
         false
@@ -79,8 +84,6 @@ impl View {
 pub struct Resources {
     /// Cores it can keep busy.
     pub cores: usize,
-    /// Expected peak, 0 when small.
-    pub memory_bytes: u64,
     /// At most; a machine with fewer runs it all the same.
     pub gpus: usize,
     /// Relative cost, for longest path first.
@@ -89,7 +92,7 @@ pub struct Resources {
 
 impl Default for Resources {
     fn default() -> Self {
-        Resources { cores: 1, memory_bytes: 0, gpus: 0, weight: 1 }
+        Resources { cores: 1, gpus: 0, weight: 1 }
     }
 }
 

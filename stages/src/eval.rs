@@ -80,7 +80,7 @@ impl Task for Eval {
     }
 
     fn resources(&self) -> Resources {
-        Resources { cores: usize::MAX, gpus: 1, weight: 200, ..Resources::default() }
+        Resources { cores: usize::MAX, gpus: 1, weight: 200 }
     }
 
     fn run(&self, ctx: &Context) -> Result<Summary, TaskError> {

@@ -47,7 +47,7 @@ impl Task for Merge {
     }
 
     fn resources(&self) -> Resources {
-        Resources { cores: usize::MAX, gpus: 1, weight: 50, ..Resources::default() }
+        Resources { cores: usize::MAX, gpus: 1, weight: 50 }
     }
 
     fn run(&self, ctx: &Context) -> Result<Summary, TaskError> {

@@ -46,7 +46,7 @@ impl Task for Quantize {
     }
 
     fn resources(&self) -> Resources {
-        Resources { cores: usize::MAX, gpus: 1, weight: 50, ..Resources::default() }
+        Resources { cores: usize::MAX, gpus: 1, weight: 50 }
     }
 
     fn run(&self, ctx: &Context) -> Result<Summary, TaskError> {

@@ -5,6 +5,7 @@
 
 use std::path::PathBuf;
 
+use indexmap::IndexMap;
 use pipe_engine::task::{Context, Resources, SourceFile, Summary, Task, TaskError, View};
 use pipe_job::{
     Adapter, BaseWeights, Batching, Compute, EvalPoints, Optimizer, Recompute, SavePoints, Schedule, Stopping,
@@ -14,7 +15,9 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::convert::tokenizer_part;
+use crate::memory::{self, Tokens};
 use crate::model::BaseModel;
+use crate::size;
 use crate::worker::Worker;
 
 /// Everything training depends on besides its inputs.
@@ -50,9 +53,9 @@ pub struct Train {
     pub model: BaseModel,
     #[serde(skip)]
     pub worker: Worker,
-    /// Expected peak of the worker, for the scheduler.
+    /// The longest a row may be; rows are cut or dropped before they come here.
     #[serde(skip)]
-    pub memory_bytes: u64,
+    pub sequence_len: u64,
 }
 
 impl Task for Train {
@@ -82,7 +85,21 @@ impl Task for Train {
     }
 
     fn resources(&self) -> Resources {
-        Resources { cores: usize::MAX, memory_bytes: self.memory_bytes, gpus: 1, weight: 1000 }
+        Resources { cores: usize::MAX, gpus: 1, weight: 1000 }
+    }
+
+    /// The plan's estimate, from the rows that are there now.
+    fn memory_bytes(&self, inputs: &IndexMap<String, PathBuf>) -> u64 {
+        let tokens = Tokens {
+            sequence_len: self.sequence_len,
+            longest_row: inputs.get("train").and_then(|packs| size::longest_row(packs)),
+            recompute: match self.recompute {
+                Recompute::Nothing => memory::Recompute::Nothing,
+                Recompute::Layers(_) => memory::Recompute::Layers,
+            },
+        };
+        let estimate = memory::estimate(&self.model.path, &self.model.written, &self.params(), tokens);
+        estimate.map_or(0, |estimate| estimate.peak_bytes)
     }
 
     fn run(&self, ctx: &Context) -> Result<Summary, TaskError> {

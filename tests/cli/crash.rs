@@ -42,13 +42,13 @@ fn an_interrupted_run_says_so_and_goes_on() {
 }
 
 /// Output digest of every node.
-fn digests(events: &[serde_json::Value]) -> std::collections::BTreeMap<String, String> {
+pub fn digests(events: &[serde_json::Value]) -> std::collections::BTreeMap<String, String> {
     let finished = events.iter().filter(|event| event["event"] == "node_finished");
     finished.map(|event| (event["node"].to_string(), event["output"].to_string())).collect()
 }
 
 /// A whole recipe with a tiny training that writes a checkpoint at every step.
-fn with_training() -> Option<Project> {
+pub fn with_training() -> Option<Project> {
     let worker = std::path::Path::new(env!("CARGO_BIN_EXE_pipe")).with_file_name("pipe-torch");
     if !worker.is_file() {
         return None;
@@ -110,6 +110,41 @@ fn a_recipe_with_training_killed_again_and_again_ends_with_the_same_bytes() {
         assert!(bytes(&project) == bytes(&calm), "{file}");
     }
     assert_eq!(project.run(&[]).executed, set(&[]));
+}
+
+/// Reads events until one of them is the awaited one.
+fn read_until(child: &mut std::process::Child, awaited: impl Fn(&serde_json::Value) -> bool) -> Vec<serde_json::Value> {
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(child.stdout.as_mut().unwrap()));
+    let mut events = Vec::new();
+    while let Some(Ok(line)) = lines.next() {
+        events.push(serde_json::from_str(&line).unwrap());
+        if awaited(events.last().unwrap()) {
+            return events;
+        }
+    }
+    panic!("never came: {events:?}");
+}
+
+#[test]
+fn a_second_run_takes_over_at_once_when_the_first_one_dies() {
+    let (Some(calm), Some(project)) = (with_training(), with_training()) else { return };
+    let undisturbed = calm.run(&["--until", "train"]);
+    let long = ["run", "recipe.yml", "--until", "train", "--json"];
+    let mut first = project.start_telling(&long);
+    read_until(&mut first, |event| event["event"] == "metric" && event["step"] == 2);
+    let mut second = project.start_telling(&long);
+    let waits = |event: &serde_json::Value| event["event"] == "warning" && event["node"] == "train";
+    let seen = read_until(&mut second, waits);
+    assert!(seen.last().unwrap()["message"].as_str().unwrap().contains("waiting for it"), "{seen:?}");
+    first.kill().unwrap();
+    let died = std::time::Instant::now();
+    read_until(&mut second, |event| event["event"] == "node_started" && event["node"] == "train");
+    assert!(died.elapsed() < Duration::from_secs(2), "{:?}", died.elapsed());
+    first.wait().unwrap();
+    let rest = read_until(&mut second, |event| event["event"] == "run_finished");
+    assert_eq!(second.wait().unwrap().code(), Some(0));
+    let all: Vec<_> = seen.into_iter().chain(rest).collect();
+    assert_eq!(digests(&all), digests(&undisturbed.events));
 }
 
 #[test]

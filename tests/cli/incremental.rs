@@ -146,6 +146,36 @@ fn a_duplicate_row_ends_at_clean() {
     assert_eq!(project.run(&[]).code, 0);
     project.write("rows.jsonl", &(rows(0..20) + &rows(3..4)));
     assert_eq!(executed(&project, &[]), set(&["ingest.docker", "clean.docker"]));
+    // Taken away again, the file is one that was read before; another copy of another row is new to ingest and clean.
+    project.write("rows.jsonl", &rows(0..20));
+    assert_eq!(executed(&project, &[]), set(&[]));
+    project.write("rows.jsonl", &(rows(0..20) + &rows(5..7)));
+    assert_eq!(executed(&project, &[]), set(&["ingest.docker", "clean.docker"]));
+}
+
+#[test]
+fn selections_run_exactly_what_they_name() {
+    let project = ran_once();
+    let chosen = [
+        (&["--until", "clean"][..], &[][..]),
+        (&["--force", "tokenize"], &["tokenize.docker"]),
+        (&["--force", "tokenize.docker", "--force", "clean"], &["tokenize.docker", "clean.docker"]),
+        (&["--from", "pack"], &["pack.train", "pack.val"]),
+        (&["--from", "pack.val"], &["pack.val"]),
+        (&["--from", "template", "--until", "tokenize"], &["template.docker", "tokenize.docker"]),
+        (&["--from", "tokenize", "--force", "ingest"], &["ingest.docker", "tokenize.docker", "pack.train", "pack.val"]),
+        (&["--until", "pack.train", "--force", "pack.val"], &[]),
+    ];
+    for (args, expected) in chosen {
+        let dry = project.pipe(&[&["run", "recipe.yml", "--dry-run", "--json"], args].concat()).json();
+        let runs = dry["nodes"].as_array().unwrap().iter().filter(|node| node["state"] == "run");
+        let told: BTreeSet<String> = runs.map(|node| node["node"].as_str().unwrap().to_string()).collect();
+        assert_eq!((told, executed(&project, args)), (set(expected), set(expected)), "{args:?}");
+    }
+    let fresh = Project::with_data_recipe();
+    let first = ["ingest.docker", "clean.docker"];
+    assert_eq!(executed(&fresh, &["--until", "clean"]), set(&first));
+    assert_eq!(fresh.pipe(&["cache", "ls", "--json"]).json()["outputs"].as_array().unwrap().len(), 2);
 }
 
 #[test]

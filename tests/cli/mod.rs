@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod crash;
+mod display;
 mod gallery;
 mod harness;
 mod importing;

@@ -1,6 +1,6 @@
 //! The whole path with a tiny model: tokenize, train, eval, convert, merge, quantize. Needs the worker beside the binary.
 
-use super::harness::{Project, copy_folder, fixture, rows, set};
+use super::harness::{Project, Ran, copy_folder, fixture, rows, set};
 
 const RECIPE: &str = "\
 base_model: model
@@ -73,7 +73,26 @@ fn a_recipe_from_rows_to_a_quantised_model() {
         RECIPE.replace("learning_rate: 0.01", "learning_rate: 1e-2\noptimizer: adamw_torch\nsave_total_limit: 7");
     project.write("recipe.yml", &format!("{spelled}save_steps: 3\nlogging_steps: 5\nresources:\n  memory: 2GB\n"));
     assert_eq!(project.run(&[]).executed, set(&[]), "defaults, checkpoints, logs and limits change no result");
+    damaged_results(&project, &project.run(&[]));
     weights_and_secrets(&project);
+}
+
+/// A trained, merged or quantised result that was harmed is made again, with the same bytes, and nothing else is.
+fn damaged_results(project: &Project, ran: &Ran) {
+    for node in ["train", "merge", "quantize"] {
+        let folder = project.output(ran, node);
+        let names = std::fs::read_dir(&folder).unwrap().flatten().map(|entry| entry.path());
+        let file = names.filter(|path| path.is_file() && !path.ends_with("manifest.json"));
+        let file = file.max_by_key(|path| path.metadata().unwrap().len()).unwrap();
+        let mut bytes = std::fs::read(&file).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        std::fs::remove_file(&file).unwrap();
+        std::fs::write(&file, &bytes).unwrap();
+        assert_eq!(project.run(&["--verify"]).executed, set(&[node]));
+        bytes[middle] ^= 1;
+        assert!(std::fs::read(&file).unwrap() == bytes, "{node} came out otherwise");
+    }
 }
 
 /// Weights replaced in place reach what reads weights; an API key reaches nothing that is written.
@@ -86,6 +105,7 @@ fn weights_and_secrets(project: &Project) {
     std::fs::write(&weights, other).unwrap();
     let why = project.pipe(&["why", "recipe.yml", "train"]);
     assert!(why.stdout.contains("model.safetensors"), "{}", why.stdout);
+    assert_eq!(project.run(&["--until", "convert"]).executed, set(&["train", "convert"]));
     std::fs::write(&weights, good).unwrap();
     assert_eq!(project.run(&[]).executed, set(&[]));
     let key = "abcdef0123456789secretvalue";

@@ -10,7 +10,7 @@ use super::fake::{Recorder, Twist, World, names};
 use crate::event::{Event, Silent};
 use crate::runs;
 use crate::schedule::{Budget, FailureKind, Options};
-use crate::task::{Cancel, Resources};
+use crate::task::Cancel;
 
 fn wide(nodes: usize, twist: Twist) -> World {
     let mut world = World::new();
@@ -35,10 +35,31 @@ fn independent_nodes_run_at_once_within_the_budget() {
     }
     let mut world = wide(4, slow);
     for (_, fake, _) in world.nodes.values_mut() {
-        fake.resources = Resources { memory_bytes: 60, ..Resources::default() };
+        fake.memory_bytes = 60;
     }
     world.run_with(&budget(4));
     assert_eq!(world.busy.most.load(Ordering::SeqCst), 1, "two would not fit into memory");
+}
+
+#[test]
+fn a_node_that_wants_more_memory_than_there_is_runs_alone_and_is_told_of() {
+    let mut world = wide(3, Twist::Slow(Duration::from_millis(60)));
+    world.fake("clean.1").memory_bytes = 3_000_000_000;
+    let recorder = Arc::new(Recorder::default());
+    let budget = Budget { cores: 4, memory_bytes: 2_000_000_000, gpus: 0 };
+    world.nodes.values_mut().for_each(|(_, fake, _)| fake.memory_bytes = fake.memory_bytes.max(1));
+    let outcome = world.run_watched(&Options { budget, ..Options::default() }, recorder.clone(), &Cancel::default());
+    assert_eq!((outcome.finished.executed.len(), world.busy.most.load(Ordering::SeqCst)), (3, 2));
+    let events = recorder.0.lock().unwrap();
+    let warnings: Vec<_> = events
+        .iter()
+        .filter_map(
+            |event| if let Event::Warning { node, message } = event { Some((node.as_str(), message)) } else { None },
+        )
+        .collect();
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    assert_eq!(warnings[0].0, "clean.1");
+    assert!(warnings[0].1.starts_with("it is expected to take 3.0 GB of memory, more than the 2.0 GB"), "{warnings:?}");
 }
 
 #[test]

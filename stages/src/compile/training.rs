@@ -79,7 +79,7 @@ pub fn train(
         },
         model: model.clone(),
         worker: machine.worker.clone(),
-        memory_bytes: 0,
+        sequence_len: recipe.sequence_len.unwrap_or(512),
     })
 }
 
