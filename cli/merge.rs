@@ -46,6 +46,8 @@ pub fn merge(args: &MergeArgs) -> Outcome {
         "train": false,
         "load_in_4bit": args.bits.map(|_| true),
         "lora_model_dir": adapter,
+        // An adapter folder that has a tokenizer also has the template it was trained with.
+        "tokenizer_config": adapter.join("tokenizer.json").is_file().then_some(&adapter),
         "merge": { "dtype": args.dtype, "max_shard_size": args.max_shard_size, "base": onto },
     });
     let made = alone::recipe(&keys, &[])?;

@@ -13,6 +13,8 @@ pub fn prepare_process() {
         {
             libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 30);
             libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX);
+            // Heaps of other threads are small maps that come and go; all share the one that keeps its pages.
+            libc::mallopt(libc::M_ARENA_MAX, 1);
         }
         #[cfg(target_os = "linux")]
         libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);

@@ -16,6 +16,7 @@ use tch::Kind;
 
 use crate::decoder::{Decoder, Segments};
 use crate::events::Events;
+use crate::lanes::{self, Shared};
 use crate::linear::Pass;
 use crate::loss::{self, Targets};
 use crate::token_rows::{PackRow, count, each_pack, read_tokens};
@@ -103,39 +104,54 @@ fn measure(
 /// Loss over all packs of a file.
 pub fn split_losses(decoder: &Decoder, path: &Path, pass: Pass, phase: &str, events: &Events) -> Result<Losses> {
     let total = count(path)?;
-    let (mut sum, mut held, mut done) = (Losses::default(), PackRow::default(), 0u64);
+    let lanes = lanes::suited(decoder.config.hidden);
+    let (mut sum, mut groups, mut done) = (Losses::default(), vec![PackRow::default()], 0);
     each_pack(path, |pack| {
-        events.check()?;
-        if !held.ids.is_empty() && held.ids.len() + pack.ids.len() > PASS_TOKENS {
-            add(decoder, &std::mem::take(&mut held), pass, &mut sum)?;
-            events.progress(phase, "packs", done, total);
+        let full = |group: &PackRow| !group.ids.is_empty() && group.ids.len() + pack.ids.len() > PASS_TOKENS / lanes;
+        if groups.last().is_none_or(full) {
+            if groups.len() >= lanes {
+                add(decoder, &std::mem::take(&mut groups), pass, events, &mut sum)?;
+                events.progress(phase, "packs", done, total);
+            }
+            groups.push(PackRow::default());
         }
-        held.ids.extend(pack.ids);
-        held.labels.extend(pack.labels);
-        held.lengths.extend(pack.lengths);
+        if let Some(group) = groups.last_mut() {
+            group.ids.extend(pack.ids);
+            group.labels.extend(pack.labels);
+            group.lengths.extend(pack.lengths);
+        }
         done += 1;
         Ok(())
     })?;
-    add(decoder, &held, pass, &mut sum)?;
+    add(decoder, &groups, pass, events, &mut sum)?;
     events.progress(phase, "packs", total, total);
     Ok(sum)
 }
 
-fn add(decoder: &Decoder, packs: &PackRow, pass: Pass, sum: &mut Losses) -> Result<()> {
-    let targets = Targets::of(&packs.labels, &packs.lengths);
-    sum.tokens += packs.ids.len() as u64;
-    sum.trained_tokens += targets.ids.len() as u64;
-    if targets.ids.is_empty() {
-        return Ok(());
-    }
-    let segments = Segments { ids: packs.ids.clone(), lengths: packs.lengths.clone() };
-    let losses = tch::no_grad(|| loss::token_losses(decoder, &segments, &targets, pass, 0.0))?;
-    let loss = losses.tokens.sum(Kind::Double).double_value(&[]);
-    if !loss.is_finite() {
-        return Err(ModelError::work("the loss is not a number; the weights or the adapter hold infinities"));
-    }
-    sum.loss_sum += loss;
-    Ok(())
+/// Adds the losses of some passes, taken side by side.
+fn add(decoder: &Decoder, groups: &[PackRow], pass: Pass, events: &Events, sum: &mut Losses) -> Result<()> {
+    let shared = Shared::new(decoder);
+    let work = |_: usize, packs: &PackRow| {
+        events.check()?;
+        let targets = Targets::of(&packs.labels, &packs.lengths);
+        let (tokens, trained_tokens) = (packs.ids.len() as u64, targets.ids.len() as u64);
+        if targets.ids.is_empty() {
+            return Ok(Losses { loss_sum: 0.0, tokens, trained_tokens });
+        }
+        let segments = Segments { ids: packs.ids.clone(), lengths: packs.lengths.clone() };
+        let losses = tch::no_grad(|| loss::token_losses(shared.get(), &segments, &targets, pass, 0.0))?;
+        let loss_sum = losses.tokens.sum(Kind::Double).double_value(&[]);
+        if !loss_sum.is_finite() {
+            return Err(ModelError::work("the loss is not a number; the weights or the adapter hold infinities"));
+        }
+        Ok(Losses { loss_sum, tokens, trained_tokens })
+    };
+    lanes::in_order(lanes::suited(decoder.config.hidden), groups, work, |own| {
+        sum.loss_sum += own.loss_sum;
+        sum.tokens += own.tokens;
+        sum.trained_tokens += own.trained_tokens;
+        Ok(())
+    })
 }
 
 /// Columns of `answers.parquet` as they grow.

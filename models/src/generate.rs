@@ -8,6 +8,7 @@ use tch::{Kind, Tensor};
 
 use crate::decoder::Decoder;
 use crate::events::Events;
+use crate::lanes::{self, Shared};
 use crate::linear::Pass;
 use crate::{Result, random};
 
@@ -22,19 +23,25 @@ pub fn answer(
     settings: &Generation,
     pass: Pass,
     events: &Events,
-    done: &mut dyn FnMut(usize),
+    done: &mut (dyn FnMut(usize) + Send),
 ) -> Result<Vec<Vec<i64>>> {
     let mut answers = vec![Vec::new(); prompts.len()];
     let mut finished = 0;
-    for batch in batches(prompts, settings.batch.max(1)) {
-        let mut rows: Vec<Row> = batch.into_iter().map(|index| Row::new(index, &prompts[index])).collect();
-        decode(decoder, &mut rows, settings, pass, events, &mut |_, _| {})?;
+    let shared = Shared::new(decoder);
+    let work = |_: usize, batch: &Vec<usize>| {
+        let mut rows: Vec<Row> = batch.iter().map(|&index| Row::new(index, &prompts[index])).collect();
+        decode(shared.get(), &mut rows, settings, pass, events, &mut |_, _| {})?;
+        Ok(rows)
+    };
+    let batches = batches(prompts, settings.batch.max(1));
+    lanes::in_order(lanes::suited(decoder.config.hidden), &batches, work, |rows| {
         finished += rows.len();
         for row in rows {
             answers[row.index] = row.answer().to_vec();
         }
         done(finished);
-    }
+        Ok(())
+    })?;
     Ok(answers)
 }
 

@@ -19,6 +19,7 @@ pub mod init;
 pub mod int8;
 pub mod journal;
 pub mod kernels;
+pub mod lanes;
 pub mod layer;
 pub mod linear;
 pub mod load;
@@ -39,5 +40,6 @@ pub mod token_rows;
 pub mod train;
 pub mod tuned;
 pub mod whole;
+pub mod window;
 
 pub use error::{ModelError, Result};

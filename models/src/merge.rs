@@ -1,4 +1,4 @@
-//! Merging an adapter into its base: a Hugging Face folder, one tensor in memory at a time.
+//! Merging an adapter into its base: a Hugging Face folder's weights and configuration, one tensor in memory at a time.
 //!
 //! `W' = W + scale * B A` in f32 (for DoRA brought to its trained lengths), rounded once to the type asked for. By default `W` is what training saw: the base in
 //! the compute type and, for QLoRA, quantised and dequantised, so that the merged model answers as the tuned one did.
@@ -7,9 +7,7 @@
 use std::path::Path;
 
 use half::bf16;
-use pipe_files::{
-    FolderWriter, ModelFiles, Part, PeftAdapter, PeftModule, Place, TensorType, write_config, write_tokenizer,
-};
+use pipe_files::{FolderWriter, ModelFiles, Part, PeftAdapter, PeftModule, Place, TensorType, write_config};
 use pipe_job::{BaseWeights, Compute, MergeBase, MergeJob, WeightType};
 use rayon::prelude::*;
 use tch::Kind;
@@ -22,7 +20,7 @@ use crate::{ModelError, Result, load, tuned};
 const EMBEDDING: &str = "model.embed_tokens.weight";
 const HEAD: &str = "lm_head.weight";
 
-/// Runs the job and writes weights, configuration and tokenizer into its output folder.
+/// Runs the job and writes weights and configuration into its output folder.
 pub fn merge(job: &MergeJob, events: &Events) -> Result<()> {
     let files = ModelFiles::open(&job.model.path)?;
     let mut adapter = job.model.adapter.as_deref().map(PeftAdapter::open).transpose()?;
@@ -64,7 +62,7 @@ pub fn merge(job: &MergeJob, events: &Events) -> Result<()> {
     if untied {
         untie(&job.output.join("config.json"))?;
     }
-    Ok(write_tokenizer(&job.model.path, &job.output)?)
+    Ok(())
 }
 
 /// Refuses an adapter for another model before anything is written.

@@ -2,7 +2,6 @@
 //!
 //! The result is a function of packs, base weights, job and thread count. This file must not know recipes or stores.
 
-use std::collections::BTreeMap;
 use std::time::Instant;
 
 use pipe_job::{Adapter, Compute, Lora, Recompute, TrainJob};
@@ -12,16 +11,18 @@ use crate::checkpoint::{Best, Checkpoints, State};
 use crate::decoder::Decoder;
 use crate::events::Events;
 use crate::journal::{Done, Journal};
+use crate::lanes::{self, Shared};
 use crate::linear::Pass;
 use crate::optimizer::{Optimizer, Parameter};
 use crate::packs::{Chunk, Packs};
 use crate::schedule::LearningRate;
 use crate::steps::Steps;
 use crate::tuned::{self, Use};
+use crate::window::{self, Window};
 use crate::{ModelError, Result, adapter, load, loss, random, whole};
 
-/// Tokens that go through the network together. Whole documents are gathered up to this number, which bounds memory and
-/// changes no result beyond rounding; a longer document goes alone.
+/// Tokens that are in the network at one time, in all lanes together. Whole documents are gathered up to a lane's share,
+/// which bounds memory and changes no result beyond rounding; a longer document goes alone.
 pub const CHUNK_TOKENS: usize = 512;
 
 /// Runs the job. `Cancelled` leaves a checkpoint to resume from.
@@ -51,6 +52,7 @@ pub fn run(job: &TrainJob, events: &Events) -> Result<()> {
         Recompute::Layers(group) => group.max(1),
     };
     let base = Pass { training: None, fused: job.kernels, recompute, base_only: false };
+    let lanes = window::lanes_for(&decoder, optimizer.parameters(), base);
 
     let outcome = loop {
         if !state.evaluated
@@ -93,27 +95,22 @@ pub fn run(job: &TrainJob, events: &Events) -> Result<()> {
                 packs.name_rows(&window)
             )));
         }
-        let mut tally = Tally::default();
-        let mut cancelled = false;
-        for (index, chunk) in chunks(&packs, &window, job.batching.micro_batch).iter().enumerate() {
-            cancelled = events.is_cancelled();
-            if cancelled {
-                break;
-            }
-            if chunk.targets.ids.is_empty() {
-                continue;
-            }
-            let seed = random::mix(random::mix(job.seed, state.step), index as u64);
-            let pass = Pass { training: Some(seed), ..base };
-            let losses = loss::token_losses(&decoder, &chunk.segments, &chunk.targets, pass, job.z_loss)?;
-            tally.add(&packs, chunk, &losses.tokens, state.step + 1)?;
-            let share = chunk.segments.ids.len() as f64 / window_tokens as f64;
-            let balance = losses.balance.into_iter();
-            balance.fold(losses.objective / trained as f64, |all, balance| all + balance * share).backward();
-        }
-        if cancelled {
-            break Err(ModelError::Cancelled);
-        }
+        let chunks = chunks(&packs, &window, job.batching.micro_batch, lanes);
+        let learning = Window {
+            packs: &packs,
+            chunks: &chunks,
+            trained,
+            tokens: window_tokens,
+            step: state.step + 1,
+            seed: random::mix(job.seed, state.step),
+            pass: base,
+            z_loss: job.z_loss,
+        };
+        let tally = match learning.learn(&decoder, optimizer.parameters(), lanes, events) {
+            Ok(tally) => tally,
+            Err(ModelError::Cancelled) => break Err(ModelError::Cancelled),
+            Err(error) => return Err(error),
+        };
         let loss = tally.sum / trained as f64;
         let grad_norm = optimizer.grad_norm();
         if !loss.is_finite() || !grad_norm.is_finite() {
@@ -184,52 +181,30 @@ impl State {
     }
 }
 
-/// Losses of a step's tokens, summed in all and by dataset.
-#[derive(Debug, Default)]
-struct Tally {
-    sum: f64,
-    sources: BTreeMap<u16, (f64, u64)>,
-}
-
-impl Tally {
-    fn add(&mut self, packs: &Packs, chunk: &Chunk, losses: &Tensor, step: u64) -> Result<()> {
-        self.sum += tch::no_grad(|| losses.sum(Kind::Float).double_value(&[]));
-        let values: Vec<f32> = Vec::try_from(losses.detach())?;
-        for (value, document) in values.iter().zip(chunk.target_documents()) {
-            if !value.is_finite() {
-                return Err(ModelError::work(format!(
-                    "step {step}: the loss of {} is {value}; nothing was updated. Look at that row, or lower learning_rate",
-                    packs.name_document(document)
-                )));
-            }
-            let (sum, count) = self.sources.entry(packs.source(document)).or_default();
-            *sum += f64::from(*value);
-            *count += 1;
-        }
-        Ok(())
-    }
-
-    /// Mean loss by dataset.
-    fn by_source(&self) -> BTreeMap<u16, f64> {
-        self.sources.iter().map(|(source, (sum, count))| (*source, sum / *count as f64)).collect()
-    }
-}
-
 /// The summed loss in nats and the number of trained tokens over all packs.
 pub fn evaluate(decoder: &Decoder, packs: &Packs, pass: Pass, events: &Events) -> Result<(f64, u64)> {
-    let (mut sum, mut tokens) = (0.0, 0);
-    for pack in 0..packs.len() {
-        for chunk in packs.chunks(&[pack], CHUNK_TOKENS) {
+    let (mut sum, mut tokens, mut done) = (0.0, 0, 0);
+    let shared = Shared::new(decoder);
+    let lanes = lanes::suited(decoder.config.hidden);
+    let all: Vec<usize> = (0..packs.len()).collect();
+    let work = |_: usize, &pack: &usize| {
+        let (mut sum, mut tokens) = (0.0, 0);
+        for chunk in packs.chunks(&[pack], CHUNK_TOKENS / lanes) {
             events.check()?;
             if chunk.targets.ids.is_empty() {
                 continue;
             }
-            let losses = tch::no_grad(|| loss::token_losses(decoder, &chunk.segments, &chunk.targets, pass, 0.0))?;
+            let losses = tch::no_grad(|| loss::token_losses(shared.get(), &chunk.segments, &chunk.targets, pass, 0.0))?;
             sum += losses.tokens.sum(Kind::Double).double_value(&[]);
             tokens += chunk.targets.ids.len() as u64;
         }
-        events.progress("eval", "packs", pack as u64 + 1, packs.len() as u64);
-    }
+        Ok((sum, tokens))
+    };
+    lanes::in_order(lanes, &all, work, |(own, trained)| {
+        (sum, tokens, done) = (sum + own, tokens + trained, done + 1);
+        events.progress("eval", "packs", done, packs.len() as u64);
+        Ok(())
+    })?;
     Ok((sum, tokens))
 }
 
@@ -278,9 +253,9 @@ fn prepare_adapter(job: &TrainJob, settings: &Lora, events: &Events) -> Result<P
     Ok(Prepared { parameters: adapter::parameters(&decoder), decoder, adapter: Some(settings) })
 }
 
-/// The chunks of a window; micro-batches are packs that may share a chunk.
-fn chunks(packs: &Packs, window: &[usize], micro_batch: usize) -> Vec<Chunk> {
-    window.chunks(micro_batch.max(1)).flat_map(|micro| packs.chunks(micro, CHUNK_TOKENS)).collect()
+/// The chunks of a window, so many at once; micro-batches are packs that may share a chunk.
+fn chunks(packs: &Packs, window: &[usize], micro_batch: usize, lanes: usize) -> Vec<Chunk> {
+    window.chunks(micro_batch.max(1)).flat_map(|micro| packs.chunks(micro, CHUNK_TOKENS / lanes)).collect()
 }
 
 fn tell_sizes(decoder: &Decoder, optimizer: &Optimizer, plan: &Steps, events: &Events) {

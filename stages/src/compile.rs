@@ -114,23 +114,28 @@ fn model_nodes(
     if !off && (splits.val || splits.test || recipe.eval.is_some()) {
         let mut inputs: Vec<Input> = adapter().into_iter().collect();
         data::evaluation_inputs(recipe, splits, tokenized, &mut inputs);
-        let samples = data::samples(recipe, model)?;
-        nodes.push(node("eval", MEASURES, inputs, training::eval(recipe, model, machine, samples, trains)));
+        let samples = data::samples(recipe, project, model)?;
+        let task = training::eval(recipe, project, model, machine, samples, trains);
+        nodes.push(node("eval", MEASURES, inputs, task));
     }
+    let companions = data::companions(recipe, project, model)?;
     if trains {
         let inputs = adapter().into_iter().collect();
-        nodes.push(node("convert", PUBLISHED, inputs, training::convert(recipe, model, machine)));
+        let task = training::convert(recipe, model, companions.clone(), machine);
+        nodes.push(node("convert", PUBLISHED, inputs, task));
     }
     let merge = recipe.merge.as_ref().and_then(|toggle| toggle.on());
     if let Some(section) = merge {
         let inputs = adapter().into_iter().collect();
-        nodes.push(node("merge", MODEL, inputs, training::merge(recipe, section, model, machine)));
+        let task = training::merge(recipe, section, model, companions, machine);
+        nodes.push(node("merge", MODEL, inputs, task));
     }
     if let Some(section) = recipe.quantize.as_ref().and_then(|toggle| toggle.on()) {
         let merged = merge.is_some();
         let from = match merged {
             true => Some(input("model", "merge", None, MODEL)),
-            false => adapter().filter(|_| whole),
+            // The published model, for it has the template that was trained with.
+            false => whole.then(|| input("model", "convert", None, PUBLISHED)),
         };
         let stands_alone = from.is_some();
         let inputs = from.into_iter().collect();

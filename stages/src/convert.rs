@@ -6,13 +6,14 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use half::{bf16, f16};
-use pipe_engine::task::{Context, SourceFile, Summary, Task, TaskError, View};
+use pipe_engine::task::{Context, SourceFile, Summary, Task, TaskError};
 use pipe_files::{FolderWriter, ModelFiles, TensorType};
 use pipe_job::WeightType;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::companions::Companions;
 use crate::model::BaseModel;
 
 /// Largest shard of a published model.
@@ -24,6 +25,8 @@ pub struct Convert {
     pub dtype: WeightType,
     /// `base_model_name_or_path` of the published `adapter_config.json`.
     pub base_model: String,
+    #[serde(rename = "chat_template")]
+    pub companions: Companions,
     #[serde(skip)]
     pub model: BaseModel,
 }
@@ -34,7 +37,7 @@ impl Task for Convert {
     }
 
     fn version(&self) -> String {
-        "1".into()
+        "2".into()
     }
 
     fn params(&self) -> Value {
@@ -42,31 +45,22 @@ impl Task for Convert {
     }
 
     fn files(&self) -> Vec<SourceFile> {
-        vec![SourceFile {
-            role: "tokenizer".into(),
-            path: self.model.path.clone(),
-            view: View::Part { name: "tokenizer-files", bytes: tokenizer_part },
-        }]
+        self.companions.files()
     }
 
     fn run(&self, ctx: &Context) -> Result<Summary, TaskError> {
         if let Some(source) = ctx.input_opt("model") {
-            return write_model(source, ctx, self.dtype).map(|()| Summary::default());
+            write_model(source, ctx, self.dtype)?;
+            self.companions.write(ctx.out())?;
+            return Ok(Summary::default());
         }
         self.model.require()?;
         let source = ctx.input("adapter")?;
         write_weights(source, ctx.out(), self.dtype)?;
         write_config(source, ctx.out(), &self.base_model)?;
-        pipe_files::write_tokenizer(&self.model.path, ctx.out()).map_err(|e| TaskError::Failed(e.to_string()))?;
+        self.companions.write(ctx.out())?;
         Ok(Summary::default())
     }
-}
-
-/// The bytes of a model's tokenizer, special tokens and chat template, wherever it keeps them.
-pub fn tokenizer_part(path: &Path) -> Result<Vec<u8>, String> {
-    let mut bytes = pipe_files::tokenizer_bytes(path).map_err(|e| e.to_string())?;
-    bytes.extend(pipe_files::chat_template_bytes(path).map_err(|e| e.to_string())?);
-    Ok(bytes)
 }
 
 /// A trained model, one tensor in memory at a time.
@@ -90,8 +84,7 @@ fn write_model(source: &Path, ctx: &Context, dtype: WeightType) -> Result<(), Ta
         ctx.progress(done as u64 + 1, tensors.len() as u64, "tensors");
     }
     writer.finish().map_err(failed)?;
-    pipe_files::write_config(&files, kind, ctx.out()).map_err(failed)?;
-    pipe_files::write_tokenizer(source, ctx.out()).map_err(failed)
+    pipe_files::write_config(&files, kind, ctx.out()).map_err(failed)
 }
 
 fn write_weights(source: &Path, out: &Path, dtype: WeightType) -> Result<(), TaskError> {

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use tokenizers::Tokenizer;
 
-use crate::convert::tokenizer_part;
+use crate::companions::tokenizer_part;
 use crate::model::BaseModel;
 use crate::recipe::Metric;
 use crate::rows::{TableWriter, batches, int_list, list_column, text_column};
@@ -36,6 +36,9 @@ pub struct Eval {
     pub stop: Vec<String>,
     /// Rows answered together; cannot change greedy answers but for rounding.
     pub batch: usize,
+    /// Where the rows' tokenizer is.
+    #[serde(skip)]
+    pub tokenizer: PathBuf,
     #[serde(skip)]
     pub model: BaseModel,
     #[serde(skip)]
@@ -73,7 +76,7 @@ impl Task for Eval {
         let mut files = self.model.weight_sources();
         files.push(SourceFile {
             role: "tokenizer".into(),
-            path: self.model.path.clone(),
+            path: self.tokenizer.clone(),
             view: View::Part { name: "tokenizer-files", bytes: tokenizer_part },
         });
         files
@@ -85,7 +88,7 @@ impl Task for Eval {
 
     fn run(&self, ctx: &Context) -> Result<Summary, TaskError> {
         self.model.require()?;
-        let tokenizer = pipe_files::tokenizer(&self.model.path).map_err(|e| TaskError::Failed(e.to_string()))?;
+        let tokenizer = pipe_files::tokenizer(&self.tokenizer).map_err(|e| TaskError::Failed(e.to_string()))?;
         let scratch = ctx.work.join("eval");
         std::fs::create_dir_all(&scratch).map_err(TaskError::io("making the evaluation's scratch folder"))?;
         let job = self.job(ctx, &tokenizer, &scratch)?;
@@ -136,7 +139,7 @@ impl Eval {
     }
 
     fn generation(&self, tokenizer: &Tokenizer) -> Generation {
-        let info = pipe_files::TokenizerInfo::read(&self.model.path).ok();
+        let info = pipe_files::TokenizerInfo::read(&self.tokenizer).ok();
         let own = info.map(|info| info.stops).unwrap_or_default().into_iter().map(i64::from);
         let named = self.stop.iter().filter_map(|token| tokenizer.token_to_id(token)).map(i64::from);
         let mut stop: Vec<i64> = own.chain(named).collect();

@@ -8,6 +8,7 @@ mod alike;
 pub mod augment;
 pub mod chat;
 pub mod clean;
+mod companions;
 pub mod compile;
 pub mod conversation;
 pub mod convert;

@@ -5,7 +5,7 @@ use pipe_job::{BaseWeights, Compute, MergeBase, MergeJob, ModelSource, WeightTyp
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::convert::tokenizer_part;
+use crate::companions::Companions;
 use crate::model::BaseModel;
 use crate::worker::Worker;
 
@@ -17,6 +17,8 @@ pub struct Merge {
     pub max_shard_bytes: u64,
     pub weights: BaseWeights,
     pub compute: Compute,
+    #[serde(rename = "chat_template")]
+    pub companions: Companions,
     #[serde(skip)]
     pub model: BaseModel,
     #[serde(skip)]
@@ -29,7 +31,7 @@ impl Task for Merge {
     }
 
     fn version(&self) -> String {
-        format!("2+{}", pipe_job::NUMERICS)
+        format!("3+{}", pipe_job::NUMERICS)
     }
 
     fn params(&self) -> Value {
@@ -38,11 +40,7 @@ impl Task for Merge {
 
     fn files(&self) -> Vec<SourceFile> {
         let mut files = self.model.weight_sources();
-        files.push(SourceFile {
-            role: "tokenizer".into(),
-            path: self.model.path.clone(),
-            view: pipe_engine::task::View::Part { name: "tokenizer-files", bytes: tokenizer_part },
-        });
+        files.extend(self.companions.files());
         files
     }
 
@@ -70,6 +68,7 @@ impl Task for Merge {
             output: ctx.out().to_path_buf(),
         };
         let report = self.worker.run(pipe_job::Task::Merge(Box::new(job)), ctx)?;
+        self.companions.write(ctx.out())?;
         Ok(report.into_summary())
     }
 }

@@ -4,7 +4,7 @@ use pipe_engine::task::{Context, Resources, SourceFile, Summary, Task, TaskError
 use pipe_job::QuantizeJob;
 use serde_json::{Value, json};
 
-use crate::convert::tokenizer_part;
+use crate::companions::tokenizer_part;
 use crate::model::BaseModel;
 use crate::recipe::QuantType;
 use crate::worker::Worker;

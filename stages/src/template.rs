@@ -253,7 +253,8 @@ pub fn rendered() -> SchemaRef {
 }
 
 impl Template {
-    fn load(&self) -> Result<Option<ChatTemplate>, TaskError> {
+    /// The template, ready to render; none where no row needs one.
+    pub fn load(&self) -> Result<Option<ChatTemplate>, TaskError> {
         let wrong = |error: render::TemplateError| TaskError::Input(error.to_string());
         let (text, mut special) = match &self.source {
             TemplateSource::Unused => return Ok(None),

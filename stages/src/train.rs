@@ -14,7 +14,7 @@ use pipe_job::{
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::convert::tokenizer_part;
+use crate::companions::tokenizer_part;
 use crate::memory::{self, Tokens};
 use crate::model::BaseModel;
 use crate::size;

@@ -74,6 +74,7 @@ fn a_recipe_from_rows_to_a_quantised_model() {
     project.write("recipe.yml", &format!("{spelled}save_steps: 3\nlogging_steps: 5\nresources:\n  memory: 2GB\n"));
     assert_eq!(project.run(&[]).executed, set(&[]), "defaults, checkpoints, logs and limits change no result");
     damaged_results(&project, &project.run(&[]));
+    template_goes_along(&project);
     weights_and_secrets(&project);
 }
 
@@ -93,6 +94,26 @@ fn damaged_results(project: &Project, ran: &Ran) {
         bytes[middle] ^= 1;
         assert!(std::fs::read(&file).unwrap() == bytes, "{node} came out otherwise");
     }
+}
+
+/// What was trained with a template of its own is published with it, in every form.
+fn template_goes_along(project: &Project) {
+    let plain = project.read("recipe.yml");
+    let chat = plain.replace("type: alpaca\n", "type: alpaca:chat_template\n");
+    project.write("recipe.yml", &format!("chat_template: chatml\n{chat}"));
+    let said = project.pipe(&["run", "recipe.yml"]);
+    assert_eq!(said.code, 0, "{}\n{}", said.stdout, said.stderr);
+    for folder in ["adapter", "merged"] {
+        let jinja = project.read(&format!("out/{folder}/chat_template.jinja"));
+        assert!(jinja.contains("<|im_start|>"), "{folder}: {jinja}");
+        let config = project.read(&format!("out/{folder}/tokenizer_config.json"));
+        let config: serde_json::Value = serde_json::from_str(&config).unwrap();
+        assert_eq!(config["chat_template"], jinja.as_str(), "{folder}");
+    }
+    let gguf = std::fs::read(project.path("work/out/gguf/model-q8_0.gguf")).unwrap();
+    assert!(gguf.windows(12).any(|bytes| bytes == b"<|im_start|>"));
+    project.write("recipe.yml", &plain);
+    assert_eq!(project.run(&[]).executed, set(&[]));
 }
 
 /// Weights replaced in place reach what reads weights; an API key reaches nothing that is written.

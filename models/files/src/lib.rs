@@ -47,5 +47,5 @@ pub use special::{SpecialToken, TemplateTexts, TokenizerInfo, tokenizer_info};
 pub use targets::{Exceptions, Selector, Unmatched, WeightPattern, is_named};
 pub use tokenizer::{tokenizer, tokenizer_json};
 pub use tokenizers::Tokenizer;
-pub use write_folder::{FolderWriter, write_config, write_tokenizer};
+pub use write_folder::{FolderWriter, write_chat_template, write_config, write_tokenizer};
 pub use write_gguf::write_gguf;

@@ -196,6 +196,10 @@ pub fn write_tokenizer(source: &Path, folder: &Path) -> Result<(), FilesError> {
     if source.is_dir() {
         return copy_tokenizer(source, folder);
     }
+    if source.extension().is_some_and(|extension| extension == "json") {
+        let bytes = std::fs::read(source).map_err(FilesError::read(source))?;
+        return write(&folder.join("tokenizer.json"), &bytes);
+    }
     let gguf = Gguf::open(source)?;
     let info = TokenizerInfo::from_gguf(&gguf)?;
     let text = tokenizer::describe(&gguf)?.to_string();
@@ -221,6 +225,23 @@ pub fn write_tokenizer(source: &Path, folder: &Path) -> Result<(), FilesError> {
         write(&folder.join("chat_template.jinja"), template.as_bytes())?;
     }
     write_json(&folder.join("tokenizer_config.json"), &Json::Object(config))
+}
+
+/// Makes `text` (Jinja) the chat template of a folder that holds a tokenizer, in each place where loaders look for one.
+pub fn write_chat_template(text: &str, folder: &Path) -> Result<(), FilesError> {
+    write(&folder.join("chat_template.jinja"), text.as_bytes())?;
+    let older = folder.join("chat_template.json");
+    if older.is_file() {
+        write_json(&older, &json!({ "chat_template": text }))?;
+    }
+    let path = folder.join("tokenizer_config.json");
+    let mut config = match std::fs::read(&path) {
+        Ok(bytes) => serde_json::from_slice(&bytes).map_err(|e| FilesError::damaged(&path, e.to_string()))?,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Map::new(),
+        Err(e) => return Err(FilesError::read(&path)(e)),
+    };
+    config.insert("chat_template".to_owned(), json!(text));
+    write_json(&path, &Json::Object(config))
 }
 
 fn copy_tokenizer(source: &Path, folder: &Path) -> Result<(), FilesError> {

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 /// Part of the stage version of everything the worker computes: changes with libtorch's release or with any kernel that
 /// can change output bytes.
-pub const NUMERICS: &str = "libtorch-2.13.0.k1";
+pub const NUMERICS: &str = "libtorch-2.13.0.k2";
 
 /// One piece of work for the worker.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -47,7 +47,7 @@ pub unsafe extern "C" fn pipe_nf4_decode(
         let length = (last * crate::nf4::BLOCK).min(count) - start;
         if wide != 0 {
             let out = std::slice::from_raw_parts_mut(out.cast::<f32>().add(start), length);
-            nf4_decode::decode_f32(&weights, first, out);
+            nf4_decode::decode_f32(Decoder::best(), &weights, first, out);
         } else {
             let out = std::slice::from_raw_parts_mut(out.cast::<u16>().add(start), length);
             decode(Decoder::best(), &weights, first, out);

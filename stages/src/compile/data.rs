@@ -9,6 +9,7 @@ use serde_json::Map;
 use super::{EXAMPLES, PACKS, RAW, RENDERED, Splits, TOKENS, evaluates, input, node, problem};
 use crate::augment::Augment;
 use crate::clean::{Clean, contamination};
+use crate::companions::Companions;
 use crate::ingest::files::reading;
 use crate::ingest::{DatasetKeys, FileFormat, Ingest, RowFormat, Shard};
 use crate::mix::Mix;
@@ -21,7 +22,7 @@ use crate::recipe::{
 use crate::rows::ROWS_FILE;
 use crate::split::{Part, Split};
 use crate::template::prompts::PromptStyle;
-use crate::template::render::{ChatTemplate, SpecialTexts, find, special_texts};
+use crate::template::render::{SpecialTexts, find, special_texts};
 use crate::template::{Template, TemplateSource, builtin, clock};
 use crate::tokenize::Tokenize;
 
@@ -82,7 +83,7 @@ pub fn evaluation_inputs(recipe: &Recipe, splits: Splits, tokenized: &[Tokenized
 }
 
 /// The `eval.samples` prompts, each with the text the model is given.
-pub fn samples(recipe: &Recipe, model: &BaseModel) -> Result<Vec<(String, String)>, Problem> {
+pub fn samples(recipe: &Recipe, project: &Project, model: &BaseModel) -> Result<Vec<(String, String)>, Problem> {
     let prompts = super::eval_section(recipe).samples.unwrap_or_default();
     if prompts.is_empty() || !model.path.exists() {
         return Ok(prompts.into_iter().map(|prompt| (prompt.clone(), prompt)).collect());
@@ -92,22 +93,17 @@ pub fn samples(recipe: &Recipe, model: &BaseModel) -> Result<Vec<(String, String
         .map(|dataset| prompt_style(recipe, Some(&model.path), dataset))
         .transpose()?
         .unwrap_or_else(PromptStyle::alpaca);
-    let chats = recipe.datasets.iter().flatten().any(uses_template);
-    let special = pipe_files::TemplateTexts::read(&model.path).map(|info| special_texts(&info)).unwrap_or_default();
     let wrong = |why: String| problem("chat-template", "chat_template", why);
-    let template = match chats {
-        true => {
-            let text = match source_text(recipe, model) {
-                Ok(text) => text,
-                Err(why) => return Err(wrong(why)),
-            };
-            let mut template = ChatTemplate::parse(&text, &special).map_err(|error| wrong(error.to_string()))?;
-            template.set_day(&clock::today());
-            Some(template)
+    let template = match recipe.datasets.iter().flatten().find(|dataset| uses_template(dataset)) {
+        Some(dataset) => {
+            let mut task = template(recipe, project, Some(model), dataset)?;
+            task.day = Some(clock::today());
+            task.load().map_err(|error| wrong(error.to_string()))?
         }
-        false => None,
+        None => None,
     };
-    let kwargs: Map<_, _> = recipe.chat_template_kwargs.clone().unwrap_or_default().into_iter().collect();
+    let mut kwargs: Map<_, _> = recipe.chat_template_kwargs.clone().unwrap_or_default().into_iter().collect();
+    kwargs.extend(first.and_then(|dataset| dataset.chat_template_kwargs.clone()).unwrap_or_default());
     let render = |prompt: &String| match &template {
         Some(template) => {
             let mut turns: Vec<Map<_, _>> = Vec::new();
@@ -244,7 +240,7 @@ fn uses_template(dataset: &Dataset) -> bool {
 }
 
 /// Where template and tokenizer are read: `tokenizer_config` when given, else the base model.
-fn tokenizer_path(recipe: &Recipe, project: &Project, model: Option<&BaseModel>) -> Option<PathBuf> {
+pub fn tokenizer_path(recipe: &Recipe, project: &Project, model: Option<&BaseModel>) -> Option<PathBuf> {
     match &recipe.tokenizer_config {
         Some(path) => Some(match project.place(path) {
             Place::Local(path) | Place::Missing(path) => path,
@@ -325,17 +321,17 @@ fn template_source(
     }
 }
 
-/// The template text that free samples are rendered with.
-fn source_text(recipe: &Recipe, model: &BaseModel) -> Result<String, String> {
-    let own = || find(&model.path.to_string_lossy()).map(|(text, _)| text).map_err(|error| error.to_string());
-    match (recipe.chat_template.as_deref(), &recipe.chat_template_jinja) {
-        (None | Some("jinja"), Some(jinja)) => Ok(std::fs::read_to_string(jinja).unwrap_or_else(|_| jinja.clone())),
-        (None | Some("tokenizer_default"), _) => own(),
-        (Some(name), _) => {
-            let name = name.strip_prefix("tokenizer_default_fallback_").unwrap_or(name);
-            builtin::text(name).map(str::to_string).map_or_else(own, Ok)
-        }
-    }
+/// What is published beside weights: the tokenizer, and the template of the first dataset that uses one.
+pub fn companions(recipe: &Recipe, project: &Project, model: &BaseModel) -> Result<Companions, Problem> {
+    let tokenizer = tokenizer_path(recipe, project, Some(model)).unwrap_or_else(|| model.path.clone());
+    let named = recipe.chat_template.is_some() || recipe.chat_template_jinja.is_some();
+    let trained = recipe.datasets.iter().flatten().find(|dataset| uses_template(dataset)).cloned();
+    let untrained = || (named && recipe.datasets.is_none()).then(Dataset::default);
+    let template = match trained.or_else(untrained) {
+        Some(dataset) => template_source(recipe, project, Some(&tokenizer), &dataset)?,
+        None => TemplateSource::Unused,
+    };
+    Ok(Companions { tokenizer, template })
 }
 
 fn prompt_style(recipe: &Recipe, tokenizer: Option<&Path>, dataset: &Dataset) -> Result<PromptStyle, Problem> {

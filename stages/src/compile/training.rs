@@ -9,7 +9,8 @@ use pipe_job::{
     OptimizerKind, Recompute, SavePoints, Schedule, ScheduleKind, Stopping, Targets, Warmup, Watchdog, WeightType,
 };
 
-use super::{Machine, continued};
+use super::{Machine, continued, data};
+use crate::companions::Companions;
 use crate::convert::Convert;
 use crate::eval::Eval;
 use crate::merge::Merge;
@@ -86,6 +87,7 @@ pub fn train(
 /// The evaluation stage; `samples` pairs each prompt with its rendered text.
 pub fn eval(
     recipe: &Recipe,
+    project: &Project,
     model: &BaseModel,
     machine: &Machine,
     samples: Vec<(String, String)>,
@@ -102,6 +104,7 @@ pub fn eval(
         compute: compute(recipe, machine),
         stop: recipe.eot_tokens.clone().unwrap_or_default(),
         batch: section.batch_size.unwrap_or(ANSWER_BATCH) as usize,
+        tokenizer: data::tokenizer_path(recipe, project, Some(model)).unwrap_or_else(|| model.path.clone()),
         model: model.clone(),
         worker: machine.worker.clone(),
     }
@@ -117,15 +120,21 @@ pub fn evaluates(recipe: &Recipe, split: SplitName) -> bool {
     eval_section(recipe).splits.is_none_or(|splits| splits.contains(&split))
 }
 
-pub fn convert(recipe: &Recipe, model: &BaseModel, machine: &Machine) -> Convert {
+pub fn convert(recipe: &Recipe, model: &BaseModel, companions: Companions, machine: &Machine) -> Convert {
     let section = recipe.convert.as_ref().and_then(|toggle| toggle.on());
     // An adapter is small and keeps its precision; a model comes in the type it was trained in.
     let own = if recipe.adapter.is_none() { own_type(recipe, machine) } else { WeightType::F32 };
     let dtype = section.and_then(|section| section.dtype).map_or(own, |dtype| dtype.weight_type());
-    Convert { dtype, base_model: model.written.clone(), model: model.clone() }
+    Convert { dtype, base_model: model.written.clone(), companions, model: model.clone() }
 }
 
-pub fn merge(recipe: &Recipe, section: &MergeSection, model: &BaseModel, machine: &Machine) -> Merge {
+pub fn merge(
+    recipe: &Recipe,
+    section: &MergeSection,
+    model: &BaseModel,
+    companions: Companions,
+    machine: &Machine,
+) -> Merge {
     let own = own_type(recipe, machine);
     let size = section.max_shard_size.as_deref().and_then(parse_size);
     Merge {
@@ -137,6 +146,7 @@ pub fn merge(recipe: &Recipe, section: &MergeSection, model: &BaseModel, machine
         max_shard_bytes: size.unwrap_or(5_000_000_000),
         weights: base_weights(recipe),
         compute: compute(recipe, machine),
+        companions,
         model: model.clone(),
         worker: machine.worker.clone(),
     }
