@@ -140,6 +140,7 @@ fn run_merge(out: &Path, base: MergeBase, weights: BaseWeights) -> ModelFiles {
         output: out.to_owned(),
     };
     merge::merge(&job, &Events::to(std::io::sink())).unwrap();
+    pipe_files::write_tokenizer(&fixtures().join("tiny-llama"), out).unwrap();
     ModelFiles::open(out).unwrap()
 }
 
