@@ -23,7 +23,8 @@ fn executed(project: &Project, args: &[&str]) -> BTreeSet<String> {
 fn nothing_changed() {
     let project = ran_once();
     assert_eq!(executed(&project, &[]), set(&[]));
-    let elsewhere = project.pipe_in("home", &["run", "../work/recipe.yml", "--json"]);
+    let recipe = project.path("work").join("recipe.yml");
+    let elsewhere = project.pipe_in("home", &["run", recipe.to_str().unwrap(), "--json"]);
     assert!(elsewhere.stdout.lines().last().unwrap().contains("\"executed\":[]"), "{}", elsewhere.stdout);
     let text = project.pipe(&["run", "recipe.yml"]);
     assert!(text.stdout.contains("nothing to do"), "{}", text.stdout);
