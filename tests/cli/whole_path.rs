@@ -29,11 +29,9 @@ quantize:
 output_dir: out
 ";
 
-fn worker_is_there() -> bool {
-    std::path::Path::new(env!("CARGO_BIN_EXE_pipe")).with_file_name("pipe-torch").is_file()
-}
-
 fn project() -> Project {
+    let worker = std::path::Path::new(env!("CARGO_BIN_EXE_pipe")).with_file_name("pipe-torch");
+    assert!(worker.is_file(), "{} is missing; test the whole workspace, which builds it", worker.display());
     let project = Project::new();
     copy_folder(&fixture("tiny-llama"), &project.path("work/model"));
     project.write("rows.jsonl", &rows(0..40));
@@ -43,9 +41,6 @@ fn project() -> Project {
 
 #[test]
 fn a_recipe_from_rows_to_a_quantised_model() {
-    if !worker_is_there() {
-        return;
-    }
     let project = project();
     let said = project.pipe(&["run", "recipe.yml"]);
     assert_eq!(said.code, 0, "{}\n{}", said.stdout, said.stderr);
@@ -140,9 +135,6 @@ fn weights_and_secrets(project: &Project) {
 
 #[test]
 fn the_verbs_work_on_existing_folders() {
-    if !worker_is_there() {
-        return;
-    }
     let project = project();
     assert_eq!(project.run(&["--until", "convert"]).code, 0);
     let merge =
