@@ -148,7 +148,8 @@ impl RunLog {
     /// Keeps the garbage collector away from an output while this run lives.
     pub fn pin(&self, output: Digest) {
         if let Ok(mut state) = self.state.lock() {
-            let _ = writeln!(state.pins, "{output}");
+            // One write to a line: whoever trims the store meanwhile never reads half of one.
+            let _ = state.pins.write_all(format!("{output}\n").as_bytes());
         }
     }
 
