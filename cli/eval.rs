@@ -11,12 +11,16 @@ use pipe_engine::schedule::{self, Options};
 use pipe_engine::state::Selection;
 use pipe_engine::task::{Cancel, Context, SourceFile, Summary, Task, TaskError, View};
 use pipe_stages::compile::{Machine, TRAINED, compile};
+use pipe_stages::inspect;
 use serde_json::{Value, json};
 
 use crate::args::key_value;
 use crate::failure::{Failure, Kind, Outcome};
 use crate::report::format::{count, measure, percent};
 use crate::{alone, job, report};
+
+/// Rows are cut to this many tokens unless the model or the command says otherwise.
+const LONGEST: u64 = 2048;
 
 /// Measure a model on rows: perplexity and exact match.
 #[derive(Args, Debug)]
@@ -33,9 +37,9 @@ pub struct EvalArgs {
     /// Format of the rows, as datasets[].type.
     #[arg(long = "type", value_name = "T", default_value = "chat_template")]
     kind: String,
-    /// Longest row in tokens.
-    #[arg(long, value_name = "N", default_value_t = 2048)]
-    sequence_len: u64,
+    /// Longest row in tokens [default: 2048, or what the model was made for if that is less]
+    #[arg(long, value_name = "N")]
+    sequence_len: Option<u64>,
     /// Set a recipe key. Repeatable.
     #[arg(long = "set", value_name = "KEY=VALUE", value_parser = key_value)]
     set: Vec<(String, String)>,
@@ -45,10 +49,12 @@ pub struct EvalArgs {
 }
 
 pub fn eval(args: &EvalArgs) -> Outcome {
+    let model = alone::existing(&args.model)?;
+    let longest = inspect::context_length(&model).unwrap_or(LONGEST).min(LONGEST);
     let keys = json!({
-        "base_model": alone::existing(&args.model)?,
+        "base_model": model,
         "train": false,
-        "sequence_len": args.sequence_len,
+        "sequence_len": args.sequence_len.unwrap_or(longest),
         "test_datasets": [{ "path": alone::existing(&args.data)?, "type": args.kind }],
         "eval": { "metrics": ["perplexity", "exact_match"], "baseline": false },
     });

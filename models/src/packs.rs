@@ -10,12 +10,16 @@ use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
 use arrow::datatypes::{DataType, Int32Type, Int64Type, UInt16Type, UInt32Type};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
+use tch::Kind;
+
 use crate::decoder::Segments;
 use crate::loss::{IGNORED, Targets};
 use crate::{ModelError, Result};
 
 /// Chunks are filled up to a multiple of this many tokens.
 const ROUND: usize = 32;
+/// And of this in f32, where products of any size are taken as they come.
+const ROUND_WIDE: usize = 8;
 
 /// All packs of a file.
 #[derive(Debug, Default)]
@@ -151,12 +155,14 @@ impl Packs {
     }
 
     /// The documents of `packs` in even chunks of about `limit` tokens, cut between documents (a longer document is a chunk
-    /// of its own). Chunks bound memory; they never change what a document attends to.
-    pub fn chunks(&self, packs: &[usize], limit: usize) -> Vec<Chunk> {
+    /// of its own) and filled up for products in `compute`. Chunks bound memory; they never change what a document attends
+    /// to.
+    pub fn chunks(&self, packs: &[usize], limit: usize, compute: Kind) -> Vec<Chunk> {
         let total: usize = packs.iter().map(|&pack| self.packs[pack].tokens.len()).sum();
         let even = total / total.div_ceil(limit.max(1)).max(1);
         let mut chunks = vec![Chunk::default()];
         let mut labels = Vec::new();
+        let round = if compute == Kind::Float { ROUND_WIDE } else { ROUND };
         for &pack in packs {
             let extent = &self.packs[pack];
             let mut start = extent.tokens.start;
@@ -166,7 +172,7 @@ impl Packs {
                 let held = chunks.last().map_or(0, |chunk| chunk.segments.ids.len());
                 // The cut falls where it leaves the chunk nearest to the even size.
                 if held > 0 && held + document.len() / 2 > even {
-                    close(&mut chunks, &mut labels);
+                    close(&mut chunks, &mut labels, round);
                     chunks.push(Chunk::default());
                 }
                 if let Some(chunk) = chunks.last_mut() {
@@ -179,7 +185,7 @@ impl Packs {
                 }
             }
         }
-        close(&mut chunks, &mut labels);
+        close(&mut chunks, &mut labels, round);
         chunks.retain(|chunk| !chunk.segments.ids.is_empty());
         chunks
     }
@@ -239,12 +245,12 @@ impl Packs {
     }
 }
 
-fn close(chunks: &mut [Chunk], labels: &mut Vec<i64>) {
+fn close(chunks: &mut [Chunk], labels: &mut Vec<i64>, round: usize) {
     if let Some(chunk) = chunks.last_mut() {
         chunk.targets = Targets::of(labels, &chunk.segments.lengths);
         // A filler document that nothing attends to and nothing is trained on: few distinct sizes mean few compiled
         // products in oneDNN.
-        let filler = chunk.segments.ids.len().next_multiple_of(ROUND) - chunk.segments.ids.len();
+        let filler = chunk.segments.ids.len().next_multiple_of(round) - chunk.segments.ids.len();
         chunk.segments.push(&vec![0; filler]);
     }
     labels.clear();
@@ -298,7 +304,7 @@ mod tests {
 
     #[test]
     fn chunks_keep_documents_whole_and_targets_in_place() {
-        let chunks = packs().chunks(&[0, 1], 25);
+        let chunks = packs().chunks(&[0, 1], 25, Kind::BFloat16);
         assert_eq!(chunks.len(), 2);
         assert_eq!(chunks[0].segments.lengths, [10, 20, 2]);
         assert_eq!(chunks[1].segments.lengths, [20, 12]);
@@ -315,7 +321,8 @@ mod tests {
 
     #[test]
     fn a_document_longer_than_the_limit_goes_alone() {
-        let lengths: Vec<_> = packs().chunks(&[0, 1], 5).iter().map(|chunk| chunk.segments.lengths[0]).collect();
+        let lengths: Vec<_> =
+            packs().chunks(&[0, 1], 5, Kind::BFloat16).iter().map(|chunk| chunk.segments.lengths[0]).collect();
         assert_eq!(lengths, [10, 20, 20]);
     }
 }

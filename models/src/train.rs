@@ -24,6 +24,8 @@ use crate::{ModelError, Result, adapter, load, loss, random, whole};
 /// Tokens that are in the network at one time, in all lanes together. Whole documents are gathered up to a lane's share,
 /// which bounds memory and changes no result beyond rounding; a longer document goes alone.
 pub const CHUNK_TOKENS: usize = 512;
+/// A lane with fewer would spend its time on reading weights.
+const FEWEST_TOKENS: usize = 64;
 
 /// Runs the job. `Cancelled` leaves a checkpoint to resume from.
 #[allow(clippy::too_many_lines)] // The training loop, read top to bottom.
@@ -95,7 +97,7 @@ pub fn run(job: &TrainJob, events: &Events) -> Result<()> {
                 packs.name_rows(&window)
             )));
         }
-        let chunks = chunks(&packs, &window, job.batching.micro_batch, lanes);
+        let chunks = chunks(&packs, &window, job.batching.micro_batch, lanes, decoder.compute);
         let learning = Window {
             packs: &packs,
             chunks: &chunks,
@@ -185,11 +187,11 @@ impl State {
 pub fn evaluate(decoder: &Decoder, packs: &Packs, pass: Pass, events: &Events) -> Result<(f64, u64)> {
     let (mut sum, mut tokens, mut done) = (0.0, 0, 0);
     let shared = Shared::new(decoder);
-    let lanes = lanes::suited(decoder.config.hidden);
+    let (lanes, compute) = (lanes::suited(decoder.config.hidden), decoder.compute);
     let all: Vec<usize> = (0..packs.len()).collect();
     let work = |_: usize, &pack: &usize| {
         let (mut sum, mut tokens) = (0.0, 0);
-        for chunk in packs.chunks(&[pack], CHUNK_TOKENS / lanes) {
+        for chunk in packs.chunks(&[pack], CHUNK_TOKENS / lanes, compute) {
             events.check()?;
             if chunk.targets.ids.is_empty() {
                 continue;
@@ -253,9 +255,11 @@ fn prepare_adapter(job: &TrainJob, settings: &Lora, events: &Events) -> Result<P
     Ok(Prepared { parameters: adapter::parameters(&decoder), decoder, adapter: Some(settings) })
 }
 
-/// The chunks of a window, so many at once; micro-batches are packs that may share a chunk.
-fn chunks(packs: &Packs, window: &[usize], micro_batch: usize, lanes: usize) -> Vec<Chunk> {
-    window.chunks(micro_batch.max(1)).flat_map(|micro| packs.chunks(micro, CHUNK_TOKENS / lanes)).collect()
+/// The chunks of a window, so many at once and no lane without work; micro-batches are packs that may share a chunk.
+fn chunks(packs: &Packs, window: &[usize], micro_batch: usize, lanes: usize, compute: Kind) -> Vec<Chunk> {
+    let tokens: u64 = window.iter().map(|&pack| packs.tokens(pack)).sum();
+    let share = (CHUNK_TOKENS / lanes).min((tokens as usize).div_ceil(lanes).max(FEWEST_TOKENS));
+    window.chunks(micro_batch.max(1)).flat_map(|micro| packs.chunks(micro, share, compute)).collect()
 }
 
 fn tell_sizes(decoder: &Decoder, optimizer: &Optimizer, plan: &Steps, events: &Events) {

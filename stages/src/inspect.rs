@@ -103,6 +103,11 @@ pub fn inspect(path: &Path) -> Result<Inspected, FilesError> {
     })
 }
 
+/// The tokens a model was made for, where its configuration can be read.
+pub fn context_length(path: &Path) -> Option<u64> {
+    pipe_files::ModelConfig::read(path).ok().map(|config| config.max_positions as u64).filter(|&most| most > 0)
+}
+
 fn held(shape: &Shape) -> BTreeMap<&'static str, u64> {
     let linear: u64 = shape.modules.iter().map(|module| module.outputs * module.inputs).sum();
     let rest = shape.parameters - linear;

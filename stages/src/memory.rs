@@ -238,14 +238,15 @@ fn unfrozen(shape: &Shape, adapter: &Value) -> u64 {
 
 /// Per token a layer keeps: the residual before each norm and the norm after it, what goes into attention and out of it,
 /// and what goes into the gate and out of it; each adapted module its narrow product. With recomputation only each layer's
-/// input, and one layer in full.
+/// input, and one layer in full. Layers below the first that learns keep nothing.
 fn activations(shape: &Shape, train: &Value, chunk: u64, width: u64, recompute: Recompute) -> u64 {
     let adapted = targets(shape, train);
     let narrow: f64 =
         adapted.iter().map(|m| rank(&train["adapter"], &m.name) as f64 * shape.share(&m.name)).sum::<f64>();
     let wide: f64 = shape.modules.iter().map(|m| m.kept() as f64 * shape.share(&m.name)).sum();
-    let layers = shape.layers.max(1) as f64;
-    let layer = (4 * shape.hidden) as f64 + (wide + narrow) / layers;
+    let lowest = adapted.iter().filter_map(|module| module.layer()).min().filter(|_| trained(shape, train).base == 0);
+    let layers = shape.layers.saturating_sub(lowest.unwrap_or(0)).max(1) as f64;
+    let layer = (4 * shape.hidden) as f64 + wide / shape.layers.max(1) as f64 + narrow / layers;
     let scores = (shape.heads * QUERY_BLOCK.min(chunk) * chunk * 2 * width) as f64;
     let per_token = match recompute {
         Recompute::Nothing => layer * layers,

@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use pipe_files::{Gguf, ModelConfig, TokenizerInfo};
+use pipe_files::{Gguf, ModelConfig, ModelFiles, TokenizerInfo};
 
 use super::Facts;
 use crate::project::Place;
@@ -19,6 +19,7 @@ pub(super) fn check(facts: &mut Facts<'_>) {
             Ok(config) => {
                 length(facts, &config);
                 targets(facts, &config);
+                weights(facts, &model);
             }
             Err(error) if needs_network(facts) => {
                 let message = format!("`base_model` cannot be used: {error}");
@@ -50,6 +51,18 @@ fn has_config(model: &Path) -> bool {
 fn needs_network(facts: &Facts<'_>) -> bool {
     let recipe = facts.recipe;
     recipe.train != Some(false) || recipe.merge.is_some() || recipe.quantize.is_some() || recipe.eval.is_some()
+}
+
+/// A folder's configuration says nothing of its weights; their headers do.
+fn weights(facts: &mut Facts<'_>, model: &Path) {
+    if !model.is_dir() || !needs_network(facts) {
+        return;
+    }
+    if let Err(error) = ModelFiles::open(model) {
+        let message = format!("`base_model` has no weights to use: {error}");
+        let remedy = "a folder with its .safetensors files whole".to_string();
+        facts.error("unsupported-model", "base_model", message, Some(remedy));
+    }
 }
 
 /// Rotary positions go a little beyond what a model was made for, as Axolotl lets them; not far.
