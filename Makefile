@@ -23,6 +23,7 @@ quickstart: build ## Tune, evaluate, merge and quantise a small model on this ma
 	$(BIN)/pipe run $(QUICKSTART)
 
 test: build ## Every test
+	@$(PYTHON) scripts/setup.py bucket
 	cargo test --release --workspace $(CARGO_FLAGS)
 
 lint: setup ## Formatting and clippy, warnings are errors

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::{
-    cache, chat, convert, doctor, eval, merge, model, plan, quantize, recipes, run, runs, schema, show, template,
-    validate, why,
+    cache, chat, convert, doctor, eval, fetch, merge, model, plan, quantize, recipes, run, runs, schema, show,
+    template, validate, why,
 };
 
 /// Fine-tune language models from one YAML recipe: rows in; a tuned, evaluated, quantised model out.
@@ -27,6 +27,7 @@ pub enum Command {
     Run(run::RunArgs),
     Plan(plan::PlanArgs),
     Validate(validate::ValidateArgs),
+    Fetch(fetch::FetchArgs),
     Why(why::WhyArgs),
     Show(show::ShowArgs),
     Schema(schema::SchemaArgs),

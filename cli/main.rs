@@ -11,6 +11,7 @@ mod convert;
 mod doctor;
 mod eval;
 mod failure;
+mod fetch;
 mod import;
 mod job;
 mod merge;
@@ -55,6 +56,7 @@ fn dispatch(command: Command) -> Outcome {
         Command::Run(args) => run::run(args),
         Command::Plan(args) => plan::plan(&args),
         Command::Validate(args) => validate::validate(&args),
+        Command::Fetch(args) => fetch::fetch(&args),
         Command::Why(args) => why::why(&args),
         Command::Show(args) => show::show(&args),
         Command::Schema(args) => schema::schema(&args),

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use pipe_engine::document::Node;
 use pipe_engine::plan::{self, Plan};
 use pipe_engine::problem::{Problem, Severity};
 use pipe_engine::store::{Store, StoreError};
@@ -25,6 +26,8 @@ pub struct Opened {
     pub store_folder: PathBuf,
     /// Name under which `why` finds what this recipe last was.
     pub scope: String,
+    /// Where its keys stand.
+    pub tree: Option<Node>,
 }
 
 /// Reads, checks and compiles a recipe; warnings are printed, errors are the failure.
@@ -38,16 +41,17 @@ pub fn open(args: &RecipeArgs) -> Result<Opened, Failure> {
 
 /// The same, with the warnings for the caller to tell.
 pub fn open_quietly(args: &RecipeArgs) -> Result<(Opened, Vec<Problem>), Failure> {
-    let loaded = recipe::load(&args.recipe, &assignments(&args.set));
+    let project = Project::of(&args.recipe);
+    let store_folder = store_folder(&args.store, &project.root);
+    let loaded = recipe::load_in(project.with_store(&store_folder), &args.recipe, &assignments(&args.set));
     let Some(recipe) = loaded.recipe else { return Err(Failure::problems(loaded.problems)) };
     let nodes = compile(&recipe, &loaded.project, &Machine::here(worker()));
     let nodes = nodes.map_err(|problems| Failure::problems(located(problems, &args.recipe)))?;
     // The compiler of recipes makes plans that hold; if not, no recipe can mend it.
     let plan = plan::plan(nodes).map_err(|e| Failure::stage(format!("the recipe does not make a plan: {e}")))?;
-    let store_folder = store_folder(&args.store, &loaded.project.root);
     let scope = scope(&args.recipe, &loaded.project);
     let path = args.recipe.clone();
-    let opened = Opened { path, recipe, project: loaded.project, plan, store_folder, scope };
+    let opened = Opened { path, recipe, project: loaded.project, plan, store_folder, scope, tree: loaded.tree };
     Ok((opened, loaded.problems.into_iter().filter(|problem| problem.severity != Severity::Error).collect()))
 }
 

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use crate::args::RecipeArgs;
 use crate::failure::{Failure, Outcome};
+use crate::fetch;
 use crate::open::{self, Opened};
 use crate::report;
 use crate::report::graph;
@@ -71,7 +72,8 @@ pub fn show(recipe: &RecipeArgs, selection: &Selection, form: Form) -> Outcome {
 /// The state of every wanted node. Looks only: a store that is not there yet stays so.
 pub fn states(opened: &Opened, selection: &Selection) -> Result<Vec<NodeState>, Failure> {
     let store = Store::peek(&opened.store_folder);
-    let states = plan_states(&opened.plan, &store, &opened.scope, selection).map_err(|e| open::unknown_node(&e))?;
+    let mut states = plan_states(&opened.plan, &store, &opened.scope, selection).map_err(|e| open::unknown_node(&e))?;
+    fetch::mark(opened, &mut states);
     store.memo().save();
     Ok(states)
 }

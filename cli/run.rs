@@ -5,7 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use clap::Args;
+use pipe_engine::bucket::BucketError;
 use pipe_engine::event::{Event, NodeFinished, RunFinished, Sink};
+use pipe_engine::remote::Remote;
 use pipe_engine::schedule::{self, About, Budget, FailureKind, Options, RunError};
 use pipe_engine::state::Selection;
 use pipe_engine::store::Store;
@@ -14,6 +16,7 @@ use pipe_stages::recipe::{Recipe, parse_size};
 
 use crate::args::RecipeArgs;
 use crate::failure::{self, Failure, Kind, Outcome};
+use crate::fetch;
 use crate::open::{self, Opened};
 use crate::outputs;
 use crate::report::summary::Summary;
@@ -29,6 +32,10 @@ pub struct RunArgs {
     /// Nodes at once; default: as many as cores and memory allow.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     jobs: Option<u32>,
+    /// Share results with other stores through s3://bucket/prefix, gs://…, az://… or file:///folder; default
+    /// PIPE_REMOTE_CACHE.
+    #[arg(long, value_name = "URL")]
+    remote: Option<String>,
     /// Stop everything at the first failure.
     #[arg(long)]
     fail_fast: bool,
@@ -71,11 +78,13 @@ pub fn run(args: RunArgs) -> Outcome {
     if args.dry_run {
         return crate::plan::show(&args.recipe, &args.selection.selection(), crate::plan::form(args.json));
     }
+    let remote = remote(&args)?;
     let opened = if args.quiet || args.json { open::open_quietly(&args.recipe)?.0 } else { open::open(&args.recipe)? };
+    let opened = fetch::ensure(&args.recipe, opened, args.quiet)?;
     let store = opened.store()?;
     let display = Display::of(&args, opened.recipe.logging_steps.unwrap_or(1));
     let recorder = Arc::new(Recorder::new(display.sink()));
-    let options = options(&args, &opened);
+    let options = Options { remote, ..options(&args, &opened) };
     let cancel = Cancel::default();
     stop_on_signal(&cancel, &display)?;
     let outcome = schedule::run(&opened.plan, &store, &options, recorder.clone(), &cancel);
@@ -106,6 +115,7 @@ fn options(args: &RunArgs, opened: &Opened) -> Options {
                 "recipe": std::fs::read_to_string(&args.recipe.recipe).unwrap_or_default(),
                 "resolved": opened.recipe,
                 "set": crate::args::assignments(&args.recipe.set),
+                "sources": fetch::pinned(opened),
                 "version": env!("CARGO_PKG_VERSION"),
             }),
         },
@@ -113,7 +123,16 @@ fn options(args: &RunArgs, opened: &Opened) -> Options {
         jobs: args.jobs.map(|jobs| jobs as usize),
         fail_fast: args.fail_fast,
         budget: budget(&opened.recipe),
+        remote: None,
     }
+}
+
+/// The shared store of --remote, else of PIPE_REMOTE_CACHE.
+fn remote(args: &RunArgs) -> Result<Option<Arc<Remote>>, Failure> {
+    let named = std::env::var("PIPE_REMOTE_CACHE").ok().filter(|value| !value.trim().is_empty());
+    let Some(address) = args.remote.clone().or(named) else { return Ok(None) };
+    let wrong = |error: BucketError| Failure::invalid(format!("--remote: {error}")).hint(error.hint());
+    Remote::open(address.trim()).map(|remote| Some(Arc::new(remote))).map_err(wrong)
 }
 
 /// What the recipe's `resources` leave of the machine.
@@ -166,7 +185,7 @@ fn next_steps(opened: &Opened, run: &RunFinished, outputs: &[(String, PathBuf)])
     let recipe = opened.path.display();
     let at = |name: &str| outputs.iter().find(|(have, _)| have == name).map(|(_, path)| path.display());
     let mut next = Vec::new();
-    match (at("merged"), at("adapter"), &opened.recipe.base_model) {
+    match (at("merged"), at("adapter"), fetch::base_model(opened)) {
         (Some(merged), _, _) => next.push(format!("pipe chat {merged}")),
         _ if at("model").is_some() => next.extend(at("model").map(|model| format!("pipe chat {model}"))),
         (None, Some(adapter), Some(base)) => next.push(format!("pipe chat {base} --adapter {adapter}")),

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use pipe_engine::state::{NodeState, Selection, State};
+use pipe_stages::fetch::Need;
 use pipe_stages::show::{Roles, Row, Spread, rows, said, spreads};
 use serde_json::{Value, json};
 
@@ -117,7 +118,8 @@ fn file(path: &Path) -> Row {
 }
 
 fn tokenizer(opened: &Opened) -> Option<PathBuf> {
-    let named = opened.recipe.tokenizer_config.as_ref().map(|path| opened.project.resolve(path));
+    let named = opened.recipe.tokenizer_config.as_ref();
+    let named = named.map(|path| opened.project.model(path, None, Need::Tokenizer));
     let named = named.filter(|path| path.exists());
     named.or_else(|| pipe_stages::compile::base_model(&opened.recipe, &opened.project).map(|model| model.path))
 }

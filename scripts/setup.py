@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""Fetches what a build and the quickstart need and this machine lacks: a CPU libtorch and the sample model.
+"""Fetches what a build, the quickstart and the tests need and this machine lacks: a CPU libtorch, the sample model, and a
+server that speaks S3.
 
-    python3 scripts/setup.py [libtorch] [model]        (both when nothing is named; `make` calls it)
+    python3 scripts/setup.py [libtorch] [model] [bucket]        (the first two when nothing is named; `make` calls it)
 
 Everything lands in one cache folder, $PIPE_HOME (~/.cache/pipe unless set), by pip, at pinned versions and hashes. What
 is there already is not fetched again: a second run touches no network. Work is done in a draft folder and renamed into
@@ -35,6 +36,10 @@ CUDA_LIBS = ("libcupti.so.13", "libcudart.so.13")
 MODEL_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 MODEL = CACHE / "models" / MODEL_NAME
 
+# moto answers as S3 does; the tests start it. The version stands in tests/cli/bucket.rs and scripts/bucket.txt as well.
+BUCKET = CACHE / "bucket-5.2.5"
+BUCKET_PYTHON = (3, 10)
+
 # Wheels are built for older glibc versions too; pip wants each spelling named.
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_25_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64", "any")
 GIB = 1 << 30
@@ -53,6 +58,8 @@ def main(wanted):
             set_up_libtorch()
         if "model" in wanted:
             set_up_model()
+        if "bucket" in wanted:
+            set_up_bucket()
         # Relative paths in a recipe count from the folder that holds this one, also in a copy without .git.
         (ROOT / ".pipe").mkdir(exist_ok=True)
     except Trouble as trouble:
@@ -207,6 +214,30 @@ def link_model():
     draft_link.replace(link)
 
 
+def set_up_bucket():
+    serve = BUCKET / "serve"
+    # The packages are built for one Python; where that is gone they are of no use.
+    if serve.exists() and Path(serve.read_text().splitlines()[0][2:].strip()).exists():
+        return
+    if sys.version_info[:2] < BUCKET_PYTHON:
+        version = ".".join(map(str, BUCKET_PYTHON))
+        raise Trouble(f"the tests start an S3 server that needs Python {version} or later, and {sys.executable} is older. Run "
+                      "this again with PYTHON=python3.12, or whichever newer one there is.")
+    if serve.exists():
+        serve.unlink()
+    with draft("bucket", GIB // 2, serve) as folder:
+        if folder is None:
+            return
+        say(f"fetching moto, an S3 server for the tests (20 MB, once) into {BUCKET}")
+        made = folder / "made"
+        pip_install("bucket.txt", folder, made / "packages")
+        lines = [f"#!{sys.executable}", "import os, sys", "here = os.path.dirname(os.path.abspath(__file__))",
+                 'sys.path.insert(0, os.path.join(here, "packages"))', "from moto.server import main", "main(sys.argv[1:])"]
+        (made / "serve").write_text("\n".join(lines) + "\n")
+        (made / "serve").chmod(0o755)
+        publish(made, BUCKET)
+
+
 @contextmanager
 def draft(name, room, goal):
     """A draft folder in the cache, under that download's lock; None when another run made `goal` in the meantime."""
@@ -235,14 +266,24 @@ def draft(name, room, goal):
 
 
 def fetch(requirements, folder):
-    """Downloads the wheels that a requirements file pins; pip refuses any whose hash differs."""
-    pip = find_pip()
+    """Downloads the wheels that a requirements file pins."""
     wheels = folder / "wheels"
-    command = [*pip, "download", "--quiet", "--disable-pip-version-check", "--no-cache-dir", "--no-deps", "--require-hashes",
-               "--only-binary", ":all:", "--python-version", "3.11", "--implementation", "cp", "--abi", "cp311", "--abi", "none"]
+    options = ["--python-version", "3.11", "--implementation", "cp", "--abi", "cp311", "--abi", "none", "--dest", str(wheels)]
     for name in PLATFORMS:
-        command += ["--platform", name]
-    command += ["--dest", str(wheels), "-r", str(SCRIPTS / requirements)]
+        options += ["--platform", name]
+    pip("download", requirements, folder, options)
+    return sorted(wheels.glob("*.whl"))
+
+
+def pip_install(requirements, folder, target):
+    """Installs what a requirements file pins into a folder of its own, for the Python that runs this."""
+    pip("install", requirements, folder, ["--target", str(target)])
+
+
+def pip(verb, requirements, folder, options):
+    """pip refuses any file whose hash differs."""
+    command = [*find_pip(), verb, "--quiet", "--disable-pip-version-check", "--no-cache-dir", "--no-deps", "--require-hashes",
+               "--only-binary", ":all:", *options, "-r", str(SCRIPTS / requirements)]
     # pip's own temporary files belong on the same disk, and go when the draft does.
     surroundings = dict(os.environ, TMPDIR=str(folder))
     done = subprocess.run(command, env=surroundings, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, universal_newlines=True)
@@ -250,7 +291,6 @@ def fetch(requirements, folder):
         said = "\n".join("  " + line for line in done.stderr.strip().splitlines()[-6:])
         raise Trouble(f"the download failed. pip says:\n{said}\nCheck the network, the proxy, pip's index and the room on disk, "
                       "then run again. Nothing was installed.")
-    return sorted(wheels.glob("*.whl"))
 
 
 def find_pip():

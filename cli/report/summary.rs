@@ -195,6 +195,7 @@ mod tests {
         NodeFinished {
             node: NodeName::new(name),
             outcome,
+            from_remote: false,
             key: Digest::of(b"k"),
             output: Digest::of(b"o"),
             seconds: 12.5,

@@ -117,6 +117,9 @@ pub enum NodeOutcome {
 pub struct NodeFinished {
     pub node: NodeName,
     pub outcome: NodeOutcome,
+    /// Cached elsewhere, and brought from the shared store.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub from_remote: bool,
     pub key: Digest,
     pub output: Digest,
     pub seconds: f64,
@@ -179,6 +182,7 @@ mod tests {
         let finished = NodeFinished {
             node: node.clone(),
             outcome: NodeOutcome::Executed,
+            from_remote: false,
             key: digest,
             output: digest,
             seconds: 1.5,

@@ -98,6 +98,11 @@ pub(crate) enum Report {
     },
     Failed(Failure),
     Cancelled,
+    /// The shared store was asked for a key; what it had is in this store now.
+    Asked {
+        key: Digest,
+        record: Option<Box<Record>>,
+    },
 }
 
 /// Does a node's work.

@@ -3,7 +3,9 @@
 //! It names no stage and knows nothing of tables, tokenizers or models: a node is a [`task::Task`] with inputs, and its
 //! output is a folder of files. What a stage means lives in `pipe-stages`.
 
+pub mod bucket;
 pub mod cache;
+mod credentials;
 pub mod digest;
 pub mod document;
 mod earlier;
@@ -19,10 +21,12 @@ pub mod outline;
 pub mod plan;
 pub mod problem;
 pub mod record;
+pub mod remote;
 pub mod runs;
 pub mod schedule;
 mod secret;
 pub mod seen;
+mod sharing;
 pub mod state;
 pub mod store;
 pub mod task;

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use indexmap::IndexMap;
 
+use crate::digest::Digest;
 use crate::earlier::family;
 use crate::event::{Event, NodeFinished, NodeOutcome, RunFinished, Sink};
 pub use crate::execute::{Failure, FailureKind};
@@ -20,9 +21,11 @@ use crate::key::Ingredients;
 use crate::memory::{self, Resident};
 use crate::plan::{Input, Node, NodeName, Plan};
 use crate::record::Record;
+use crate::remote::Remote;
 pub use crate::runs::About;
 use crate::runs::RunLog;
 use crate::seen::Seen;
+use crate::sharing::Sharing;
 use crate::state::{Evaluated, Selection, UnknownNode, Wanted, causes, evaluate, resolve, warm};
 use crate::store::{Depth, Lookup, Store, StoreError};
 use crate::task::{Cancel, TaskError};
@@ -36,7 +39,7 @@ const GRACE: Duration = Duration::from_millis(1600);
 const ATTEMPTS: usize = 2;
 
 /// How to run a plan.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct Options {
     pub about: About,
     pub selection: Selection,
@@ -45,6 +48,8 @@ pub struct Options {
     /// Stop everything at the first failure.
     pub fail_fast: bool,
     pub budget: Budget,
+    /// Where results are shared with other stores.
+    pub remote: Option<Arc<Remote>>,
 }
 
 /// What running nodes may occupy together.
@@ -105,6 +110,9 @@ pub fn run(
     warm(plan, store, &wanted.wanted);
     let mut driver = Driver::new(plan, store, options, wanted, log.clone());
     driver.drive(cancel);
+    if let Some(sharing) = driver.sharing.take() {
+        sharing.finish(cancel);
+    }
     let outcome = driver.outcome(began);
     driver.note_seen();
     store.memo().save();
@@ -117,6 +125,8 @@ pub fn run(
 enum Phase {
     /// Something above has no known output yet.
     Waiting,
+    /// Not in this store; the shared one is being asked.
+    Asking(Box<Evaluated>),
     /// Has to run, and waits for inputs to be present and for room.
     Ready(Box<Evaluated>),
     Running {
@@ -137,6 +147,10 @@ struct Slot {
     /// A reader found its stored bytes wrong.
     suspect: bool,
     forced: bool,
+    /// The key that the shared store was asked for last.
+    asked: Option<Digest>,
+    /// Its output came from the shared store.
+    taken: bool,
     /// What it holds while it runs, once its inputs are there to tell.
     need: Option<Budget>,
     /// Times its source files changed under it.
@@ -155,6 +169,7 @@ struct Driver<'a> {
     priority: Vec<u64>,
     free: Budget,
     log: Arc<RunLog>,
+    sharing: Option<Sharing>,
     stop: Cancel,
     interrupted: bool,
     failures: Vec<Failure>,
@@ -174,8 +189,11 @@ impl<'a> Driver<'a> {
         let slot = |i| {
             let phase = if wanted.wanted.contains(&i) { Phase::Waiting } else { Phase::Skipped };
             let (demanded, forced) = (wanted.ends.contains(&i), wanted.forced.contains(&i));
-            Slot { phase, present: false, demanded, suspect: false, forced, need: None, attempts: 0 }
+            let (asked, taken, need) = (None, false, None);
+            Slot { phase, present: false, demanded, suspect: false, forced, asked, taken, need, attempts: 0 }
         };
+        let sink: Arc<dyn Sink> = log.clone();
+        let sharing = options.remote.clone().map(|remote| Sharing::begin(remote, store, &sink));
         let (sender, reports) = channel();
         Driver {
             plan,
@@ -187,6 +205,7 @@ impl<'a> Driver<'a> {
             priority: priorities(plan),
             free: options.budget,
             log,
+            sharing,
             stop: Cancel::default(),
             interrupted: false,
             failures: Vec::new(),
@@ -205,13 +224,13 @@ impl<'a> Driver<'a> {
             }
             if self.stop.is_cancelled() {
                 let since = *stopping_since.get_or_insert_with(Instant::now);
-                if self.running() == 0 || since.elapsed() > GRACE {
+                if self.busy() == 0 || since.elapsed() > GRACE {
                     return self.skip_the_rest();
                 }
             } else {
                 while self.settle() {}
                 self.start_what_fits();
-                if self.running() == 0 {
+                if self.busy() == 0 {
                     return self.skip_the_rest();
                 }
             }
@@ -264,11 +283,42 @@ impl<'a> Driver<'a> {
                 self.finish(i, record, NodeOutcome::Cached, 0.0);
                 self.slots[i].present = false;
             }
+            _ => self.ask_or_run(i, Box::new(evaluated)),
+        }
+    }
+
+    /// What is not here may be in the shared store; only what is not there either needs its inputs.
+    fn ask_or_run(&mut self, i: usize, evaluated: Box<Evaluated>) {
+        let (slot, key) = (&mut self.slots[i], evaluated.key);
+        match &self.sharing {
+            Some(sharing) if sharing.is_on() && !slot.forced && slot.asked != Some(key) => {
+                let sender = self.sender.clone();
+                slot.asked = Some(key);
+                slot.phase = Phase::Asking(evaluated);
+                sharing.ask(&self.plan.nodes()[i], key, move |record| {
+                    let _ = sender.send((i, Report::Asked { key, record }));
+                });
+            }
             _ => {
-                self.slots[i].phase = Phase::Ready(Box::new(evaluated));
-                self.slots[i].need = None;
+                slot.phase = Phase::Ready(evaluated);
+                slot.need = None;
                 self.demand_inputs(i);
             }
+        }
+    }
+
+    /// An answer that nobody waits for any longer is no harm: the node finds the output when it looks again.
+    fn take_answer(&mut self, i: usize, asked: Digest, record: Option<Box<Record>>) {
+        match std::mem::replace(&mut self.slots[i].phase, Phase::Waiting) {
+            Phase::Asking(evaluated) if evaluated.key == asked => match record {
+                Some(record) => {
+                    self.log.pin(record.output);
+                    self.slots[i].taken = true;
+                    self.finish(i, Arc::new(*record), NodeOutcome::Cached, 0.0);
+                }
+                None => self.ask_or_run(i, evaluated),
+            },
+            other => self.slots[i].phase = other,
         }
     }
 
@@ -394,7 +444,10 @@ impl<'a> Driver<'a> {
     }
 
     fn take_report(&mut self, i: usize, report: Report) {
-        if let Phase::Running { held, .. } = self.slots[i].phase {
+        let answer = matches!(report, Report::Asked { .. });
+        if let Phase::Running { held, .. } = self.slots[i].phase
+            && !answer
+        {
             self.free.give_back(held);
         }
         match report {
@@ -428,6 +481,7 @@ impl<'a> Driver<'a> {
             }
             Report::Failed(failure) => self.fail(i, failure),
             Report::Cancelled => self.skip(i, "interrupted".to_string()),
+            Report::Asked { key, record } => self.take_answer(i, key, record),
         }
     }
 
@@ -440,6 +494,12 @@ impl<'a> Driver<'a> {
         slot.present = true;
         slot.forced = false;
         slot.suspect = false;
+        slot.taken &= outcome == NodeOutcome::Cached;
+        let taken = slot.taken;
+        // What was let go on purpose is known, and not there to be given.
+        if let Some(sharing) = self.sharing.as_ref().filter(|_| !taken && self.store.object(record.output).is_dir()) {
+            sharing.give(&self.plan.nodes()[i].name, &record);
+        }
         if before.is_some_and(|before| before.output != record.output) {
             self.reconsider_below(i);
         }
@@ -449,6 +509,7 @@ impl<'a> Driver<'a> {
         self.log.emit(Event::NodeFinished(Box::new(NodeFinished {
             node: self.plan.nodes()[i].name.clone(),
             outcome,
+            from_remote: taken,
             key: record.key,
             output: record.output,
             seconds,
@@ -466,7 +527,10 @@ impl<'a> Driver<'a> {
     /// An output came out otherwise than its record said: what was settled on the record has to be settled again.
     fn reconsider_below(&mut self, i: usize) {
         for below in i + 1..self.slots.len() {
-            let settled = matches!(self.slots[below].phase, Phase::Done(NodeOutcome::Cached) | Phase::Ready(_));
+            let settled = matches!(
+                self.slots[below].phase,
+                Phase::Done(NodeOutcome::Cached) | Phase::Asking(_) | Phase::Ready(_)
+            );
             if settled && inputs_of(self.plan, below).any(|from| from == i) {
                 self.slots[below].phase = Phase::Waiting;
                 self.slots[below].present = false;
@@ -515,6 +579,11 @@ impl<'a> Driver<'a> {
 
     fn running(&self) -> usize {
         self.slots.iter().filter(|slot| matches!(slot.phase, Phase::Running { .. })).count()
+    }
+
+    /// Nodes that run or ask.
+    fn busy(&self) -> usize {
+        self.running() + self.slots.iter().filter(|slot| matches!(slot.phase, Phase::Asking(_))).count()
     }
 
     fn sample_memory(&self) {

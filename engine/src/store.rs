@@ -470,7 +470,7 @@ pub(crate) fn unique() -> String {
 }
 
 /// What lies beside an object's files, for readers without this program.
-fn manifest_text(record: &Record) -> String {
+pub(crate) fn manifest_text(record: &Record) -> String {
     json!({ "digest": record.output, "files": record.manifest.files }).to_string()
 }
 

@@ -45,7 +45,7 @@ pub struct Cause {
 }
 
 impl Cause {
-    pub(crate) fn new(kind: CauseKind, what: impl Into<String>) -> Cause {
+    pub fn new(kind: CauseKind, what: impl Into<String>) -> Cause {
         Cause { kind, what: what.into(), before: Value::Null, after: Value::Null }
     }
 

@@ -15,9 +15,10 @@ use pipe_engine::plan::{Input, Kind, Node, NodeName};
 use pipe_engine::problem::{Problem, Severity};
 use pipe_engine::task::Task;
 
+use crate::fetch::{self, HubKind, Need};
 use crate::model::BaseModel;
-use crate::project::{Place, Project};
-use crate::recipe::{Recipe, Role, SplitName};
+use crate::project::Project;
+use crate::recipe::{Recipe, Role, SplitName, Toggle};
 use crate::worker::Worker;
 
 /// One row per line of the source, as read.
@@ -147,12 +148,29 @@ fn model_nodes(
 /// The base model a recipe names, wherever it is.
 pub fn base_model(recipe: &Recipe, project: &Project) -> Option<BaseModel> {
     let written = recipe.base_model.clone()?;
-    let path = match project.place(&written) {
-        Place::Local(path) | Place::Missing(path) => path,
-        Place::Remote(id) => project.resolve(&id),
+    let revision = recipe.model_revision.as_deref();
+    let path = project.model(&written, revision, model_need(recipe));
+    let adapter = recipe.lora_model_dir.as_ref().map(|folder| project.model(folder, None, Need::Weights));
+    // An adapter names its base as every other program does.
+    let written = match project.address(&written, HubKind::Model, revision).map(|address| address.place) {
+        Some(fetch::Place::Hub { id, .. }) => id,
+        _ => written,
     };
-    let adapter = recipe.lora_model_dir.as_ref().map(|folder| project.resolve(folder));
     Some(BaseModel { written, path, adapter })
+}
+
+/// How much of the base model a recipe reads.
+pub(crate) fn model_need(recipe: &Recipe) -> Need {
+    fn is_on<T>(toggle: Option<&Toggle<T>>) -> bool {
+        toggle.is_some_and(|toggle| toggle.on().is_some())
+    }
+    let Splits { val, test } = splits(recipe);
+    let trains = recipe.train != Some(false) && recipe.datasets.is_some();
+    let evaluates = recipe.eval.as_ref().map_or(val || test, |toggle| toggle.on().is_some());
+    match trains || evaluates || is_on(recipe.merge.as_ref()) || is_on(recipe.quantize.as_ref()) {
+        true => Need::Weights,
+        false => Need::Tokenizer,
+    }
 }
 
 /// `tokenize.alpaca` is the dataset `alpaca`.

@@ -13,6 +13,7 @@ pub mod compile;
 pub mod conversation;
 pub mod convert;
 pub mod eval;
+pub mod fetch;
 pub mod import;
 pub mod ingest;
 pub mod inspect;

@@ -1,8 +1,10 @@
 //! Where a recipe's relative paths start, and which paths are remote.
 //!
-//! Reads folder names only; never a file's content, never the network, never the current folder except for hints.
+//! Reads folder names, and what earlier fetches noted; never the network, never the current folder except for hints.
 
 use std::path::{Component, Path, PathBuf};
+
+use crate::fetch::{Address, Downloads, HubKind, Need};
 
 /// The folder that a recipe's relative paths start from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -11,6 +13,8 @@ pub struct Project {
     pub root: PathBuf,
     /// The folder of the recipe; absolute.
     pub recipe_dir: PathBuf,
+    /// Where what lies at addresses is kept.
+    pub downloads: Downloads,
 }
 
 /// What a path in a recipe stands for.
@@ -30,7 +34,14 @@ impl Project {
         let recipe_dir = absolute.parent().map_or_else(|| PathBuf::from("."), Path::to_path_buf);
         let marked = |dir: &&Path| dir.join(".pipe").exists() || dir.join(".git").exists();
         let root = recipe_dir.ancestors().find(marked).unwrap_or(&recipe_dir).to_path_buf();
-        Project { root, recipe_dir }
+        let downloads = Downloads::at(root.join(".pipe/downloads"));
+        Project { root, recipe_dir, downloads }
+    }
+
+    /// The same with downloads in this store.
+    pub fn with_store(self, store: &Path) -> Project {
+        let store = std::path::absolute(store).unwrap_or_else(|_| store.to_path_buf());
+        Project { downloads: Downloads::at(store.join("downloads")), ..self }
     }
 
     /// A recipe's path as a path of this machine: `~` is the home folder, and relative ones start at the root.
@@ -57,9 +68,41 @@ impl Project {
         }
     }
 
-    /// Where what lies at an address is on this machine, or will be once it is fetched.
-    pub fn fetched(&self, address: &str, _revision: Option<&str>) -> PathBuf {
-        self.resolve(address)
+    /// The address that `path` is, unless it names something on this machine or is no address that can be read.
+    pub fn address(&self, path: &str, kind: HubKind, revision: Option<&str>) -> Option<Address> {
+        match self.place(path) {
+            Place::Remote(written) => Address::parse(&written, kind, revision).ok(),
+            Place::Local(_) | Place::Missing(_) => None,
+        }
+    }
+
+    /// Where rows are on this machine; of an address that was not fetched, a path at which nothing is.
+    pub fn rows(&self, path: &str, revision: Option<&str>) -> PathBuf {
+        match self.address(path, HubKind::Dataset, revision) {
+            Some(address) => self.downloads.rows(&address),
+            None => self.here(path),
+        }
+    }
+
+    /// Where a model, adapter or tokenizer is on this machine, once all that is needed of it is here.
+    pub fn model(&self, path: &str, revision: Option<&str>, need: Need) -> PathBuf {
+        match self.address(path, HubKind::Model, revision) {
+            Some(address) => self.downloads.model(&address, need),
+            None => self.here(path),
+        }
+    }
+
+    /// Whether `path` is an address of rows that nobody has looked at yet.
+    pub fn is_unfetched(&self, path: &str, revision: Option<&str>) -> bool {
+        let address = self.address(path, HubKind::Dataset, revision);
+        address.is_some_and(|address| self.downloads.pin(&address).is_none())
+    }
+
+    fn here(&self, path: &str) -> PathBuf {
+        match self.place(path) {
+            Place::Local(path) | Place::Missing(path) => path,
+            Place::Remote(written) => self.resolve(&written),
+        }
     }
 
     /// The spelling under which a missing path would be found, if it lies beside the recipe or in the current folder.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::project::{Place, Project};
+use crate::project::Project;
 use crate::recipe::Dataset;
 use crate::recipe::dataset::is_builder;
 use crate::rows::{batches, list_column, row_count};
@@ -30,11 +30,12 @@ pub struct Size {
 /// The size of a data set, where its files are on this machine and tell.
 pub fn of(dataset: &Dataset, project: &Project) -> Option<Size> {
     let path = dataset.path.as_deref()?;
-    let files: Vec<PathBuf> = match (&dataset.data_files, is_builder(path), project.place(path)) {
-        (Some(files), true, _) => files.0.iter().map(|file| project.resolve(file)).collect(),
-        (Some(files), false, Place::Local(folder)) => files.0.iter().map(|file| folder.join(file)).collect(),
-        (None, false, Place::Local(file)) => vec![file],
-        _ => return None,
+    let base = project.rows(path, dataset.revision.as_deref());
+    let files: Vec<PathBuf> = match (&dataset.data_files, is_builder(path)) {
+        (Some(files), true) => files.0.iter().map(|file| project.rows(file, None)).collect(),
+        (Some(files), false) => files.0.iter().map(|file| base.join(file)).collect(),
+        (None, false) => vec![base],
+        (None, true) => return None,
     };
     let sizes: Option<Vec<Size>> = files.iter().map(|file| one(file)).collect();
     let sizes = sizes.filter(|sizes| !sizes.is_empty())?;

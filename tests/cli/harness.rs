@@ -80,7 +80,12 @@ impl Project {
 
     /// The same with one variable of the environment set.
     pub fn pipe_with(&self, args: &[&str], name: &str, value: &str) -> Said {
-        let output = self.command("work", args).env(name, value).output().unwrap();
+        self.pipe_among(args, &[(name, value.to_string())])
+    }
+
+    /// The same with several.
+    pub fn pipe_among(&self, args: &[&str], environment: &[(&str, String)]) -> Said {
+        let output = self.command("work", args).envs(environment.iter().cloned()).output().unwrap();
         Said {
             code: output.status.code().unwrap_or(-1),
             stdout: self.plain(&output.stdout),
@@ -100,7 +105,12 @@ impl Project {
 
     /// Runs the recipe with `--json`.
     pub fn run(&self, args: &[&str]) -> Ran {
-        let said = self.pipe(&[&["run", "recipe.yml", "--json"], args].concat());
+        self.run_among(args, &[])
+    }
+
+    /// The same with variables of the environment set.
+    pub fn run_among(&self, args: &[&str], environment: &[(&str, String)]) -> Ran {
+        let said = self.pipe_among(&[&["run", "recipe.yml", "--json"], args].concat(), environment);
         let events: Vec<Value> = said.stdout.lines().map(|line| serde_json::from_str(line).expect(line)).collect();
         let last = events.last().unwrap_or_else(|| panic!("no events; {}", said.stderr));
         assert_eq!(last["event"], "run_finished", "{}", said.stderr);
@@ -126,6 +136,14 @@ impl Project {
     fn plain(&self, bytes: &[u8]) -> String {
         let root = self.root.path().canonicalize().unwrap();
         String::from_utf8_lossy(bytes).replace(root.to_str().unwrap(), "$ROOT")
+    }
+}
+
+impl Ran {
+    /// What was warned of, in order.
+    pub fn warnings(&self) -> Vec<&str> {
+        let warned = self.events.iter().filter(|event| event["event"] == "warning");
+        warned.filter_map(|event| event["message"].as_str()).collect()
     }
 }
 

@@ -1,14 +1,18 @@
 //! What a user sees: the real binary in a sealed environment.
 
 mod bad_input;
+mod bucket;
 mod crash;
 mod display;
 mod gallery;
 mod harness;
+mod hub;
 mod importing;
 mod incremental;
 mod looking;
 mod mutations;
 mod planning;
+mod remote;
 mod reuse;
+mod sharing;
 mod whole_path;

@@ -8,3 +8,4 @@ mod fake;
 mod incremental;
 mod model;
 mod running;
+mod sharing;

@@ -10,6 +10,7 @@ use super::{EXAMPLES, PACKS, RAW, RENDERED, Splits, TOKENS, evaluates, input, no
 use crate::augment::Augment;
 use crate::clean::{Clean, contamination};
 use crate::companions::Companions;
+use crate::fetch::Need;
 use crate::ingest::files::reading;
 use crate::ingest::{DatasetKeys, FileFormat, Ingest, RowFormat, Shard};
 use crate::mix::Mix;
@@ -242,10 +243,7 @@ fn uses_template(dataset: &Dataset) -> bool {
 /// Where template and tokenizer are read: `tokenizer_config` when given, else the base model.
 pub fn tokenizer_path(recipe: &Recipe, project: &Project, model: Option<&BaseModel>) -> Option<PathBuf> {
     match &recipe.tokenizer_config {
-        Some(path) => Some(match project.place(path) {
-            Place::Local(path) | Place::Missing(path) => path,
-            Place::Remote(id) => project.resolve(&id),
-        }),
+        Some(path) => Some(project.model(path, None, Need::Tokenizer)),
         None => model.map(|model| model.path.clone()),
     }
 }

@@ -11,7 +11,8 @@ use serde_json::Value;
 use super::layout::{Card, Layout, matching};
 use super::slice::{self, Slice};
 use super::source::FileFormat;
-use crate::project::{Place, Project};
+use crate::fetch::listed_below;
+use crate::project::Project;
 use crate::recipe::dataset::{Dataset, Role, is_builder};
 
 /// What a dataset reads, in order.
@@ -42,20 +43,21 @@ const TRAIN: &str = "train";
 /// What the entry reads. A path that is not there is read as it is written, for the run to say that it is missing.
 pub fn reading(project: &Project, dataset: &Dataset, role: Role) -> Result<Reading, Wrong> {
     let path = dataset.path.clone().unwrap_or_default();
-    let base = match project.place(&path) {
-        Place::Local(path) | Place::Missing(path) => path,
-        Place::Remote(address) => project.fetched(&address, dataset.revision.as_deref()),
-    };
+    let base = project.rows(&path, dataset.revision.as_deref());
+    if project.is_unfetched(&path, dataset.revision.as_deref()) {
+        return unknown(base, dataset);
+    }
     let named = dataset.data_files.as_ref().map(|files| files.0.clone()).unwrap_or_default();
     let (root, layout) = if is_builder(&path) {
-        (PathBuf::new(), listed(project, &named)?)
+        let files = self::named(project, &named)?;
+        (PathBuf::new(), Layout { splits: one_split(files), left_out: Vec::new() })
     } else if base.is_dir() {
         let layout = match named.is_empty() {
             true => folder(&base, dataset.name.as_deref())?,
             false => Layout::of_patterns(&names_below(&base), &named).map_err(|why| wrong("data_files", why))?,
         };
         (base.clone(), layout)
-    } else if is_pattern(&path) && !base.exists() {
+    } else if stands_for_several(&path, &base) {
         (PathBuf::new(), pattern(&base)?)
     } else {
         (PathBuf::new(), Layout { splits: one_split(vec![base.display().to_string()]), left_out: Vec::new() })
@@ -79,6 +81,16 @@ pub fn reading(project: &Project, dataset: &Dataset, role: Role) -> Result<Readi
         return Err(wrong("path", why));
     }
     Ok(reading)
+}
+
+/// What lies at an address where nobody has looked yet stands for itself.
+fn unknown(base: PathBuf, dataset: &Dataset) -> Result<Reading, Wrong> {
+    let slices = match dataset.split.as_deref().filter(|text| !text.trim().is_empty()) {
+        Some(written) => slice::parse(written).map_err(|why| wrong("split", why))?,
+        None => vec![Slice::whole(TRAIN)],
+    };
+    let parts = slices.into_iter().map(|slice| (slice, vec![0])).collect();
+    Ok(Reading { sources: vec![base], parts, left_out: Vec::new() })
 }
 
 /// The slices that `split` names; without it the one that the entry's place in the recipe means.
@@ -124,14 +136,13 @@ fn slices(dataset: &Dataset, role: Role, layout: &Layout) -> Result<Vec<Slice>, 
 }
 
 /// Files named beside a reader's name, relative to the project's root.
-fn listed(project: &Project, named: &[String]) -> Result<Layout, Wrong> {
+pub fn named(project: &Project, named: &[String]) -> Result<Vec<String>, Wrong> {
     let mut files = Vec::new();
     for name in named {
-        let path = match project.place(name) {
-            Place::Remote(address) => project.fetched(&address, None),
-            Place::Local(path) | Place::Missing(path) => path,
-        };
-        if is_pattern(name) && !path.exists() {
+        let path = project.rows(name, None);
+        if project.is_unfetched(name, None) {
+            files.push(path.display().to_string());
+        } else if stands_for_several(name, &path) {
             files.extend(pattern(&path)?.splits.swap_remove(TRAIN).unwrap_or_default());
         } else if path.is_dir() {
             let below = Layout::of_names(&names_below(&path));
@@ -140,7 +151,7 @@ fn listed(project: &Project, named: &[String]) -> Result<Layout, Wrong> {
             files.push(path.display().to_string());
         }
     }
-    Ok(Layout { splits: one_split(files), left_out: Vec::new() })
+    Ok(files)
 }
 
 fn pattern(path: &Path) -> Result<Layout, Wrong> {
@@ -215,8 +226,12 @@ fn read_json(path: &Path) -> Option<Value> {
     serde_json::from_slice(&fs::read(path).ok()?).ok()
 }
 
-/// Names of all files below a folder, `/` between their parts; hidden ones are not looked at.
+/// Names of all files below a folder, `/` between their parts; hidden ones are not looked at. Below an address these are the
+/// names there, fetched or not.
 pub fn names_below(folder: &Path) -> Vec<String> {
+    if let Some(names) = listed_below(folder) {
+        return names;
+    }
     let mut names = Vec::new();
     walk(folder, "", 0, &mut names);
     names.sort();
@@ -242,6 +257,11 @@ fn walk(folder: &Path, prefix: &str, depth: usize, names: &mut Vec<String>) {
 
 fn one_split(files: Vec<String>) -> IndexMap<String, Vec<String>> {
     if files.is_empty() { IndexMap::new() } else { IndexMap::from_iter([(TRAIN.to_string(), files)]) }
+}
+
+/// A web address may hold a question mark, which is no pattern of the file behind it.
+fn stands_for_several(written: &str, path: &Path) -> bool {
+    is_pattern(written) && is_pattern(&path.to_string_lossy()) && !path.exists()
 }
 
 /// Whether a path stands for several by its form.

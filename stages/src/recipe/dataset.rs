@@ -9,12 +9,14 @@ use serde::{Deserialize, Serialize};
 use super::Recipe;
 use super::format::Format;
 use super::values::{DatasetType, FileKind, OneOrMany, TrainOn};
+use crate::fetch::{Address, HubKind};
+use crate::project::is_hub_id;
 
 /// One source of rows.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Dataset {
-    /// A file, a folder, a pattern of files, an address (`s3://`, `gs://`, `az://`, `https://`), a Hugging Face dataset id, or a
+    /// A file, a folder, a pattern of files, an address (`hf://`, `s3://`, `gs://`, `az://`, `https://`), a Hugging Face dataset id, or a
     /// builder name (`json`, `csv`, `parquet`, `arrow`, `text`) beside `data_files`.
     pub path: Option<String>,
     /// Row format by name, or a map of columns and prompt formats.
@@ -208,6 +210,10 @@ pub fn is_builder(path: &str) -> bool {
 }
 
 fn stem(path: &str) -> String {
+    // A revision is no part of a name.
+    let hub = (path.starts_with("hf://") || is_hub_id(path)).then(|| Address::parse(path, HubKind::Dataset, None).ok());
+    let named = hub.flatten().map(|address| address.name());
+    let path = named.as_deref().unwrap_or(path);
     let path = path.split(['?', '#']).next().unwrap_or(path).trim_end_matches(['/', '\\']);
     let name = path.rsplit(['/', '\\']).next().unwrap_or(path);
     let packed = [".gz", ".zst", ".xz", ".bz2"].iter().find_map(|ext| name.strip_suffix(ext)).unwrap_or(name);

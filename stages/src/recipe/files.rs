@@ -2,6 +2,7 @@
 
 use super::checks::Facts;
 use super::dataset::{Dataset, Role, is_builder};
+use crate::fetch::{Address, HubKind};
 use crate::ingest::files;
 use crate::project::{Place, is_hub_id};
 
@@ -17,6 +18,8 @@ pub(super) fn check(facts: &mut Facts<'_>) {
     for (key, path) in models {
         if let Some(path) = path {
             one(facts, key, path, "model");
+            let revision = recipe.model_revision.as_deref().filter(|_| key == "base_model");
+            address(facts, key, path, HubKind::Model, revision);
         }
     }
     if let Some(clean) = &recipe.clean {
@@ -36,6 +39,7 @@ pub(super) fn check(facts: &mut Facts<'_>) {
                     Some(files) => {
                         for file in &files.0 {
                             one(facts, &format!("{at}.data_files"), file, "data");
+                            address(facts, &format!("{at}.data_files"), file, HubKind::Dataset, None);
                         }
                     }
                     None => facts.error(
@@ -47,6 +51,7 @@ pub(super) fn check(facts: &mut Facts<'_>) {
                 }
             } else {
                 one(facts, &format!("{at}.path"), path, "data");
+                address(facts, &format!("{at}.path"), path, HubKind::Dataset, dataset.revision.as_deref());
             }
             let role = if list == "datasets" { Role::Train } else { Role::Test };
             rows(facts, &at, dataset, role);
@@ -63,6 +68,17 @@ fn rows(facts: &mut Facts<'_>, at: &str, dataset: &Dataset, role: Role) {
     if let Err(wrong) = files::reading(facts.project, dataset, role) {
         let key = format!("{at}.{}", wrong.key);
         facts.error("dataset-files", &key, format!("`{key}`: {}", wrong.message), wrong.suggestion);
+    }
+}
+
+/// An address that cannot be read as one.
+fn address(facts: &mut Facts<'_>, key: &str, path: &str, kind: HubKind, revision: Option<&str>) {
+    if let Place::Remote(written) = facts.project.place(path)
+        && let Err(why) = Address::parse(&written, kind, revision)
+        && facts.sound(&[key])
+    {
+        let instead = if kind == HubKind::Dataset { "hf://datasets/ORG/NAME" } else { "hf://models/ORG/NAME" };
+        facts.error("bad-value", key, format!("`{key}`: {why}"), Some(instead.to_string()));
     }
 }
 

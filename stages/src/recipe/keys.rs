@@ -24,7 +24,7 @@ use crate::split::SplitSection;
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Recipe {
-    /// The model to start from: a Hugging Face folder, a GGUF file, or a hub id.
+    /// The model to start from: a Hugging Face folder, a GGUF file, a hub id, or an address (`hf://`, `s3://`, ...).
     #[schemars(extend("examples" = ["mistralai/Mistral-7B-v0.1", "models/SmolLM2-135M-Instruct.gguf"]))]
     pub base_model: Option<String>,
     /// Folder, file or id whose config is used instead of the base model's.
@@ -37,7 +37,7 @@ pub struct Recipe {
     /// Class name of the tokenizer in transformers; the tokenizer itself is read from its files.
     #[schemars(extend("default" = "AutoTokenizer"))]
     pub tokenizer_type: Option<String>,
-    /// Folder or id of the tokenizer, when it is not the base model's.
+    /// Folder, hub id or address of the tokenizer, when it is not the base model's.
     pub tokenizer_config: Option<String>,
 
     /// Rows to train on.
@@ -112,7 +112,7 @@ pub struct Recipe {
 
     /// What to train; all weights when blank.
     pub adapter: Option<AdapterName>,
-    /// PEFT adapter to go on training.
+    /// PEFT adapter to go on training: a folder, a hub id or an address.
     pub lora_model_dir: Option<String>,
     /// Hold the base in 4 bits (NF4); needed by `adapter: qlora`.
     #[schemars(extend("default" = false))]

@@ -53,7 +53,11 @@ pub struct Loaded {
 
 /// Reads, merges and checks the recipe at `path`, with `--set` assignments such as `datasets[0].path=x` on top.
 pub fn load(path: &Path, sets: &[String]) -> Loaded {
-    let project = Project::of(path);
+    load_in(Project::of(path), path, sets)
+}
+
+/// The same in a project that the caller knows more of.
+pub fn load_in(project: Project, path: &Path, sets: &[String]) -> Loaded {
     let document = match document::read(path, sets) {
         Ok(document) => document,
         Err(failure) => {

@@ -4,7 +4,6 @@ use std::io::Read;
 use std::path::Path;
 
 use super::Facts;
-use crate::project::Place;
 use crate::recipe::dataset::{Dataset, is_builder};
 
 /// Larger files have rows enough for any batch.
@@ -70,13 +69,8 @@ fn rows_at_most(facts: &Facts<'_>, dataset: &Dataset) -> Option<u64> {
         Some(_) => return None,
         None => vec![path],
     };
-    let rows: Option<Vec<u64>> = files
-        .into_iter()
-        .map(|file| match facts.project.place(file) {
-            Place::Local(path) => file_rows(&path),
-            Place::Remote(_) | Place::Missing(_) => None,
-        })
-        .collect();
+    let rows: Option<Vec<u64>> =
+        files.into_iter().map(|file| file_rows(&facts.project.rows(file, dataset.revision.as_deref()))).collect();
     let all: u64 = rows?.iter().sum();
     Some(dataset.max_rows.map_or(all, |most| most.min(all)))
 }

@@ -7,13 +7,14 @@ use std::path::{Path, PathBuf};
 use pipe_files::{Gguf, ModelConfig, ModelFiles, TokenizerInfo};
 
 use super::Facts;
-use crate::project::Place;
+use crate::compile;
+use crate::fetch::Need;
 use crate::recipe::suggest;
 use crate::recipe::values::Targets;
 use crate::template::builtin;
 
 pub(super) fn check(facts: &mut Facts<'_>) {
-    let Some(model) = local(facts, facts.recipe.base_model.as_deref()) else { return };
+    let Some(model) = base(facts) else { return };
     if facts.sound(&["base_model"]) && has_config(&model) {
         match ModelConfig::read(&model) {
             Ok(config) => {
@@ -29,18 +30,20 @@ pub(super) fn check(facts: &mut Facts<'_>) {
         }
     }
     continued(facts);
-    let tokenizer = local(facts, facts.recipe.tokenizer_config.as_deref()).unwrap_or(model);
+    let tokenizer = local(facts, facts.recipe.tokenizer_config.as_deref(), Need::Tokenizer).unwrap_or(model);
     if let Some(vocabulary) = Vocabulary::open(&tokenizer) {
         terminators(facts, &vocabulary);
         special_tokens(facts, &vocabulary);
     }
 }
 
-fn local(facts: &Facts<'_>, path: Option<&str>) -> Option<PathBuf> {
-    match facts.project.place(path?) {
-        Place::Local(path) => Some(path),
-        Place::Remote(_) | Place::Missing(_) => None,
-    }
+fn base(facts: &Facts<'_>) -> Option<PathBuf> {
+    let path = compile::base_model(facts.recipe, facts.project)?.path;
+    path.exists().then_some(path)
+}
+
+fn local(facts: &Facts<'_>, path: Option<&str>, need: Need) -> Option<PathBuf> {
+    Some(facts.project.model(path?, None, need)).filter(|path| path.exists())
 }
 
 fn has_config(model: &Path) -> bool {
@@ -127,7 +130,7 @@ fn targets(facts: &mut Facts<'_>, config: &ModelConfig) {
 /// `lora_model_dir` goes on with an adapter as it is.
 fn continued(facts: &mut Facts<'_>) {
     let recipe = facts.recipe;
-    let Some(folder) = local(facts, recipe.lora_model_dir.as_deref()) else { return };
+    let Some(folder) = local(facts, recipe.lora_model_dir.as_deref(), Need::Weights) else { return };
     let Ok(text) = std::fs::read_to_string(folder.join("adapter_config.json")) else { return };
     let Ok(config) = serde_json::from_str::<serde_json::Value>(&text) else { return };
     let number = |key: &str| config.get(key).and_then(serde_json::Value::as_f64);
