@@ -39,7 +39,7 @@ pub(super) fn check(facts: &mut Facts<'_>) {
                         }
                     }
                     None => facts.error(
-                        "missing-key",
+                        "needs-key",
                         &format!("{at}.path"),
                         format!("`path: {path}` only says how to read; the files are named by `data_files`"),
                         Some("data_files: data.jsonl".to_string()),
@@ -67,10 +67,6 @@ fn rows(facts: &mut Facts<'_>, at: &str, dataset: &Dataset, role: Role) {
 }
 
 fn one(facts: &mut Facts<'_>, key: &str, path: &str, what: &str) {
-    if path.trim().is_empty() {
-        facts.error("bad-value", key, format!("`{key}` is empty"), None);
-        return;
-    }
     if files::is_pattern(path) && !path.contains("://") {
         return;
     }
