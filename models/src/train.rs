@@ -252,6 +252,7 @@ fn prepare_adapter(job: &TrainJob, settings: &Lora, events: &Events) -> Result<P
             settings.clone()
         }
     };
+    tuned::densify_for_training(&mut decoder);
     Ok(Prepared { parameters: adapter::parameters(&decoder), decoder, adapter: Some(settings) })
 }
 

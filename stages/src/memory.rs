@@ -67,6 +67,8 @@ const IN_FLIGHT: f64 = 0.12;
 const HEAD_ROWS: u64 = 256;
 /// Whole rows are gathered up to this number of tokens; a longer row goes alone.
 const CHUNK_TOKENS: u64 = 512;
+/// Up to this size in f32, a quantised model is held unpacked where arithmetic is f32.
+const DENSE_TRAINING_BYTES: u64 = 1 << 30;
 /// Queries that attend together.
 const QUERY_BLOCK: u64 = 512;
 
@@ -87,7 +89,7 @@ fn of_shape(shape: &Shape, train: &Value, tokens: Tokens) -> Estimate {
     let trained = trained(shape, train);
     let full = trained.adapter == 0;
     let kept = if full && trained.base < shape.parameters { trained.base } else { trained.adapter + trained.base };
-    let unpacked = if is_dense(train) { 0 } else { shape.largest_module() * width };
+    let unpacked = if is_dense(train) || held_dense(shape, train, width) { 0 } else { shape.largest_module() * width };
     let mut out = Estimate {
         weights_bytes: weights(shape, train, width),
         adapter_bytes: trained.adapter * 4,
@@ -124,10 +126,17 @@ fn is_dense(train: &Value) -> bool {
     matches!(train.pointer("/base/kind").and_then(Value::as_str), None | Some("dense"))
 }
 
+/// Whether the worker trains an adapter on a quantised base that it holds unpacked.
+fn held_dense(shape: &Shape, train: &Value, width: u64) -> bool {
+    train["adapter"]["kind"] == "lora" && width == 4 && shape.parameters * 4 <= DENSE_TRAINING_BYTES
+}
+
 fn weights(shape: &Shape, train: &Value, width: u64) -> u64 {
     let linear: u64 = shape.modules.iter().map(shape::Module::size).sum();
     let double = train.pointer("/base/double_quant").and_then(Value::as_bool).unwrap_or(true);
     let bits = match train.pointer("/base/kind").and_then(Value::as_str) {
+        // A small model is unpacked once where arithmetic is f32.
+        Some(_) if held_dense(shape, train, width) => 32.0,
         // Blocks of 64 codes with a scale, and blocks of 256 scales with one of their own.
         Some("nf4" | "fp4") if double => 4.0 + 8.0 / 64.0 + 32.0 / (64.0 * 256.0),
         Some("nf4" | "fp4") => 4.0 + 32.0 / 64.0,

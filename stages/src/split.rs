@@ -32,10 +32,10 @@ const DEFAULT_SEED: u64 = 42;
 #[serde(deny_unknown_fields, default)]
 pub struct SplitSection {
     /// Validation rows: a share below 1, or a count.
-    #[schemars(range(min = 0.0), extend("default" = 0.0))]
+    #[schemars(range(min = 0), extend("if" = {"exclusiveMinimum": 1}, "then" = {"multipleOf": 1}), extend("default" = 0.0))]
     pub val: Option<f64>,
     /// Test rows: a share below 1, or a count.
-    #[schemars(range(min = 0.0), extend("default" = 0.0))]
+    #[schemars(range(min = 0), extend("if" = {"exclusiveMinimum": 1}, "then" = {"multipleOf": 1}), extend("default" = 0.0))]
     pub test: Option<f64>,
     /// Another seed holds out other rows.
     #[schemars(extend("default" = 42))]

@@ -96,6 +96,8 @@ pub(super) fn syntax(error: &ScanError, text: &str, file: &Arc<str>) -> Problem 
     let found = tab(&lines, line)
         .or_else(|| quote(&lines, error.info()))
         .or_else(|| bracket(&lines))
+        .or_else(|| trailing(&lines, line).filter(|_| error.info().contains("quoted scalar")))
+        .or_else(|| dash(&lines, line))
         .or_else(|| spacing(&lines, line))
         .or_else(|| indentation(&lines, line));
     if let Some(found) = found {
@@ -191,20 +193,76 @@ fn bracket(lines: &[&str]) -> Option<Found> {
                 (None, '#') if before.is_whitespace() => break,
                 (None, '"' | '\'') if !before.is_alphanumeric() => quote = Some(c),
                 (None, '[' | '{') if !open.is_empty() || before.is_whitespace() => open.push((i + 1, column + 1, c)),
-                (None, ']' | '}') => drop(open.pop()),
+                (None, ']' | '}') => match open.pop() {
+                    Some((from, _, other)) if closing(other) != c => {
+                        return Some(Found {
+                            line: i + 1,
+                            column: column + 1,
+                            code: "yaml-bracket",
+                            message: format!("the {other} of line {from} is closed by {c} here"),
+                            suggestion: Some(format!("end it with {}", closing(other))),
+                        });
+                    }
+                    _ => {}
+                },
                 _ => {}
             }
             before = c;
         }
     }
     let (line, column, open) = *open.first()?;
-    let close = if open == '[' { ']' } else { '}' };
+    let close = closing(open);
     Some(Found {
         line,
         column,
         code: "yaml-bracket",
         message: format!("this {open} is never closed"),
         suggestion: Some(format!("end it with {close}")),
+    })
+}
+
+fn closing(open: char) -> char {
+    if open == '[' { ']' } else { '}' }
+}
+
+/// Text that goes on after its closing quotation mark, as in `'it's'`.
+fn trailing(lines: &[&str], line: usize) -> Option<Found> {
+    (line.saturating_sub(2)..line).rev().find_map(|i| {
+        let text = lines.get(i)?;
+        let begins = value_start(text)?;
+        let mark = text[begins..].chars().next().filter(|c| matches!(c, '"' | '\''))?;
+        let body = text[begins + 1..].trim_end();
+        let rest = body[body.find(mark)? + 1..].trim_start();
+        if rest.is_empty() || rest.starts_with(['#', ',', ']', '}', ':']) {
+            return None;
+        }
+        let inner = body.strip_suffix(mark).unwrap_or(body);
+        let escaped = if mark == '"' { inner.replace('"', "\\\"") } else { inner.replace('\'', "''") };
+        Some(Found {
+            line: i + 1,
+            column: text[..begins].chars().count() + 1,
+            code: "yaml-quote",
+            message: format!("the text in quotes ends at its second {mark}, and more stands behind it"),
+            suggestion: Some(format!("{mark}{escaped}{mark}")),
+        })
+    })
+}
+
+/// `-key: value` without the space after the dash; the parser takes `-key` for a key and stumbles over the next line.
+fn dash(lines: &[&str], line: usize) -> Option<Found> {
+    (line.saturating_sub(3)..line).rev().find_map(|i| {
+        let text = lines.get(i)?;
+        let item = text.trim_start().strip_prefix('-')?;
+        if !item.starts_with(|c: char| c.is_alphabetic() || c == '_') || !item.contains(':') {
+            return None;
+        }
+        Some(Found {
+            line: i + 1,
+            column: text.chars().count() - text.trim_start().chars().count() + 1,
+            code: "yaml-space",
+            message: "there must be a space after the `-` of a list item".to_string(),
+            suggestion: Some(format!("- {}", item.trim_end())),
+        })
     })
 }
 

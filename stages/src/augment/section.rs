@@ -287,7 +287,7 @@ impl EndpointSection {
             wrong.push(Mistake::value(format!("endpoint.{key}"), why, instead.map(str::to_string)));
         };
         match self.url.as_deref() {
-            None => say("url", "is missing: where is the endpoint?", Some("http://127.0.0.1:8080/v1")),
+            None => {}
             Some(url) if !(url.starts_with("http://") || url.starts_with("https://")) => {
                 say("url", "begins with neither `http://` nor `https://`", Some("http://127.0.0.1:8080/v1"));
             }
@@ -299,8 +299,8 @@ impl EndpointSection {
             }
             Some(_) => {}
         }
-        if self.model.as_ref().is_none_or(|model| model.trim().is_empty()) {
-            say("model", "is missing: which model is asked?", None);
+        if self.model.as_ref().is_some_and(|model| model.trim().is_empty()) {
+            say("model", "is empty: which model is asked?", None);
         }
         if let Some(name) = &self.api_key_env {
             let plain = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') && name.len() < 64;
@@ -314,6 +314,13 @@ impl EndpointSection {
         }
         if self.max_cost.is_some() && self.input_price.is_none() && self.output_price.is_none() {
             say("max_cost", "cannot be watched without `input_price` and `output_price`", Some("output_price: 0.6"));
+        }
+        if self.url.is_none() {
+            let url = Some("url: http://127.0.0.1:8080/v1".to_string());
+            wrong.push(Mistake::missing("endpoint.url", "is missing: where is the endpoint?", url));
+        }
+        if self.model.is_none() {
+            wrong.push(Mistake::missing("endpoint.model", "is missing: which model is asked?", None));
         }
         wrong
     }

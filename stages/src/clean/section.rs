@@ -81,6 +81,7 @@ pub struct CleanSection {
     #[schemars(extend("default" = "keep"))]
     pub profanity: Option<Profanity>,
     /// A file with words of your own beside the built-in list, one a line.
+    #[schemars(regex(pattern = r"\S"))]
     pub profanity_list: Option<String>,
     /// What happens to training rows that share text with `test_datasets` or `contamination_files`.
     #[schemars(extend("default" = "ignore"))]
@@ -269,7 +270,7 @@ impl CleanSection {
                 && least > most
             {
                 let why = format!("is {least} and `clean.{high}` {most}: every row would be dropped");
-                wrong.push(Mistake::range(low, why, Some(format!("at most {most}"))));
+                wrong.push(Mistake::value(low, why, Some(format!("at most {most}"))));
             }
         }
         wrong

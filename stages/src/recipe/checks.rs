@@ -30,6 +30,10 @@ pub(super) struct Facts<'a> {
     problems: &'a mut Vec<Problem>,
 }
 
+/// Codes that speak of what is written for a key, and point at it.
+const ABOUT_VALUES: [&str; 6] =
+    ["missing-file", "dataset-files", "unfit-value", "no-module", "not-a-token", "unsupported-model"];
+
 /// Runs every check.
 pub(super) fn run(recipe: &Recipe, tree: &Node, tainted: &Tainted, project: &Project, problems: &mut Vec<Problem>) {
     let mut facts = Facts { recipe, tree, project, tainted: tainted.clone(), problems };
@@ -90,6 +94,8 @@ impl Facts<'_> {
         // A missing key is said at the item that lacks it, or at the recipe's first line.
         let parent = key.rsplit_once('.').and_then(|(parent, _)| self.tree.at(parent)).unwrap_or(self.tree);
         let span = self.tree.key_span(key).unwrap_or(&parent.span);
+        let value = self.tree.at(key).filter(|node| ABOUT_VALUES.contains(&code) && node.scalar().is_some());
+        let span = value.map_or(span, |node| &node.span);
         let mut problem = span.problem(severity, code, message);
         problem.key = Some(key.to_string());
         problem.suggestion = suggestion;

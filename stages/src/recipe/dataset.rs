@@ -18,6 +18,7 @@ use crate::project::is_hub_id;
 pub struct Dataset {
     /// A file, a folder, a pattern of files, an address (`hf://`, `s3://`, `gs://`, `az://`, `https://`), a Hugging Face dataset id, or a
     /// builder name (`json`, `csv`, `parquet`, `arrow`, `text`) beside `data_files`.
+    #[schemars(regex(pattern = r"\S"))]
     pub path: Option<String>,
     /// Row format by name, or a map of columns and prompt formats.
     #[serde(rename = "type")]

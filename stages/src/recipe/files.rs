@@ -43,7 +43,7 @@ pub(super) fn check(facts: &mut Facts<'_>) {
                         }
                     }
                     None => facts.error(
-                        "missing-key",
+                        "needs-key",
                         &format!("{at}.path"),
                         format!("`path: {path}` only says how to read; the files are named by `data_files`"),
                         Some("data_files: data.jsonl".to_string()),
@@ -83,10 +83,6 @@ fn address(facts: &mut Facts<'_>, key: &str, path: &str, kind: HubKind, revision
 }
 
 fn one(facts: &mut Facts<'_>, key: &str, path: &str, what: &str) {
-    if path.trim().is_empty() {
-        facts.error("bad-value", key, format!("`{key}` is empty"), None);
-        return;
-    }
     if files::is_pattern(path) && !path.contains("://") {
         return;
     }

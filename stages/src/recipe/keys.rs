@@ -26,8 +26,10 @@ use crate::split::SplitSection;
 pub struct Recipe {
     /// The model to start from: a Hugging Face folder, a GGUF file, a hub id, or an address (`hf://`, `s3://`, ...).
     #[schemars(extend("examples" = ["mistralai/Mistral-7B-v0.1", "models/SmolLM2-135M-Instruct.gguf"]))]
+    #[schemars(regex(pattern = r"\S"))]
     pub base_model: Option<String>,
     /// Folder, file or id whose config is used instead of the base model's.
+    #[schemars(regex(pattern = r"\S"))]
     pub base_model_config: Option<String>,
     /// Revision of a hub model: branch, tag or commit.
     pub model_revision: Option<String>,
@@ -38,6 +40,7 @@ pub struct Recipe {
     #[schemars(extend("default" = "AutoTokenizer"))]
     pub tokenizer_type: Option<String>,
     /// Folder, hub id or address of the tokenizer, when it is not the base model's.
+    #[schemars(regex(pattern = r"\S"))]
     pub tokenizer_config: Option<String>,
 
     /// Rows to train on.
@@ -45,7 +48,7 @@ pub struct Recipe {
     /// Rows to test on, instead of a share of `datasets`.
     pub test_datasets: Option<Vec<Dataset>>,
     /// Rows held out for evaluation: a share below 1, or a count; alias of `split.val`.
-    #[schemars(range(min = 0), extend("default" = 0.0))]
+    #[schemars(range(min = 0), extend("if" = {"exclusiveMinimum": 1}, "then" = {"multipleOf": 1}), extend("default" = 0.0))]
     pub val_set_size: Option<f64>,
     /// Mix the rows of all datasets.
     #[schemars(extend("default" = true))]
@@ -103,6 +106,7 @@ pub struct Recipe {
     /// System prompt of conversations that have none.
     pub default_system_message: Option<String>,
     /// Tokens that end a turn; the end-of-sequence token by default.
+    #[schemars(inner(regex(pattern = r"\S")))]
     pub eot_tokens: Option<Vec<String>>,
     /// Special tokens to set or replace.
     pub special_tokens: Option<SpecialTokens>,
@@ -113,6 +117,7 @@ pub struct Recipe {
     /// What to train; all weights when blank.
     pub adapter: Option<AdapterName>,
     /// PEFT adapter to go on training: a folder, a hub id or an address.
+    #[schemars(regex(pattern = r"\S"))]
     pub lora_model_dir: Option<String>,
     /// Hold the base in 4 bits (NF4); needed by `adapter: qlora`.
     #[schemars(extend("default" = false))]
@@ -129,7 +134,7 @@ pub struct Recipe {
     #[schemars(extend("exclusiveMinimum" = 0))]
     pub lora_alpha: Option<f64>,
     /// Share of the adapter's inputs zeroed in training.
-    #[schemars(range(min = 0, max = 1), extend("default" = 0.0))]
+    #[schemars(range(min = 0), extend("exclusiveMaximum" = 1, "default" = 0.0))]
     pub lora_dropout: Option<f64>,
     /// Adapt every linear module except the output head.
     pub lora_target_linear: Option<bool>,
@@ -192,7 +197,7 @@ pub struct Recipe {
     /// Constants of the optimizer that have no key of their own.
     pub optim_args: Option<OptimArgs>,
     /// Peak learning rate.
-    #[schemars(range(min = 0, max = 100), extend("examples" = [0.0002]))]
+    #[schemars(range(max = 100), extend("exclusiveMinimum" = 0, "examples" = [0.0002]))]
     pub learning_rate: Option<f64>,
     /// Course of the learning rate.
     #[schemars(extend("default" = "cosine"))]
@@ -217,10 +222,10 @@ pub struct Recipe {
     #[schemars(range(min = 0), extend("default" = 0.0))]
     pub weight_decay: Option<f64>,
     /// Adam's decay of the mean.
-    #[schemars(range(min = 0, max = 1), extend("default" = 0.9))]
+    #[schemars(range(min = 0), extend("exclusiveMaximum" = 1, "default" = 0.9))]
     pub adam_beta1: Option<f64>,
     /// Adam's decay of the square.
-    #[schemars(range(min = 0, max = 1), extend("default" = 0.999))]
+    #[schemars(range(min = 0), extend("exclusiveMaximum" = 1, "default" = 0.999))]
     pub adam_beta2: Option<f64>,
     /// Adam's epsilon.
     #[schemars(range(min = 0), extend("default" = 1e-8))]
@@ -249,7 +254,7 @@ pub struct Recipe {
     pub gradient_checkpointing: Option<Checkpointing>,
 
     /// Evaluate every so many steps, or at this share of all steps when below 1.
-    #[schemars(extend("exclusiveMinimum" = 0))]
+    #[schemars(extend("exclusiveMinimum" = 0), extend("if" = {"exclusiveMinimum": 1}, "then" = {"multipleOf": 1}))]
     pub eval_steps: Option<f64>,
     /// Evaluations in each epoch; 0 for none.
     #[serde(deserialize_with = "unless_zero")]
@@ -258,7 +263,7 @@ pub struct Recipe {
     /// When to evaluate.
     pub eval_strategy: Option<Strategy>,
     /// Save every so many steps, or at this share of all steps when below 1.
-    #[schemars(extend("exclusiveMinimum" = 0))]
+    #[schemars(extend("exclusiveMinimum" = 0), extend("if" = {"exclusiveMinimum": 1}, "then" = {"multipleOf": 1}))]
     pub save_steps: Option<f64>,
     /// Checkpoints in each epoch; 0 counts as unset.
     #[serde(deserialize_with = "unless_zero")]

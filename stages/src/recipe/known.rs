@@ -20,6 +20,8 @@ pub enum Shape {
     /// A boolean or `auto`.
     Flag,
     Text,
+    /// Only on.
+    On,
     Whole,
     Number,
     List,
@@ -106,7 +108,7 @@ const INERT_FLAGS: Grouped = &[
     ("tf32", "matrix products run in the type that bf16 and fp16 choose"),
     (
         "flash_attention xformers_attention sdp_attention flex_attention sage_attention eager_attention \
-         flash_attn_cross_entropy flash_attn_rms_norm flash_attn_fuse_qkv flash_attn_fuse_mlp flash_optimum \
+         flash_attn_cross_entropy flash_attn_fuse_qkv flash_attn_fuse_mlp flash_optimum \
          gemma4_hybrid_attn_impl flash_attn_d512 sdpa_varlen fused_attn_kernel multipack_real_batches batch_flattening",
         "there is one attention here: exact, and within each packed row",
     ),
@@ -114,8 +116,7 @@ const INERT_FLAGS: Grouped = &[
         "lora_mlp_kernel lora_qkv_kernel lora_o_kernel lora_embedding_kernel chunked_cross_entropy cut_cross_entropy \
          liger_rope liger_rms_norm liger_rms_norm_gated liger_layer_norm liger_swiglu liger_glu_activation \
          liger_cross_entropy liger_fused_linear_cross_entropy use_kernels use_scattermoe use_sonicmoe \
-         use_dsv4_kernels use_glm_dsa_kernels moe_bnb_fast tiled_mlp tiled_mlp_use_original_mlp torch_compile \
-         unsloth_cross_entropy_loss unsloth_lora_mlp unsloth_lora_qkv unsloth_lora_o unsloth_rms_norm unsloth_rope",
+         use_dsv4_kernels use_glm_dsa_kernels moe_bnb_fast tiled_mlp tiled_mlp_use_original_mlp torch_compile",
         "the kernels are built in",
     ),
     (
@@ -138,7 +139,7 @@ const INERT_FLAGS: Grouped = &[
     ),
     ("tokenizer_use_fast tokenizer_legacy tokenizer_save_jinja_files", "the tokenizer's files say how it works"),
     (
-        "strict debug save_safetensors save_only_model save_first_step auto_resume_from_checkpoints greater_is_better \
+        "strict debug save_only_model save_first_step auto_resume_from_checkpoints greater_is_better \
          resize_token_embeddings_to_32x mean_resizing_embeddings embeddings_skip_upcast lora_autocast_adapter_dtype \
          peft_autocast_adapter_dtype generate_samples generation_do_sample relora_cpu_offload",
         "nothing that comes out depends on it here",
@@ -197,7 +198,7 @@ const INERT: Grouped = &[
         "evaluation is said in the `eval` section",
     ),
     (
-        "merge_method merge_lora \
+        "merge_method merge_lora save_safetensors \
          base_model_ignore_patterns cls_model_config max_prompt_len spectrum_model_name save_compressed",
         "nothing that comes out depends on it here",
     ),
@@ -227,6 +228,7 @@ const INERT: Grouped = &[
 ];
 
 const SHAPES: &[(&str, Shape)] = &[
+    ("save_safetensors", Shape::On),
     (
         "attn_implementation",
         Shape::WordsOrPath("flash_attention_2 flash_attention_3 flex_attention sdpa eager xformers sage fp8"),
@@ -276,6 +278,8 @@ const SHAPES: &[(&str, Shape)] = &[
     ("fsdp_config accelerator_config gradient_checkpointing_kwargs torch_compile_options", Shape::Map),
     ("pose_split_on_token_ids fp32_norm_classes", Shape::List),
 ];
+
+const REMOVED: &str = "it was removed from Axolotl, which stops at it, and nothing takes its place here";
 
 const UNSUPPORTED: Refused = &[
     (
@@ -335,6 +339,12 @@ const UNSUPPORTED: Refused = &[
         "`eval: {metrics: [perplexity, exact_match]}`",
         &[],
     ),
+    ("unsloth_cross_entropy_loss", REMOVED, "`cut_cross_entropy`", &[]),
+    ("unsloth_lora_mlp", REMOVED, "`lora_mlp_kernel`", &[]),
+    ("unsloth_lora_qkv", REMOVED, "`lora_qkv_kernel`", &[]),
+    ("unsloth_lora_o", REMOVED, "`lora_o_kernel`", &[]),
+    ("unsloth_rms_norm flash_attn_rms_norm", REMOVED, "`liger_rms_norm`", &[]),
+    ("unsloth_rope", REMOVED, "`liger_rope`", &[]),
     ("gptq", "a GPTQ base is not supported", "`load_in_4bit: true`", &[]),
     (
         "quantize_moe_experts expert_quantization nonexpert_quantization nvfp4_merge_aware dsv4_fp8_nonexpert_mode \
@@ -528,5 +538,22 @@ const KNOWN_VALUES: &[KnownValues] = &[
         why: "recomputing is by whole layers here",
         instead: "true, or a number of layers",
     },
-    KnownValues { key: "save_strategy", values: "best", why: "the best checkpoint is not kept", instead: "steps" },
+    KnownValues {
+        key: "save_strategy",
+        values: "best",
+        why: "checkpoints are for going on after an interruption, and the best weights are kept by another key",
+        instead: "load_best_model_at_end: true",
+    },
+    KnownValues {
+        key: "save_safetensors",
+        values: "false False FALSE no No NO off Off OFF",
+        why: "it asks for pickled weights, and none are written",
+        instead: "true",
+    },
+    KnownValues {
+        key: "peft_init_lora_weights",
+        values: "false False FALSE no No NO off Off OFF",
+        why: "an adapter of noise breaks the model before the first step",
+        instead: "true",
+    },
 ];

@@ -14,10 +14,10 @@ pub struct Mistake {
 
 impl Mistake {
     pub fn value(key: impl Into<String>, why: impl Into<String>, instead: Option<String>) -> Mistake {
-        Mistake { code: "bad-value", key: key.into(), why: why.into(), instead }
+        Mistake { code: "unfit-value", key: key.into(), why: why.into(), instead }
     }
 
-    pub fn range(key: impl Into<String>, why: impl Into<String>, instead: Option<String>) -> Mistake {
-        Mistake { code: "out-of-range", ..Mistake::value(key, why, instead) }
+    pub fn missing(key: impl Into<String>, why: impl Into<String>, instead: Option<String>) -> Mistake {
+        Mistake { code: "missing-key", ..Mistake::value(key, why, instead) }
     }
 }

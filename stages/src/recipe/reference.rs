@@ -2,7 +2,9 @@
 
 use serde_json::{Map, Value};
 
-use super::schema::{MOST_EXACT, schema};
+use super::numbers::Range;
+use super::scalar::has_type;
+use super::schema::schema;
 use super::structure::flatten;
 use super::suggest::listed;
 
@@ -73,12 +75,9 @@ fn takes(simple: &[&Value]) -> String {
     let enumerated: Vec<String> =
         simple.iter().filter_map(|schema| super::scalar::enumeration(schema)).flatten().collect();
     let text = if enumerated.len() > 12 && words.len() == 1 { listed(&enumerated) } else { words.join(" or ") };
-    let bound = |name: &str| simple.iter().find_map(|schema| schema.get(name)).map(Value::to_string);
-    let most = bound("maximum").filter(|most| *most != MOST_EXACT.to_string());
-    let range = match (bound("minimum"), bound("exclusiveMinimum"), most) {
-        (Some(low), _, Some(high)) => format!(", {low} to {high}"),
-        (Some(low), _, None) => format!(", at least {low}"),
-        (None, Some(low), _) => format!(", more than {low}"),
+    let numeric = simple.iter().find(|schema| ["integer", "number"].iter().any(|kind| has_type(schema, kind)));
+    let range = match numeric.map(|schema| Range::of(schema)) {
+        Some(range) if range.is_bounded() => format!(", {}", range.words()),
         _ => String::new(),
     };
     format!("{}{range}", text.replace('|', "\\|"))

@@ -3,9 +3,10 @@
 use pipe_engine::document::Scalar;
 use serde_json::Value;
 
+use super::numbers::{self, Range};
 use super::schema::{self, BOOLEANS};
 
-/// What a scalar is by YAML's core rules.
+/// What a scalar is by the rules of YAML 1.1, which Axolotl and most editors' readers go by.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Resolved {
     Null,
@@ -13,6 +14,8 @@ pub(super) enum Resolved {
     Int(i64),
     Float(f64),
     Text(String),
+    /// Plain text that some readers take for a date, a time or an octal number, and others do not.
+    Disputed(String),
 }
 
 /// Why a scalar does not fit.
@@ -28,10 +31,7 @@ pub(super) enum Misfit {
     Form { pattern: String },
 }
 
-/// Of whole numbers; larger ones are not exact everywhere.
-const HUGE: &str = "less than 9000000000000000";
-
-/// By YAML's core rules; quoted scalars are text.
+/// By YAML 1.1's rules; quoted scalars are text.
 pub(super) fn resolve(scalar: &Scalar) -> Resolved {
     let text = &*scalar.text;
     if !scalar.plain {
@@ -39,23 +39,18 @@ pub(super) fn resolve(scalar: &Scalar) -> Resolved {
     }
     match text {
         "" | "~" | "null" | "Null" | "NULL" => return Resolved::Null,
-        "true" | "True" | "TRUE" => return Resolved::Bool(true),
-        "false" | "False" | "FALSE" => return Resolved::Bool(false),
         ".inf" | ".Inf" | ".INF" | "+.inf" | "+.Inf" | "+.INF" => return Resolved::Float(f64::INFINITY),
         "-.inf" | "-.Inf" | "-.INF" => return Resolved::Float(f64::NEG_INFINITY),
         ".nan" | ".NaN" | ".NAN" => return Resolved::Float(f64::NAN),
         _ => {}
     }
-    let radix = |digits: &str, radix| i64::from_str_radix(digits, radix).ok().map(Resolved::Int);
-    let special =
-        text.strip_prefix("0x").and_then(|d| radix(d, 16)).or(text.strip_prefix("0o").and_then(|d| radix(d, 8)));
-    if let Some(number) = special {
-        return number;
+    if let Some(on) = boolean(text) {
+        return Resolved::Bool(on);
     }
-    if is_number(text) && !text.contains('_') {
-        return number(text);
-    }
-    Resolved::Text(text.to_string())
+    number(text).unwrap_or_else(|| match is_time(text) {
+        true => Resolved::Disputed(text.to_string()),
+        false => Resolved::Text(text.to_string()),
+    })
 }
 
 /// The value that `scalar` gives under any of the alternative schemas, or the best reason why none takes it.
@@ -69,14 +64,12 @@ pub(super) fn fit(scalar: &Scalar, alternatives: &[&Value]) -> Result<serde_yaml
         Resolved::Text(text) if has("boolean") && boolean(text).is_some() => {
             boolean(text).map(Resolved::Bool).unwrap_or(Resolved::Null)
         }
-        Resolved::Text(text) if has("number") && is_number(text) => number(text),
-        Resolved::Text(text) if has("integer") && is_number(text) && !text.contains(['e', 'E']) => number(text),
         other => other.clone(),
     };
     let mut misfit = None;
     for schema in alternatives {
         match fit_one(&candidate, schema) {
-            Ok(()) => return Ok(coerced(&candidate, alternatives)),
+            Ok(value) => return Ok(value),
             // A reason about the value beats one about its type.
             Err(Misfit::Type { .. }) => {}
             Err(other) => misfit = misfit.or(Some(other)),
@@ -93,7 +86,7 @@ pub(super) fn to_json(resolved: &Resolved) -> Value {
         Resolved::Int(n) => Value::from(*n),
         Resolved::Float(x) if *x == 0.0 => Value::from(0),
         Resolved::Float(x) => Value::from(*x),
-        Resolved::Text(text) => Value::String(text.clone()),
+        Resolved::Text(text) | Resolved::Disputed(text) => Value::String(text.clone()),
     }
 }
 
@@ -103,7 +96,7 @@ pub(super) fn to_yaml(resolved: &Resolved) -> serde_yaml::Value {
         Resolved::Bool(on) => serde_yaml::Value::Bool(*on),
         Resolved::Int(n) => serde_yaml::Value::from(*n),
         Resolved::Float(x) => serde_yaml::Value::from(*x),
-        Resolved::Text(text) => serde_yaml::Value::String(text.clone()),
+        Resolved::Text(text) | Resolved::Disputed(text) => serde_yaml::Value::String(text.clone()),
     }
 }
 
@@ -160,7 +153,7 @@ pub(super) fn is_any(schema: &Value) -> bool {
     schema == &Value::Bool(true)
         || schema
             .as_object()
-            .is_some_and(|map| !["type", "enum", "anyOf", "$ref"].iter().any(|key| map.contains_key(*key)))
+            .is_some_and(|map| !["type", "enum", "const", "anyOf", "$ref"].iter().any(|key| map.contains_key(*key)))
 }
 
 /// The words of a string schema that has a list of them.
@@ -169,20 +162,53 @@ pub(super) fn enumeration(schema: &Value) -> Option<Vec<String>> {
     Some(words.iter().filter_map(|word| word.as_str().map(str::to_string)).collect())
 }
 
-fn fit_one(value: &Resolved, schema: &Value) -> Result<(), Misfit> {
+fn fit_one(value: &Resolved, schema: &Value) -> Result<serde_yaml::Value, Misfit> {
     let other = || Misfit::Type { wanted: String::new() };
+    let if_typed = |name: &str| has_type(schema, name).then(|| to_yaml(value)).ok_or_else(other);
     match value {
-        Resolved::Null => has_type(schema, "null").then_some(()).ok_or_else(other),
-        Resolved::Bool(_) => has_type(schema, "boolean").then_some(()).ok_or_else(other),
-        Resolved::Int(n) if has_type(schema, "integer") || has_type(schema, "number") => range(*n as f64, schema),
-        Resolved::Float(x) if has_type(schema, "number") => range(*x, schema),
-        Resolved::Float(x) if has_type(schema, "integer") && (x.fract() == 0.0 || !x.is_finite()) => {
-            // Whole, and far beyond what any count may be: the number is wrong, not its kind.
-            range(*x, schema).and(if x.abs() < 9e15 { Ok(()) } else { Err(Misfit::Range { bounds: HUGE.to_string() }) })
+        Resolved::Null => if_typed("null"),
+        Resolved::Bool(on) if schema.get("const") == Some(&Value::Bool(*on)) => Ok(to_yaml(value)),
+        Resolved::Bool(on) if schema.get("enum").is_some_and(|all| all[0].is_boolean() && all[0] != *on) => {
+            Err(other())
         }
-        Resolved::Text(text) if has_type(schema, "string") => fit_text(text, schema),
+        Resolved::Bool(_) => if_typed("boolean"),
+        Resolved::Int(n) if has_type(schema, "integer") || has_type(schema, "number") => {
+            in_range(*n as f64, schema).map(|_| to_yaml(value))
+        }
+        Resolved::Float(x) if has_type(schema, "number") => in_range(*x, schema).map(|_| to_yaml(value)),
+        Resolved::Float(x) if has_type(schema, "integer") && (x.fract() == 0.0 || !x.is_finite()) => {
+            in_range(*x, schema).map(|_| serde_yaml::Value::from(*x as i64))
+        }
+        Resolved::Text(text) if has_type(schema, "integer") || has_type(schema, "number") => number_in(text, schema),
+        Resolved::Text(text) if has_type(schema, "string") => fit_text(text, schema).map(|()| to_yaml(value)),
         _ => Err(other()),
     }
+}
+
+/// A number written as text.
+fn number_in(text: &str, schema: &Value) -> Result<serde_yaml::Value, Misfit> {
+    let range = Range::of(schema);
+    match range.read(text) {
+        Some(x) if range.whole || x.fract() == 0.0 && !text.contains(['.', 'e', 'E']) && x.abs() < 9e15 => {
+            Ok(serde_yaml::Value::from(x as i64))
+        }
+        Some(x) => Ok(serde_yaml::Value::from(x)),
+        None => match text.parse::<f64>() {
+            // `-0` is inside a range that its sign is not.
+            Ok(x)
+                if is_number(text)
+                    && (!range.has(x) && !(range.whole && x.fract() != 0.0) || text.starts_with('-')) =>
+            {
+                Err(Misfit::Range { bounds: range.words() })
+            }
+            _ => Err(Misfit::Type { wanted: String::new() }),
+        },
+    }
+}
+
+fn in_range(x: f64, schema: &Value) -> Result<(), Misfit> {
+    let range = Range::of(schema);
+    if range.has(x) { Ok(()) } else { Err(Misfit::Range { bounds: range.words() }) }
 }
 
 fn fit_text(text: &str, schema: &Value) -> Result<(), Misfit> {
@@ -194,7 +220,7 @@ fn fit_text(text: &str, schema: &Value) -> Result<(), Misfit> {
         return Err(if words.is_empty() { Misfit::Type { wanted: String::new() } } else { Misfit::Word { words } });
     }
     match schema.get("pattern").and_then(Value::as_str) {
-        Some(pattern) if schema::is_number_text(pattern) => Err(Misfit::Type { wanted: String::new() }),
+        Some(pattern) if numbers::is_pattern(pattern) => Err(Misfit::Type { wanted: String::new() }),
         Some(pattern) if !has_form(text, pattern) => Err(Misfit::Form { pattern: pattern.to_string() }),
         _ => Ok(()),
     }
@@ -203,43 +229,18 @@ fn fit_text(text: &str, schema: &Value) -> Result<(), Misfit> {
 /// The patterns in use, by hand: a regular-expression engine would cost more than the rest of the check.
 fn has_form(text: &str, pattern: &str) -> bool {
     match pattern {
-        "^[A-Za-z0-9_][A-Za-z0-9_.-]*$" => {
+        schema::LABEL => {
             text.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_')
                 && text.chars().all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c))
         }
         schema::PATH_TEXT => text.contains('/'),
-        "^pissa_niter_[0-9]+$" => text.strip_prefix("pissa_niter_").is_some_and(|n| n.parse::<u32>().is_ok()),
+        schema::NOT_BLANK => !text.trim().is_empty(),
+        // What is wrong with a plugin is said by a check, which knows why.
+        schema::PLUGIN => true,
+        "^pissa_niter_[0-9]{1,9}$" => text
+            .strip_prefix("pissa_niter_")
+            .is_some_and(|n| (1..=9).contains(&n.len()) && n.bytes().all(|b| b.is_ascii_digit())),
         _ => super::sections::parse_size(text).is_some(),
-    }
-}
-
-fn range(x: f64, schema: &Value) -> Result<(), Misfit> {
-    let bound = |key: &str| schema.get(key).and_then(Value::as_f64);
-    let (low, high, above) = (bound("minimum"), bound("maximum"), bound("exclusiveMinimum"));
-    // A bound that only keeps numbers exact is no news unless it is broken.
-    let high = high.filter(|high| *high < schema::MOST_EXACT as f64 || x > *high);
-    let inside = low.is_none_or(|low| x >= low) && high.is_none_or(|high| x <= high) && above.is_none_or(|low| x > low);
-    if inside && x.is_finite() {
-        return Ok(());
-    }
-    let least = low.map(|low| format!("at least {low}")).or(above.map(|low| format!("more than {low}")));
-    let bounds = match (low, least, high) {
-        (Some(low), _, Some(high)) => format!("between {low} and {high}"),
-        (_, Some(least), None) => least,
-        (_, Some(least), Some(high)) => format!("{least} and at most {high}"),
-        (_, None, Some(high)) => format!("at most {high}"),
-        (_, None, None) => "a finite number".to_string(),
-    };
-    Err(Misfit::Range { bounds })
-}
-
-/// Whole numbers lose their fraction where one is wanted, and gain none elsewhere.
-fn coerced(value: &Resolved, alternatives: &[&Value]) -> serde_yaml::Value {
-    match value {
-        Resolved::Float(x) if !alternatives.iter().any(|schema| has_type(schema, "number")) => {
-            serde_yaml::Value::from(*x as i64)
-        }
-        other => to_yaml(other),
     }
 }
 
@@ -247,30 +248,72 @@ fn boolean(text: &str) -> Option<bool> {
     BOOLEANS.iter().find(|(word, _)| *word == text).map(|(_, on)| *on)
 }
 
-/// As [`schema::NUMBER_TEXT`].
-fn is_number(text: &str) -> bool {
+/// Whether `text` is a number to anyone.
+pub(super) fn is_number(text: &str) -> bool {
+    Range::default().read(text).is_some()
+        || text.parse::<f64>().is_ok() && text.bytes().all(|b| b.is_ascii_digit() || b"+-.eE".contains(&b))
+}
+
+/// A plain scalar's number: `1_000`, `0x10`, `0b1`, `1.5e-4`; not `2e-4`, which is text to YAML 1.1.
+fn number(text: &str) -> Option<Resolved> {
     let body = text.strip_prefix(['-', '+']).unwrap_or(text);
-    let (mantissa, exponent) = match body.split_once(['e', 'E']) {
-        Some((mantissa, exponent)) => (mantissa, Some(exponent)),
+    let sign = if text.starts_with('-') { "-" } else { "" };
+    for (prefix, radix) in [("0x", 16), ("0b", 2)] {
+        if let Some(digits) = body.strip_prefix(prefix) {
+            return i64::from_str_radix(&format!("{sign}{}", digits.replace('_', "")), radix).ok().map(Resolved::Int);
+        }
+    }
+    let counts = |text: &str| text.bytes().all(|b| b.is_ascii_digit() || b == b'_');
+    let starts = body.starts_with(|c: char| c.is_ascii_digit());
+    if starts && counts(body) {
+        return match body.strip_prefix('0').filter(|rest| !rest.is_empty()) {
+            None => whole(&format!("{sign}{}", body.replace('_', ""))),
+            Some(rest) if rest.bytes().all(|b| (b'0'..=b'7').contains(&b) || b == b'_') => {
+                Some(Resolved::Disputed(text.to_string()))
+            }
+            Some(_) => None,
+        };
+    }
+    let (mantissa, power) = match body.find(['e', 'E']) {
+        Some(at) => (&body[..at], Some(&body[at + 1..])),
         None => (body, None),
     };
-    let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
-    let mantissa_fits = match mantissa.split_once('.') {
-        Some(("", after)) => digits(after),
-        Some((before, after)) => grouped(before) && (after.is_empty() || digits(after)),
-        None => grouped(mantissa),
+    let (before, after) = mantissa.split_once('.')?;
+    let signed_power = power.is_none_or(|power| {
+        power.strip_prefix(['-', '+']).is_some_and(|size| !size.is_empty() && size.bytes().all(|b| b.is_ascii_digit()))
+    });
+    let led = starts && counts(before);
+    let bare = before.is_empty() && body.len() == text.len() && after.starts_with(|c: char| c.is_ascii_digit());
+    if !counts(after) || !signed_power || !(led || bare) {
+        return None;
+    }
+    let plain = format!("{sign}{}", body.replace('_', ""));
+    plain.parse().ok().map(Resolved::Float)
+}
+
+fn whole(text: &str) -> Option<Resolved> {
+    text.parse().map(Resolved::Int).or_else(|_| text.parse().map(Resolved::Float)).ok()
+}
+
+/// `2024-01-31`, `2024-01-31 12:00:00`, `1:30`.
+fn is_time(text: &str) -> bool {
+    let digits = |text: &str, most: usize| (1..=most).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_digit());
+    let date = |text: &str| {
+        let mut parts = text.split('-');
+        let mut next = |most| parts.next().is_some_and(|part| digits(part, most));
+        let all = next(4) && next(2) && next(2);
+        all && parts.next().is_none() && text.find('-') == Some(4)
     };
-    mantissa_fits && exponent.is_none_or(|text| digits(text.strip_prefix(['-', '+']).unwrap_or(text)))
-}
-
-fn grouped(text: &str) -> bool {
-    text.starts_with(|c: char| c.is_ascii_digit()) && text.bytes().all(|b| b.is_ascii_digit() || b == b'_')
-}
-
-fn number(text: &str) -> Resolved {
-    let text = text.replace('_', "");
-    match text.parse::<i64>() {
-        Ok(n) => Resolved::Int(n),
-        Err(_) => Resolved::Float(text.parse().unwrap_or(f64::NAN)),
+    let clock = |text: &str| {
+        let mut parts = text.strip_prefix(['-', '+']).unwrap_or(text).split(':');
+        let first = parts.next().is_some_and(|part| digits(part, 18));
+        let mut more = parts.peekable();
+        first && more.peek().is_some() && more.all(|part| digits(part, 2) && !(part.len() == 2 && part >= "60"))
+    };
+    match text.split_once(['T', 't', ' ']) {
+        Some((day, time)) => {
+            date(day) && time.trim_start().starts_with(|c: char| c.is_ascii_digit()) && time.contains(':')
+        }
+        None => date(text) || clock(text),
     }
 }

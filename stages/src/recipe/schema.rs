@@ -5,7 +5,8 @@
 use serde_json::{Map, Value, json};
 
 use super::known::{self, Fate, Known, Shape};
-use super::{Recipe, examples};
+use super::numbers::Range;
+use super::{Recipe, examples, requirements, scalar};
 
 /// Words that count as booleans where a boolean is wanted, beside `true` and `false`.
 pub(super) const BOOLEANS: [(&str, bool); 18] = [
@@ -29,15 +30,17 @@ pub(super) const BOOLEANS: [(&str, bool); 18] = [
     ("FALSE", false),
 ];
 
-/// Texts that count as numbers where a number is wanted: quoted ones, and `1e-4`, which older YAML reads as text.
-pub(super) const NUMBER_TEXT: &str = r"^[-+]?([0-9][0-9_]*\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?$";
-pub(super) const INTEGER_TEXT: &str = r"^[-+]?[0-9][0-9_]*(\.0*)?$";
-const SIGNED_TEXT: &str = "^[-+]?";
-const UNSIGNED_TEXT: &str = r"^\+?";
-/// Largest whole number that every reader of JSON holds exactly.
-pub(super) const MOST_EXACT: u64 = (1 << 53) - 1;
 /// Text with a slash in it.
 pub(super) const PATH_TEXT: &str = "/";
+/// Text that is not only white space.
+pub(super) const NOT_BLANK: &str = r"\S";
+/// A dataset's label.
+pub(super) const LABEL: &str = "^[A-Za-z0-9_][A-Za-z0-9_.-]*$";
+/// Axolotl's plugins of what is built in here.
+pub(super) const PLUGIN: &str = r"^axolotl\.integrations\.(cut_cross_entropy|liger|kernels|swanlab|expert_parallel)\.";
+/// Text with a variable in it; `$${name}` is none.
+const VARIABLE: &str = r"(^|[^$])\$\{[A-Za-z0-9_.-]+\}";
+pub(super) const VARIABLE_REF: &str = "#/$defs/Variable";
 
 /// The JSON Schema of recipes (draft 2020-12).
 pub fn schema() -> Value {
@@ -61,6 +64,8 @@ pub fn schema() -> Value {
         map.insert("title".to_string(), json!("Recipe"));
     }
     examples::insert(&mut schema);
+    with_variables(&mut schema);
+    requirements::insert(&mut schema);
     schema
 }
 
@@ -76,7 +81,7 @@ fn properties<'s>(schema: &'s mut Value, definition: Option<&str>) -> Option<&'s
 fn plugins() -> Value {
     json!({
         "description": "Axolotl's plugins of kernels that are built in here; others are not supported.",
-        "anyOf": [{"type": "array", "items": {"type": "string"}}, {"type": "null"}],
+        "anyOf": [{"type": "array", "items": {"type": "string", "pattern": PLUGIN}}, {"type": "null"}],
         "x-inert": "the kernels are built in"
     })
 }
@@ -136,14 +141,10 @@ fn shape_schema(shape: Shape) -> Value {
             json!({"anyOf": [{"type": ["boolean", "null"]}, {"type": "string", "enum": words(&["auto"])}]})
         }
         Shape::Text => json!({"type": ["string", "null"]}),
-        // Off is written as false, as with a switch.
-        Shape::Whole => json!({"anyOf": [
-            {"type": ["integer", "boolean", "null"], "maximum": MOST_EXACT},
-            {"type": "string", "pattern": INTEGER_TEXT}, {"type": "string", "enum": words(&[])}
-        ]}),
-        Shape::Number => json!({"anyOf": [
-            {"type": ["number", "boolean", "null"]},
-            {"type": "string", "pattern": NUMBER_TEXT}, {"type": "string", "enum": words(&[])}
+        Shape::Whole => number_or_switch("integer"),
+        Shape::Number => number_or_switch("number"),
+        Shape::On => json!({"anyOf": [
+            {"enum": [true, null], "type": ["boolean", "null"]}, {"type": "string", "enum": on_words()}
         ]}),
         Shape::List => json!({"type": ["array", "null"]}),
         Shape::Map => json!({"type": ["object", "null"]}),
@@ -152,6 +153,18 @@ fn shape_schema(shape: Shape) -> Value {
             {"type": "string", "enum": one_of(names)}, {"type": "string", "pattern": PATH_TEXT}, {"type": "null"}
         ]}),
     }
+}
+
+/// Off is written as false, as with a switch.
+fn number_or_switch(kind: &str) -> Value {
+    let mut own = Map::from_iter([("type".to_string(), json!([kind, "boolean", "null"]))]);
+    Range::close(&mut own, kind == "integer");
+    let pattern = Range::of(&json!(own)).pattern();
+    json!({"anyOf": [own, {"type": "string", "pattern": pattern}, {"type": "string", "enum": words(&[])}]})
+}
+
+fn on_words() -> Vec<Value> {
+    BOOLEANS.iter().filter(|(_, on)| *on).map(|(word, _)| json!(word)).collect()
 }
 
 fn words(more: &[&str]) -> Vec<Value> {
@@ -229,37 +242,82 @@ fn loosen_scalar(map: &mut Map<String, Value>) {
         return;
     }
     let mut own = Map::new();
-    for key in ["type", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "enum"] {
+    let keys = ["type", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "enum", "if", "then"];
+    for key in keys {
         if let Some(value) = map.remove(key) {
             own.insert(key.to_string(), value);
         }
     }
-    if integer && !own.contains_key("maximum") {
-        own.insert("maximum".to_string(), json!(MOST_EXACT));
+    if !boolean {
+        Range::close(&mut own, integer);
     }
     let text = match boolean {
+        true if own.get("enum") == Some(&json!([true])) => json!({"type": "string", "enum": on_words()}),
         true => json!({"type": "string", "enum": words(&[])}),
-        false => json!({"type": "string", "pattern": number_text(&own, integer)}),
+        false => json!({"type": "string", "pattern": Range::of(&json!(own)).pattern()}),
     };
     map.insert("anyOf".to_string(), json!([own, text]));
 }
 
-/// The form of quoted numbers, as far as their range can be told from it: the sign, and whether 0 is one.
-fn number_text(own: &Map<String, Value>, integer: bool) -> String {
-    let bound = |key: &str| own.get(key).and_then(Value::as_f64);
-    let (least, above) = (bound("minimum"), bound("exclusiveMinimum"));
-    let body = if integer { INTEGER_TEXT } else { NUMBER_TEXT }.trim_start_matches("^[-+]?");
-    let positive = least.is_some_and(|low| low > 0.0) || above.is_some_and(|low| low >= 0.0);
-    match (positive, least.is_some_and(|low| low >= 0.0)) {
-        (true, _) => format!("{UNSIGNED_TEXT}(?=[0-9_.]*[1-9]){body}"),
-        (_, true) => format!("{UNSIGNED_TEXT}{body}"),
-        _ => format!("{SIGNED_TEXT}{body}"),
+/// Lets a variable stand wherever a value of another form than text is wanted: it is judged once it is filled in.
+fn with_variables(schema: &mut Value) {
+    let mut places: Vec<&mut Value> = Vec::new();
+    let Value::Object(root) = schema else { return };
+    for (key, value) in root.iter_mut() {
+        match (key.as_str(), value) {
+            ("properties", Value::Object(inner)) => {
+                let outside = ["extends", "vars"];
+                places.extend(inner.iter_mut().filter(|(key, _)| !outside.contains(&key.as_str())).map(|(_, v)| v));
+            }
+            ("$defs", Value::Object(inner)) => inner.values_mut().for_each(|definition| within(definition)),
+            _ => {}
+        }
+    }
+    places.into_iter().for_each(variable);
+    root.entry("$defs").or_insert_with(|| json!({}))["Variable"] = json!({
+        "description": "Names a variable of `vars`; the value is judged once it is filled in.",
+        "type": "string", "pattern": VARIABLE
+    });
+}
+
+/// Variables in the values that a schema holds.
+fn within(schema: &mut Value) {
+    if let Some(Value::Object(inner)) = schema.get_mut("properties") {
+        inner.values_mut().for_each(variable);
+    }
+    for key in ["items", "additionalProperties"] {
+        if let Some(inner @ Value::Object(_)) = schema.get_mut(key) {
+            variable(inner);
+        }
+    }
+    if let Some(Value::Array(options)) = schema.get_mut("anyOf") {
+        options.iter_mut().for_each(within);
     }
 }
 
-/// Whether a pattern is one of numbers, which are read as numbers.
-pub(super) fn is_number_text(pattern: &str) -> bool {
-    pattern.starts_with(SIGNED_TEXT) || pattern.starts_with(UNSIGNED_TEXT)
+/// A variable as one more alternative, unless any text fits.
+fn variable(schema: &mut Value) {
+    within(schema);
+    let Value::Object(map) = schema else { return };
+    let any_text = |one: &Value| {
+        let pattern = one.get("pattern").and_then(Value::as_str);
+        scalar::has_type(one, "string") && one.get("enum").is_none() && pattern.is_none_or(|form| form == NOT_BLANK)
+    };
+    let takes_text =
+        any_text(&json!(map)) || map.get("anyOf").and_then(Value::as_array).is_some_and(|all| all.iter().any(any_text));
+    if map.contains_key("x-unsupported") || takes_text || scalar::is_any(&json!(map)) {
+        return;
+    }
+    let reference = json!({"$ref": VARIABLE_REF});
+    if let Some(Value::Array(options)) = map.get_mut("anyOf") {
+        options.push(reference);
+        return;
+    }
+    let about = ["description", "default", "examples", "deprecated", "x-inert", "title"];
+    let own: Vec<String> = map.keys().filter(|key| !about.contains(&key.as_str())).cloned().collect();
+    let own: Map<String, Value> =
+        own.into_iter().filter_map(|key| map.remove(&key).map(|value| (key, value))).collect();
+    map.insert("anyOf".to_string(), json!([own, reference]));
 }
 
 fn nullable(schema: &mut Value) {

@@ -131,10 +131,10 @@ pub enum QuantType {
     Q2K,
     #[serde(rename = "q3_k_m")]
     Q3KM,
-    #[serde(rename = "q4_k_s")]
-    Q4KS,
     #[serde(rename = "q4_k_m")]
     Q4KM,
+    #[serde(rename = "q4_k_s")]
+    Q4KS,
     #[serde(rename = "q5_k_m")]
     Q5KM,
     #[serde(rename = "q6_k")]

@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::Recipe;
 use super::known::{self, Fate};
 use super::scalar::{self, Misfit};
-use super::schema::schema;
+use super::schema::{self, VARIABLE_REF, schema};
 use super::suggest;
 
 /// What the walk made of a recipe.
@@ -273,6 +273,14 @@ impl<'s> Walk<'s> {
     fn misfit(&mut self, node: &Node, text: &Scalar, misfit: Misfit, path: &str, schema: &'s Value) {
         let shown = suggest::shown(&text.text);
         let key = last(path);
+        let known =
+            known::value(key, &text.text).filter(|_| matches!(misfit, Misfit::Word { .. } | Misfit::Type { .. }));
+        if let Some(known) = known {
+            let message =
+                format!("`{path}: {}` is known from Axolotl and not supported here: {}", text.text, known.why);
+            self.report(&node.span, "unsupported-value", message, path, Some(known.instead.to_string()));
+            return;
+        }
         let (code, message, suggestion) = match misfit {
             Misfit::Type { wanted } => {
                 let is = suggest::described(text);
@@ -282,37 +290,34 @@ impl<'s> Walk<'s> {
             }
             Misfit::Range { bounds } => {
                 let message = format!("`{path}` is {shown}, and must be {bounds}");
-                let example = suggest::example(schema).map_or(String::new(), |text| format!(", such as {text}"));
+                let inside = suggest::inside(key, text).or_else(|| suggest::example(schema));
+                let example = inside.map_or(String::new(), |text| format!(", such as {text}"));
                 ("out-of-range", message, Some(format!("{bounds}{example}")))
             }
             Misfit::Form { pattern } => {
-                let form = if pattern.contains("KMGT") {
-                    "a size such as 5GB".to_string()
-                } else {
-                    "letters, digits, `_`, `-` and `.`".to_string()
+                let blank = pattern == schema::NOT_BLANK;
+                let form = match &*pattern {
+                    schema::NOT_BLANK => "more than white space",
+                    schema::LABEL => "letters, digits, `_`, `-` and `.`",
+                    _ => "a size such as 5GB",
                 };
-                ("bad-value", format!("`{path}` is {shown}, and must be {form}"), Some(form))
+                let example = suggest::example(schema).filter(|_| blank);
+                let form = form.to_string();
+                ("bad-value", format!("`{path}` is {shown}, and must be {form}"), Some(example.unwrap_or(form)))
             }
-            Misfit::Word { words } => match known::value(key, &text.text) {
-                Some(known) => {
-                    let message =
-                        format!("`{path}: {}` is known from Axolotl and not supported here: {}", text.text, known.why);
-                    ("unsupported-value", message, Some(known.instead.to_string()))
-                }
-                None if key == "type" && text.text.contains('.') && path.contains("datasets[") => {
-                    let message = format!("`{path}: {}` names a Python function, and none is run here", text.text);
-                    ("unsupported-value", message, Some("chat_template, or a `type` map of columns".to_string()))
-                }
-                None => {
-                    let near = suggest::word(&text.text, &words);
-                    let list = suggest::listed(&words);
-                    let message = match &near {
-                        Some(near) => format!("`{path}` does not take {shown}; did you mean `{near}`?"),
-                        None => format!("`{path}` does not take {shown}; it takes {list}"),
-                    };
-                    ("bad-value", message, Some(near.unwrap_or(list)))
-                }
-            },
+            Misfit::Word { .. } if key == "type" && text.text.contains('.') && path.contains("datasets[") => {
+                let message = format!("`{path}: {}` names a Python function, and none is run here", text.text);
+                ("unsupported-value", message, Some("chat_template, or a `type` map of columns".to_string()))
+            }
+            Misfit::Word { words } => {
+                let near = suggest::word(&text.text, &words);
+                let list = suggest::listed(&words);
+                let message = match &near {
+                    Some(near) => format!("`{path}` does not take {shown}; did you mean `{near}`?"),
+                    None => format!("`{path}` does not take {shown}; it takes {list}"),
+                };
+                ("bad-value", message, Some(near.unwrap_or(list)))
+            }
         };
         self.report(&node.span, code, message, path, suggestion);
     }
@@ -329,7 +334,7 @@ impl<'s> Walk<'s> {
         let suggestion = match node.entries() {
             Some(entries) if list => {
                 let first = entries.first().map_or("path", |entry| &entry.key);
-                Some(format!("- {first}: ..."))
+                Some(format!("- {}: ...", first.trim_start_matches('-')))
             }
             _ => single().or_else(|| self.wrapped(node, schema, path)).or_else(|| suggest::example(schema)),
         };
@@ -362,10 +367,13 @@ impl<'s> Walk<'s> {
 static ANY: Value = Value::Bool(true);
 
 pub(super) fn flatten<'s>(root: &'s Value, schema: &'s Value, simple: &mut Vec<&'s Value>) {
-    if let Some(target) =
-        schema.get("$ref").and_then(Value::as_str).and_then(|path| root.pointer(path.strip_prefix('#')?))
-    {
-        flatten(root, target, simple);
+    if let Some(target) = schema.get("$ref").and_then(Value::as_str) {
+        // Variables have been filled in.
+        if let Some(target) =
+            target.strip_prefix('#').filter(|_| target != VARIABLE_REF).and_then(|at| root.pointer(at))
+        {
+            flatten(root, target, simple);
+        }
     } else if let Some(options) = schema.get("anyOf").and_then(Value::as_array) {
         options.iter().for_each(|option| flatten(root, option, simple));
     } else {

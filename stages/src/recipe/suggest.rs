@@ -114,6 +114,7 @@ pub(super) fn described(scalar: &Scalar) -> &'static str {
         Resolved::Bool(_) => "a boolean",
         Resolved::Int(_) => "a number",
         Resolved::Float(_) => "a number with a fraction",
+        Resolved::Disputed(_) => "a date, a time or an octal number to some readers of YAML",
         Resolved::Text(_) if scalar.plain => "text",
         Resolved::Text(_) => "text in quotes",
     }
@@ -125,9 +126,12 @@ pub(super) fn retyped(key: &str, scalar: &Scalar, wanted: &str) -> Option<String
     match scalar::resolve(scalar) {
         Resolved::Int(1) if wanted.starts_with("true or false") => Some("true".to_string()),
         Resolved::Int(0) if wanted.starts_with("true or false") => Some("false".to_string()),
-        Resolved::Int(_) | Resolved::Float(_) | Resolved::Bool(_) if wanted.ends_with("text") => {
+        Resolved::Int(_) | Resolved::Float(_) | Resolved::Bool(_) | Resolved::Disputed(_)
+            if wanted.ends_with("text") =>
+        {
             Some(format!("\"{text}\""))
         }
+        Resolved::Disputed(_) if wanted.contains("number") => numeric(text.trim_start_matches('0')),
         Resolved::Float(x) if key == "warmup_steps" && x < 1.0 => Some(format!("warmup_ratio: {text}")),
         Resolved::Float(x) if wanted.contains("whole number") => Some(format!("{}", x.round())),
         Resolved::Text(_) if wanted.contains("a list") && wanted.contains("text") => None,
@@ -138,6 +142,22 @@ pub(super) fn retyped(key: &str, scalar: &Scalar, wanted: &str) -> Option<String
             word(&text.to_ascii_lowercase(), &words).or(Some("true or false".to_string()))
         }
         Resolved::Text(_) if wanted.contains("number") => numeric(text),
+        _ => None,
+    }
+}
+
+/// A number inside a range that was probably meant by one outside: `2e4` for `2e-4`, 10 for 10%.
+pub(super) fn inside(key: &str, scalar: &Scalar) -> Option<String> {
+    let text = &*scalar.text;
+    let number: f64 = text.parse().ok()?;
+    match key {
+        "learning_rate" if number > 0.0 => {
+            text.split_once(['e', 'E']).map(|(before, power)| format!("{before}e-{}", power.trim_start_matches('+')))
+        }
+        "eval_steps" | "save_steps" if number > 1.0 => Some(number.round().to_string()),
+        "val_set_size" | "val" | "test" | "warmup_ratio" | "lora_dropout" if number > 1.0 && number < 100.0 => {
+            Some((number / 100.0).to_string())
+        }
         _ => None,
     }
 }
@@ -156,7 +176,10 @@ fn numeric(text: &str) -> Option<String> {
     let thousands = first && text.contains([',', ' ']) && groups.all(|group| group.len() == 3);
     let plain = if thousands { text.replace([',', ' '], "") } else { text.replace(',', ".").replace(' ', "") };
     let other = plain.replace(['O', 'o'], "0").replace('l', "1").replace('−', "-");
-    other.parse::<f64>().ok().filter(|x| x.is_finite()).map(|_| other)
+    let number = other.parse::<f64>().ok().filter(|x| x.is_finite())?;
+    // As text an exponent is not always a number; digits are.
+    let long = other.contains(['e', 'E']) && (1e-3..1e15).contains(&number.abs());
+    Some(if long { number.to_string() } else { other })
 }
 
 fn hint(name: &str) -> Hint {
@@ -246,10 +269,22 @@ fn nearest<'n>(name: &str, names: &[&'n str]) -> Option<&'n str> {
         .map(|other| (strsim::osa_distance(&lower, &other.to_ascii_lowercase()), *other))
         .filter(|(distance, _)| *distance <= allowed)
         .min_by(|a, b| {
-            // Of equally near words, one whose letters only changed places.
+            // Of equally near words, one whose letters only changed places, then one with a key beside the right one.
             let swapped = |other: &str| letters(other) == own;
+            let slipped = |other: &str| beside(&lower, other);
             let order = a.0.cmp(&b.0).then_with(|| swapped(b.1).cmp(&swapped(a.1)));
+            let order = order.then_with(|| slipped(b.1).cmp(&slipped(a.1)));
             order.then_with(|| likeness(b.1).total_cmp(&likeness(a.1)))
         })
         .map(|(_, other)| other)
+}
+
+/// Whether two words of one length differ only by letters that are neighbours on a keyboard.
+fn beside(name: &str, other: &str) -> bool {
+    const ROWS: [&str; 4] = ["1234567890", "qwertyuiop", "asdfghjkl", "zxcvbnm"];
+    let neighbours = |a: char, b: char| {
+        ROWS.iter().any(|row| matches!((row.find(a), row.find(b)), (Some(a), Some(b)) if a.abs_diff(b) == 1))
+    };
+    name.chars().count() == other.chars().count()
+        && name.chars().zip(other.chars()).all(|(a, b)| a == b || neighbours(a, b))
 }

@@ -2,6 +2,7 @@
 
 mod broken;
 mod placed;
+mod unfriendly;
 
 use std::fs;
 
@@ -115,10 +116,16 @@ fn words_name_the_nearest_word() {
 
 #[test]
 fn ranges_are_checked() {
-    expect_more("lora_dropout: 8.95\n", &["12:15 out-of-range lora_dropout -> between 0 and 1, such as 0.05"]);
+    expect_more(
+        "lora_dropout: 8.95\n",
+        &["12:15 out-of-range lora_dropout -> at least 0 and less than 1, such as 0.0895"],
+    );
     expect_more("num_epochs: 0\n", &["12:13 out-of-range num_epochs -> more than 0, such as 3"]);
     expect_instead("lora_r: 8", "lora_r: 0", &["6:9 out-of-range lora_r -> between 1 and 65536, such as 16"]);
-    expect_more("val_set_size: 1.5\n", &["12:1 out-of-range val_set_size -> 0.015"]);
+    expect_more(
+        "val_set_size: 1.5\n",
+        &["12:15 out-of-range val_set_size -> a share of at most 1, or a whole number of rows, such as 0.015"],
+    );
 }
 
 #[test]
@@ -143,10 +150,10 @@ fn contradictions_are_found_together() {
             "18:1 no-eval-data eval_steps -> val_set_size: 0.05",
         ],
     );
-    expect_instead("adapter: lora", "adapter: qlora", &["5:1 missing-key adapter -> load_in_4bit: true"]);
+    expect_instead("adapter: lora", "adapter: qlora", &["5:1 needs-key adapter -> load_in_4bit: true"]);
     expect_more("evals_per_epoch: 4\n", &["12:1 ~no-eval-data evals_per_epoch -> val_set_size: 0.05"]);
     expect_more("batch_size: 4\n", &["12:1 conflicting-keys batch_size -> keep `gradient_accumulation_steps`"]);
-    expect_more("chat_template: jinja\n", &["12:1 missing-key chat_template -> chat_template_jinja"]);
+    expect_more("chat_template: jinja\n", &["12:1 needs-key chat_template -> chat_template_jinja"]);
     expect_more(
         "load_in_4bit: true\nload_in_8bit: true\n",
         &["13:1 conflicting-keys load_in_8bit -> load_in_8bit: false"],
@@ -177,7 +184,7 @@ fn missing_files_are_found_beside() {
     let path = dir.path().join("recipes/r.yml");
     fs::write(&path, BASE.replace("org/data", "rows.jsonl")).unwrap();
     let loaded = load(&path, &[]);
-    assert_eq!(said(&loaded), ["3:5 missing-file datasets[0].path -> recipes/rows.jsonl"]);
+    assert_eq!(said(&loaded), ["3:11 missing-file datasets[0].path -> recipes/rows.jsonl"]);
 }
 
 #[test]

@@ -10,8 +10,6 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 /// `peft_init_lora_weights`: what an adapter holds before the first step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InitLoraWeights {
-    /// `false`: PEFT leaves both matrices random there, for its own tests.
-    Random,
     Default,
     Gaussian,
     Orthogonal,
@@ -136,7 +134,10 @@ impl<'de> Deserialize<'de> for InitLoraWeights {
                 f.write_str("true, gaussian, orthogonal, pissa, pissa_niter_N or loftq")
             }
             fn visit_bool<E: de::Error>(self, on: bool) -> Result<InitLoraWeights, E> {
-                Ok(if on { InitLoraWeights::Default } else { InitLoraWeights::Random })
+                match on {
+                    true => Ok(InitLoraWeights::Default),
+                    false => Err(E::invalid_value(de::Unexpected::Bool(on), &self)),
+                }
             }
             fn visit_str<E: de::Error>(self, text: &str) -> Result<InitLoraWeights, E> {
                 InitLoraWeights::parse(text).ok_or_else(|| E::invalid_value(de::Unexpected::Str(text), &self))
@@ -149,7 +150,6 @@ impl<'de> Deserialize<'de> for InitLoraWeights {
 impl Serialize for InitLoraWeights {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
         match self {
-            Self::Random => to.serialize_bool(false),
             Self::Default => to.serialize_bool(true),
             Self::Gaussian => to.serialize_str("gaussian"),
             Self::Orthogonal => to.serialize_str("orthogonal"),
@@ -169,9 +169,9 @@ impl JsonSchema for InitLoraWeights {
     }
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({"anyOf": [
-            {"type": "boolean"},
+            {"type": "boolean", "enum": [true]},
             {"type": "string", "enum": ["gaussian", "orthogonal", "pissa", "loftq"]},
-            {"type": "string", "pattern": "^pissa_niter_[0-9]+$"}
+            {"type": "string", "pattern": "^pissa_niter_[0-9]{1,9}$"}
         ]})
     }
 }

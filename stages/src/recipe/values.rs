@@ -157,14 +157,13 @@ pub enum FileKind {
     Markdown,
 }
 
-/// When something happens during training.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+/// When something happens during training. YAML reads a plain `no` as false.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Strategy {
     No,
     Steps,
     Epoch,
-    Best,
 }
 
 /// What to do with special-token text inside a message.
@@ -309,7 +308,49 @@ impl JsonSchema for OneOrMany {
         true
     }
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]})
+        json_schema!({"anyOf": [
+            {"type": "string", "pattern": "\\S"},
+            {"type": "array", "items": {"type": "string", "pattern": "\\S"}}
+        ]})
+    }
+}
+
+impl<'de> Deserialize<'de> for Strategy {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct V;
+        impl Visitor<'_> for V {
+            type Value = Strategy;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("no, steps or epoch")
+            }
+            fn visit_bool<E: de::Error>(self, on: bool) -> Result<Strategy, E> {
+                match on {
+                    false => Ok(Strategy::No),
+                    true => Err(E::invalid_value(de::Unexpected::Bool(on), &self)),
+                }
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Strategy, E> {
+                match text {
+                    "no" => Ok(Strategy::No),
+                    "steps" => Ok(Strategy::Steps),
+                    "epoch" => Ok(Strategy::Epoch),
+                    _ => Err(E::invalid_value(de::Unexpected::Str(text), &self)),
+                }
+            }
+        }
+        from.deserialize_any(V)
+    }
+}
+
+impl JsonSchema for Strategy {
+    fn schema_name() -> Cow<'static, str> {
+        "Strategy".into()
+    }
+    fn inline_schema() -> bool {
+        true
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({"anyOf": [{"type": "string", "enum": ["no", "steps", "epoch"]}, {"const": false}]})
     }
 }
 

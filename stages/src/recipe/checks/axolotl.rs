@@ -9,7 +9,6 @@ pub(super) fn check(facts: &mut Facts<'_>) {
     processes(facts);
     checkpointing(facts);
     needed(facts);
-    removed(facts);
     plugins(facts);
 }
 
@@ -101,7 +100,7 @@ fn checkpointing(facts: &mut Facts<'_>) {
         let off = matches!(facts.recipe.gradient_checkpointing, None | Some(Checkpointing::Off));
         if on(facts, key) && off && facts.sound(&[key, "gradient_checkpointing"]) {
             let message = format!("`{key}` needs `gradient_checkpointing`");
-            facts.error("missing-key", key, message, Some("gradient_checkpointing: true".to_string()));
+            facts.error("needs-key", key, message, Some("gradient_checkpointing: true".to_string()));
         }
     }
     let reentrant = "gradient_checkpointing_kwargs.use_reentrant";
@@ -127,7 +126,7 @@ fn needed(facts: &mut Facts<'_>) {
     ];
     for (key, other, remedy) in pairs {
         if on(facts, key) && !on(facts, other) && facts.sound(&[key, other]) {
-            facts.error("missing-key", key, format!("`{key}` needs `{other}`"), Some(remedy.to_string()));
+            facts.error("needs-key", key, format!("`{key}` needs `{other}`"), Some(remedy.to_string()));
         }
     }
     let adapts = matches!(facts.recipe.adapter, Some(AdapterName::Lora | AdapterName::Qlora));
@@ -135,33 +134,6 @@ fn needed(facts: &mut Facts<'_>) {
         let remedy = "flash_attn_fuse_mlp: false";
         facts.conflict(["adapter", "flash_attn_fuse_mlp"], "fused modules cannot be adapted", remedy);
     }
-}
-
-/// Keys that Axolotl refuses because what they switched is gone.
-fn removed(facts: &mut Facts<'_>) {
-    let gone = [
-        ("unsloth_cross_entropy_loss", "cut_cross_entropy"),
-        ("unsloth_lora_mlp", "lora_mlp_kernel"),
-        ("unsloth_lora_qkv", "lora_qkv_kernel"),
-        ("unsloth_lora_o", "lora_o_kernel"),
-        ("unsloth_rms_norm", "liger_rms_norm"),
-        ("unsloth_rope", "liger_rope"),
-        ("flash_attn_rms_norm", "liger_rms_norm"),
-    ];
-    for (key, instead) in gone {
-        if on_flag(facts, key) && facts.sound(&[key]) {
-            let message = format!("`{key}` was removed from Axolotl, which stops at it; nothing takes its place here");
-            facts.error("unsupported-key", key, message, Some(instead.to_string()));
-        }
-    }
-    if text(facts, "save_safetensors").is_some_and(|value| matches!(value, "false" | "False" | "no" | "off")) {
-        let message = "`save_safetensors: false` asks for pickled weights, and none are written".to_string();
-        facts.error("unsupported-value", "save_safetensors", message, Some("true".to_string()));
-    }
-}
-
-fn on_flag(facts: &Facts<'_>, key: &str) -> bool {
-    text(facts, key).is_some_and(|value| matches!(value, "true" | "True" | "TRUE" | "yes" | "on"))
 }
 
 fn plugins(facts: &mut Facts<'_>) {

@@ -26,9 +26,12 @@ pub(super) fn check(facts: &mut Facts<'_>) {
     let held = |size: f64| if size < 1.0 { size * rows as f64 } else { size };
     let out = held(val) + held(test);
     let key = if held(test) > held(val) { "split.test" } else { key };
-    if out >= rows as f64 && facts.sound(&["val_set_size", "split", key]) {
+    if !facts.sound(&["val_set_size", "split", "split.val", "split.test"]) {
+        return;
+    }
+    if out >= rows as f64 {
         let message = format!("`{key}` holds out {out} of {rows} rows, which leaves none to train on");
-        facts.error("out-of-range", key, message, Some("0.1".to_string()));
+        facts.error("unfit-value", key, message, Some("0.1".to_string()));
         return;
     }
     batch(facts, rows as f64 - out);

@@ -63,23 +63,15 @@ fn splits(facts: &mut Facts<'_>) {
         let why = "the rows to evaluate on are either given or taken from the training rows";
         facts.conflict(["test_datasets", "val_set_size"], why, "split.val, which may stand beside test_datasets");
     }
-    for (key, share) in
-        [("val_set_size", recipe.val_set_size), ("split.val", section.val), ("split.test", section.test)]
-    {
-        if let Some(share) = share
-            && share > 1.0
-            && share.fract() != 0.0
-            && facts.sound(&[key])
-        {
-            let message = format!("`{key}` is {share}: a share is at most 1, and a count has no fraction");
-            facts.error("out-of-range", key, message, Some(format!("{}", share / 100.0)));
-        }
-    }
     let (val, test) = (section.val.or(recipe.val_set_size).unwrap_or(0.0), section.test.unwrap_or(0.0));
-    if val < 1.0 && test < 1.0 && val + test >= 1.0 && facts.sound(&["split", "val_set_size"]) {
+    if (0.0..1.0).contains(&val)
+        && (0.0..1.0).contains(&test)
+        && val + test >= 1.0
+        && facts.sound(&["split", "split.val", "split.test", "val_set_size"])
+    {
         let key = if section.val.is_some() { "split.val" } else { "val_set_size" };
         let message = format!("validation ({val}) and test ({test}) together leave no rows to train on");
-        facts.error("out-of-range", key, message, Some("shares that add up to less than 1".to_string()));
+        facts.error("unfit-value", key, message, Some("shares that add up to less than 1".to_string()));
     }
     if val == 1.0 && facts.sound(&["split.val", "val_set_size"]) {
         let key = if section.val.is_some() { "split.val" } else { "val_set_size" };
@@ -106,7 +98,7 @@ fn packing(facts: &mut Facts<'_>) {
             let message =
                 "`group_by_length` is known from Axolotl and not supported here: rows are packed instead of grouped"
                     .to_string();
-            facts.error("unsupported-key", "group_by_length", message, Some("sample_packing: true".to_string()));
+            facts.error("unserved", "group_by_length", message, Some("sample_packing: true".to_string()));
         }
     }
     if recipe.eval_sample_packing == Some(true)
@@ -125,7 +117,7 @@ fn packing(facts: &mut Facts<'_>) {
         && facts.sound(&["min_sample_len", "sequence_len"])
     {
         let message = format!("`min_sample_len` is {least} and `sequence_len` {most}: every row would be dropped");
-        facts.error("out-of-range", "min_sample_len", message, Some("2".to_string()));
+        facts.error("unfit-value", "min_sample_len", message, Some("2".to_string()));
     }
     if recipe.curriculum_sampling == Some(true) && recipe.shuffle_merged_datasets == Some(true) {
         let why = "rows are trained in the order of the data, or mixed";
@@ -136,16 +128,6 @@ fn packing(facts: &mut Facts<'_>) {
 fn template(facts: &mut Facts<'_>) {
     let recipe = facts.recipe;
     jinja(facts, "chat_template", recipe.chat_template.as_deref(), recipe.chat_template_jinja.as_deref());
-    if recipe.eot_tokens.as_ref().is_some_and(|tokens| tokens.iter().any(String::is_empty))
-        && facts.sound(&["eot_tokens"])
-    {
-        facts.error(
-            "bad-value",
-            "eot_tokens",
-            "`eot_tokens` holds an empty text, which ends nothing".to_string(),
-            Some("<|im_end|>".to_string()),
-        );
-    }
 }
 
 fn jinja(facts: &mut Facts<'_>, key: &str, template: Option<&str>, text: Option<&str>) {
@@ -155,7 +137,7 @@ fn jinja(facts: &mut Facts<'_>, key: &str, template: Option<&str>, text: Option<
     let other = format!("{key}_jinja");
     if template == Some("jinja") && text.is_none() && facts.sound(&[key, &other]) {
         let message = format!("`{key}: jinja` needs the template under `{other}`");
-        facts.error("missing-key", key, message, Some(other));
+        facts.error("needs-key", key, message, Some(other));
     }
 }
 
@@ -174,7 +156,7 @@ fn named_template(facts: &mut Facts<'_>, key: &str, name: &str) {
         Place::Missing(_) => {
             if let Some(known) = known::value("chat_template", builtin_name) {
                 let message = format!("`{key}: {name}` is known from Axolotl and not supported here: {}", known.why);
-                facts.error("unsupported-value", key, message, Some(known.instead.to_string()));
+                facts.error("unserved", key, message, Some(known.instead.to_string()));
                 return;
             }
             let mut names: Vec<String> = builtin::names().map(str::to_string).collect();
@@ -184,7 +166,7 @@ fn named_template(facts: &mut Facts<'_>, key: &str, name: &str) {
                 Some(near) => format!("`{key}` does not take `{name}`; did you mean `{near}`?"),
                 None => format!("`{key}`: no template `{name}` is built in, and there is no such file"),
             };
-            facts.error("bad-value", key, message, Some(near.unwrap_or_else(|| suggest::listed(&names))));
+            facts.error("unfit-value", key, message, Some(near.unwrap_or_else(|| suggest::listed(&names))));
         }
     }
 }
@@ -203,13 +185,14 @@ fn one(facts: &mut Facts<'_>, dataset: &Dataset, at: &str) {
     }
     jinja(facts, &key("chat_template"), dataset.chat_template.as_deref(), dataset.chat_template_jinja.as_deref());
     mappings(facts, dataset, at);
+    names(facts, dataset, at);
     shards(facts, dataset, at);
     columns(facts, dataset, at);
     if let Some(DatasetType::UserDefined(map)) = &dataset.kind
         && let Err(why) = PromptStyle::user_defined(map)
         && facts.sound(&[&key("type")])
     {
-        facts.error("bad-value", &key("type"), format!("`{at}.type`: {why}"), None);
+        facts.error("unfit-value", &key("type"), format!("`{at}.type`: {why}"), None);
     }
     if let Some(DatasetType::UserDefined(map)) = &dataset.kind
         && map.field_output.is_none()
@@ -240,15 +223,53 @@ fn mappings(facts: &mut Facts<'_>, dataset: &Dataset, at: &str) {
     }
 }
 
+/// Properties of a message that templates read, and roles; any other name may be right, but not one that is nearly one of these.
+const PROPERTIES: [&str; 9] =
+    ["role", "content", "reasoning_content", "tool_calls", "tool_call_id", "tools", "name", "thinking", "weight"];
+const ROLES: [&str; 7] = ["system", "user", "assistant", "tool", "developer", "function", "ipython"];
+
+/// Misspelt properties under `message_property_mappings`, and misspelt roles.
+fn names(facts: &mut Facts<'_>, dataset: &Dataset, at: &str) {
+    let key = format!("{at}.message_property_mappings");
+    for name in dataset.message_property_mappings.iter().flat_map(|map| map.keys()) {
+        if let Some(near) = misspelt(name, &PROPERTIES) {
+            let message = format!("`{key}` maps `{name}`, which no template reads; did you mean `{near}`?");
+            facts.error("unfit-value", &format!("{key}.{name}"), message, Some(near));
+        }
+    }
+    let own: Vec<&str> = dataset.roles.iter().flat_map(|roles| roles.keys()).map(String::as_str).collect();
+    for name in own.iter().copied() {
+        if let Some(near) = misspelt(name, &ROLES) {
+            let message = format!("`{at}.roles` names `{name}`, which no template knows; did you mean `{near}`?");
+            facts.error("unfit-value", &format!("{at}.roles.{name}"), message, Some(near));
+        }
+    }
+    for (i, name) in
+        dataset.roles_to_train.iter().flatten().enumerate().filter(|(_, name)| !own.contains(&name.as_str()))
+    {
+        let known: Vec<&str> = ROLES.into_iter().chain(own.iter().copied()).collect();
+        if let Some(near) = misspelt(name, &known) {
+            let message = format!("`{at}.roles_to_train` names `{name}`, which is no role; did you mean `{near}`?");
+            facts.error("unfit-value", &format!("{at}.roles_to_train[{i}]"), message, Some(near));
+        }
+    }
+}
+
+/// The known name that `name` nearly is.
+fn misspelt(name: &str, known: &[&str]) -> Option<String> {
+    let known: Vec<String> = known.iter().map(|one| one.to_string()).collect();
+    suggest::word(name, &known).filter(|near| near != name)
+}
+
 fn shards(facts: &mut Facts<'_>, dataset: &Dataset, at: &str) {
     let (count, index) = (format!("{at}.shards"), format!("{at}.shards_idx"));
     match (dataset.shards, dataset.shards_idx) {
         (Some(shards), Some(i)) if i >= shards && facts.sound(&[&count, &index]) => {
             let message = format!("`{index}` is {i}, and of {shards} shards the last is {}", shards - 1);
-            facts.error("out-of-range", &index, message, Some(format!("{}", shards - 1)));
+            facts.error("unfit-value", &index, message, Some(format!("{}", shards - 1)));
         }
         (None, Some(_)) if facts.sound(&[&count]) => {
-            facts.error("missing-key", &index, format!("`{index}` needs `shards`"), Some("shards".to_string()));
+            facts.error("needs-key", &index, format!("`{index}` needs `shards`"), Some("shards".to_string()));
         }
         _ => {}
     }

@@ -27,14 +27,10 @@ fn starts(facts: &mut Facts<'_>) {
         return;
     }
     match recipe.peft_init_lora_weights {
-        Some(InitLoraWeights::Random) => {
-            let message = "`peft_init_lora_weights: false` starts from noise that breaks the model".to_string();
-            facts.error("unsupported-value", key, message, Some("true".to_string()));
-        }
         Some(InitLoraWeights::Orthogonal) if recipe.lora_r.is_some_and(|r| r % 2 != 0) => {
             let r = recipe.lora_r.unwrap_or(0);
             let message = format!("`peft_init_lora_weights: orthogonal` needs an even rank, and `lora_r` is {r}");
-            facts.error("out-of-range", key, message, Some(format!("lora_r: {}", r + 1)));
+            facts.error("unfit-value", key, message, Some(format!("lora_r: {}", r + 1)));
         }
         Some(InitLoraWeights::Pissa(_)) => {
             if let Some(other) = quantised(recipe) {
@@ -57,8 +53,12 @@ fn parts(facts: &mut Facts<'_>) {
         ("unfrozen_layers", recipe.unfrozen_layers.is_some()),
     ] {
         if written && recipe.adapter.is_some() && facts.sound(&["adapter"]) {
-            let why = "an adapter leaves the base as it is";
-            facts.conflict(["adapter", key], why, "adapter: blank, or lora_modules_to_save");
+            let why = "Axolotl would freeze the adapter as well, whose weights it does not name, and train nothing";
+            let remedy = format!(
+                "remove `{key}`, or leave `adapter` blank; what is to be trained whole beside an adapter is named by \
+                 lora_modules_to_save"
+            );
+            facts.conflict(["adapter", key], why, &remedy);
         }
     }
     let lora = [
@@ -96,7 +96,7 @@ fn rates(facts: &mut Facts<'_>) {
     if recipe.lr_scheduler == Some(SchedulerName::CosineWithMinLr) && !floor {
         let message = "`lr_scheduler: cosine_with_min_lr` needs its floor".to_string();
         facts.error(
-            "missing-key",
+            "needs-key",
             "lr_scheduler_kwargs",
             message,
             Some("lr_scheduler_kwargs: {min_lr_rate: 0.1}".to_string()),

@@ -76,7 +76,7 @@ fn length(facts: &mut Facts<'_>, config: &ModelConfig) {
     }
     let message = format!("`sequence_len` is {asked}, and the model was made for {most} tokens");
     if asked > 2 * most {
-        facts.error("out-of-range", "sequence_len", message, Some(format!("at most {most}")));
+        facts.error("unfit-value", "sequence_len", message, Some(format!("at most {most}")));
     } else {
         let message = format!("{message}; what lies beyond, it has never seen");
         facts.warning("out-of-range", "sequence_len", message, Some(format!("{most}")));

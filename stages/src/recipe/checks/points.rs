@@ -4,6 +4,9 @@ use super::Facts;
 use crate::recipe::sections::{Metric, SplitName};
 use crate::recipe::values::Strategy;
 
+/// Keys that hold rows out of training.
+const HELD_OUT: [&str; 5] = ["val_set_size", "split", "split.val", "split.test", "test_datasets"];
+
 pub(super) fn check(facts: &mut Facts<'_>) {
     warmup(facts);
     sections(facts);
@@ -45,8 +48,7 @@ fn evaluation(facts: &mut Facts<'_>) {
     let split = recipe.split.clone().unwrap_or_default();
     let held = split.val.or(recipe.val_set_size).unwrap_or(0.0) > 0.0;
     let tests = recipe.test_datasets.as_ref().is_some_and(|list| !list.is_empty()) || split.test.unwrap_or(0.0) > 0.0;
-    let weighed =
-        ["val_set_size", "split", "test_datasets", "eval_steps", "evals_per_epoch", "eval_strategy", "eval.metrics"];
+    let weighed = [HELD_OUT.as_slice(), &["eval_steps", "evals_per_epoch", "eval_strategy", "eval.metrics"]].concat();
     let sound = facts.sound(&weighed);
     if !held && !tests && sound {
         let remedy = Some("val_set_size: 0.05".to_string());
@@ -64,21 +66,12 @@ fn evaluation(facts: &mut Facts<'_>) {
             facts.warning("no-eval-data", "eval_strategy", message, remedy);
         }
     }
-    whole_steps(facts, "eval_steps", recipe.eval_steps);
     strategy(
         facts,
         "eval_strategy",
         recipe.eval_strategy,
         [("eval_steps", recipe.eval_steps.is_some()), ("evals_per_epoch", recipe.evals_per_epoch.is_some())],
     );
-    if recipe.eval_strategy == Some(Strategy::Best) && facts.sound(&["eval_strategy"]) {
-        facts.error(
-            "bad-value",
-            "eval_strategy",
-            "`eval_strategy` does not take `best`; it takes no, steps, epoch".to_string(),
-            Some("steps".to_string()),
-        );
-    }
 }
 
 fn saving(facts: &mut Facts<'_>) {
@@ -90,20 +83,12 @@ fn saving(facts: &mut Facts<'_>) {
             "keep one, such as `saves_per_epoch`",
         );
     }
-    whole_steps(facts, "save_steps", recipe.save_steps);
     strategy(
         facts,
         "save_strategy",
         recipe.save_strategy,
         [("save_steps", recipe.save_steps.is_some()), ("saves_per_epoch", recipe.saves_per_epoch.is_some())],
     );
-    if recipe.save_strategy == Some(Strategy::Best) && facts.sound(&["save_strategy"]) {
-        let message =
-            "`save_strategy: best` is known from Axolotl and not supported here: checkpoints are for going on after \
-                       an interruption, and the best weights are kept by another key"
-                .to_string();
-        facts.error("unsupported-value", "save_strategy", message, Some("load_best_model_at_end: true".to_string()));
-    }
     best(facts);
 }
 
@@ -121,12 +106,12 @@ fn best(facts: &mut Facts<'_>) {
     ];
     let wanted = keys.into_iter().filter(|(_, on)| *on && recipe.train != Some(false)).map(|(key, _)| key).next();
     let Some(key) = wanted else { return };
-    if !held && facts.sound(&[key, "val_set_size", "split"]) {
+    if !held && facts.sound(&[key]) && facts.sound(&HELD_OUT) {
         let message = format!("`{key}` acts on evaluations during training, and no rows are held out for them");
         facts.error("no-eval-data", key, message, Some("val_set_size: 0.05".to_string()));
     } else if !asked && facts.sound(&[key, "eval_steps", "evals_per_epoch", "eval_strategy"]) {
         let message = format!("`{key}` acts on evaluations during training, and the recipe asks for none");
-        facts.error("missing-key", key, message, Some("evals_per_epoch: 1".to_string()));
+        facts.error("needs-key", key, message, Some("evals_per_epoch: 1".to_string()));
     }
 }
 
@@ -143,24 +128,13 @@ fn strategy(facts: &mut Facts<'_>, key: &str, strategy: Option<Strategy>, points
     }
 }
 
-fn whole_steps(facts: &mut Facts<'_>, key: &str, value: Option<f64>) {
-    if let Some(value) = value
-        && value > 1.0
-        && value.fract() != 0.0
-        && facts.sound(&[key])
-    {
-        let message = format!("`{key}` is {value}: above 1 it counts steps, and has no fraction");
-        facts.error("out-of-range", key, message, Some(format!("{}", value.round())));
-    }
-}
-
 fn sections(facts: &mut Facts<'_>) {
     let recipe = facts.recipe;
     let split = recipe.split.clone().unwrap_or_default();
     let val = split.val.or(recipe.val_set_size).unwrap_or(0.0) > 0.0;
     let test = split.test.unwrap_or(0.0) > 0.0 || recipe.test_datasets.as_ref().is_some_and(|list| !list.is_empty());
     let eval = recipe.eval.as_ref().and_then(|toggle| toggle.on()).cloned();
-    let sound = facts.sound(&["eval", "split", "val_set_size", "test_datasets"]);
+    let sound = facts.sound(&["eval"]) && facts.sound(&HELD_OUT);
     if let Some(eval) = eval.filter(|_| sound) {
         for (i, name) in eval.splits.iter().flatten().enumerate() {
             let (missing, word, remedy) = match name {
@@ -183,7 +157,7 @@ fn sections(facts: &mut Facts<'_>) {
         }
         if eval.sample_every.is_some() && eval.samples.as_ref().is_none_or(Vec::is_empty) {
             let message = "`eval.sample_every` needs prompts under `eval.samples`".to_string();
-            facts.error("missing-key", "eval.sample_every", message, Some("samples".to_string()));
+            facts.error("needs-key", "eval.sample_every", message, Some("samples".to_string()));
         }
     }
     let untrained = recipe.train == Some(false) && recipe.lora_model_dir.is_none();

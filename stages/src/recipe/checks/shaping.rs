@@ -36,7 +36,7 @@ fn clean(facts: &mut Facts<'_>) {
         let message =
             "`clean.contamination` has nothing to compare training rows with: the recipe has no `test_datasets`";
         facts.error(
-            "missing-key",
+            "needs-key",
             "clean.contamination",
             message.to_string(),
             Some("contamination_files: benchmark.jsonl".to_string()),
@@ -50,7 +50,7 @@ fn weights(facts: &mut Facts<'_>) {
         let key = format!("test_datasets[{i}].weight");
         if dataset.weight.is_some_and(|weight| weight > 1.0) && facts.sound(&[&key]) {
             let message = format!("`{key}` is above 1, and test rows are never repeated");
-            facts.error("out-of-range", &key, message, Some("at most 1".to_string()));
+            facts.error("unfit-value", &key, message, Some("at most 1".to_string()));
         }
     }
     let shares = recipe.mix.as_ref().is_some_and(|mix| mix.weights.is_some() || mix.temperature.is_some());
@@ -78,17 +78,17 @@ fn mixing(facts: &mut Facts<'_>, mix: &MixSection) {
         for (label, weight) in weights {
             let key = format!("mix.weights.{label}");
             if !weight.is_finite() || *weight < 0.0 {
-                facts.error("out-of-range", &key, format!("`{key}` is {weight}, and a share is at least 0"), None);
+                facts.error("unfit-value", &key, format!("`{key}` is {weight}, and a share is at least 0"), None);
             }
         }
         for label in labels.iter().filter(|label| !weights.contains_key(*label) && replay.as_ref() != Some(label)) {
             let message =
                 format!("`mix.weights` leaves out the dataset `{label}`: none of its rows would be trained on");
-            facts.error("missing-key", "mix.weights", message, Some(format!("{label}: 1 (or 0)")));
+            facts.error("needs-key", "mix.weights", message, Some(format!("{label}: 1 (or 0)")));
         }
         if weights.values().sum::<f64>() <= 0.0 && facts.sound(&["mix.weights"]) {
             let message = "`mix.weights` are all 0, and nothing would be trained on".to_string();
-            facts.error("out-of-range", "mix.weights", message, Some("1".to_string()));
+            facts.error("unfit-value", "mix.weights", message, Some("1".to_string()));
         }
     }
     let shares = mix.weights.is_some() || mix.temperature.is_some();
@@ -105,15 +105,15 @@ fn named(facts: &mut Facts<'_>, mix: &MixSection, labels: &[String], replay: Opt
         match replay {
             None => {
                 let message = "`mix.replay` names no `dataset`".to_string();
-                facts.error("missing-key", "mix.replay.dataset", message, labels.last().cloned());
+                facts.error("needs-key", "mix.replay.dataset", message, labels.last().cloned());
             }
             Some(name) if !labels.iter().any(|label| label == name) => {
                 let message = format!("`mix.replay.dataset`: there is no dataset `{name}` among {known}");
-                facts.error("bad-value", "mix.replay.dataset", message, labels.last().cloned());
+                facts.error("unfit-value", "mix.replay.dataset", message, labels.last().cloned());
             }
             Some(_) if labels.len() == 1 => {
                 let message = "`mix.replay` needs a dataset besides the one that is replayed".to_string();
-                facts.error("bad-value", "mix.replay", message, Some("a second dataset".to_string()));
+                facts.error("unfit-value", "mix.replay", message, Some("a second dataset".to_string()));
             }
             Some(name) if mix.weights.as_ref().is_some_and(|weights| weights.contains_key(name)) => {
                 let key = format!("mix.weights.{name}");
@@ -127,7 +127,7 @@ fn named(facts: &mut Facts<'_>, mix: &MixSection, labels: &[String], replay: Opt
             let key = format!("mix.weights.{label}");
             let near = labels.iter().min_by_key(|other| strsim::osa_distance(label, other)).cloned();
             let message = format!("`{key}`: there is no dataset `{label}`; there are {known}");
-            facts.error("bad-value", &key, message, near);
+            facts.error("unfit-value", &key, message, near);
         }
     }
 }

@@ -25,7 +25,7 @@ fn adapter(facts: &mut Facts<'_>) {
             } else if !four {
                 let key = if recipe.load_in_4bit.is_some() { "load_in_4bit" } else { "adapter" };
                 let message = "`adapter: qlora` trains on a 4-bit base, and `load_in_4bit` is not true".to_string();
-                facts.error("missing-key", key, message, Some("load_in_4bit: true".to_string()));
+                facts.error("needs-key", key, message, Some("load_in_4bit: true".to_string()));
             }
         }
         None if sound && recipe.train != Some(false) => {
@@ -34,7 +34,7 @@ fn adapter(facts: &mut Facts<'_>) {
                     let message =
                         format!("`{key}` holds the base in a format that cannot be trained, and there is no `adapter`");
                     let adapter = if key == "load_in_4bit" { "adapter: qlora" } else { "adapter: lora" };
-                    facts.error("missing-key", key, message, Some(adapter.to_string()));
+                    facts.error("needs-key", key, message, Some(adapter.to_string()));
                     facts.taint("adapter");
                 }
             }
@@ -98,7 +98,7 @@ fn batches(facts: &mut Facts<'_>) {
     {
         let right = (batch / micro).max(1) * micro;
         let message = format!("`batch_size` {batch} is not a multiple of `micro_batch_size` {micro}");
-        facts.error("out-of-range", "batch_size", message, Some(format!("{right}")));
+        facts.error("unfit-value", "batch_size", message, Some(format!("{right}")));
     }
     let written =
         [recipe.batch_size.is_some(), recipe.micro_batch_size.is_some(), recipe.gradient_accumulation_steps.is_some()];
@@ -119,33 +119,6 @@ fn batches(facts: &mut Facts<'_>) {
         let message = format!("a `learning_rate` of {lr} is far beyond what any recipe uses; is an exponent missing?");
         facts.warning("out-of-range", "learning_rate", message, Some("2e-4".to_string()));
     }
-    if let Some(lr) = recipe.learning_rate
-        && lr == 0.0
-        && facts.sound(&["learning_rate"])
-    {
-        facts.error(
-            "out-of-range",
-            "learning_rate",
-            "a `learning_rate` of 0 trains nothing".to_string(),
-            Some("2e-4".to_string()),
-        );
-    }
-    for (key, beta) in [("adam_beta1", recipe.adam_beta1), ("adam_beta2", recipe.adam_beta2)] {
-        if beta == Some(1.0) && facts.sound(&[key]) {
-            facts.error("out-of-range", key, format!("`{key}` must be below 1"), Some("0.999".to_string()));
-        }
-    }
-    if let Some(dropout) = recipe.lora_dropout
-        && dropout == 1.0
-        && facts.sound(&["lora_dropout"])
-    {
-        facts.error(
-            "out-of-range",
-            "lora_dropout",
-            "a `lora_dropout` of 1 leaves nothing to learn from".to_string(),
-            Some("0.05".to_string()),
-        );
-    }
 }
 
 fn targets(facts: &mut Facts<'_>) {
@@ -154,7 +127,7 @@ fn targets(facts: &mut Facts<'_>) {
     match &recipe.lora_target_modules {
         Some(Targets::Names(names)) if names.is_empty() && recipe.lora_target_linear != Some(true) && sound => {
             facts.error(
-                "bad-value",
+                "unfit-value",
                 "lora_target_modules",
                 "`lora_target_modules` is an empty list".to_string(),
                 Some("lora_target_linear: true".to_string()),
@@ -167,10 +140,10 @@ fn targets(facts: &mut Facts<'_>) {
                 let list = text.split(',').map(str::trim).collect::<Vec<_>>().join(", ");
                 let message =
                     format!("`lora_target_modules` as text is one regular expression, and `{text}` looks like a list");
-                facts.error("bad-value", "lora_target_modules", message, Some(format!("[{list}]")));
+                facts.error("unfit-value", "lora_target_modules", message, Some(format!("[{list}]")));
             } else if let Err((why, remedy)) = balanced(text) {
                 let message = format!("`lora_target_modules` is not a regular expression: {why}");
-                facts.error("bad-value", "lora_target_modules", message, Some(remedy));
+                facts.error("unfit-value", "lora_target_modules", message, Some(remedy));
             }
         }
         None if recipe.adapter.is_some()

@@ -53,6 +53,6 @@ fn say(facts: &mut Facts<'_>, key: &str, why: &str, instead: &str) {
         |other: &str| other.strip_prefix(key).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']));
     let said = facts.problems.iter().any(|problem| problem.key.as_deref().is_some_and(within));
     if facts.sound(&[key]) && !said {
-        facts.error("unsupported-key", key, format!("`{key}`: {why}"), Some(instead.to_string()));
+        facts.error("unserved", key, format!("`{key}`: {why}"), Some(instead.to_string()));
     }
 }

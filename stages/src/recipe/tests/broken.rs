@@ -51,9 +51,9 @@ quantize:
 
 /// What is replaced (nothing: the text is appended), by what, and what is said of it: `line code key word`, where the
 /// suggestion contains the word (`-`: any will do), and `~` marks a warning; several are parted by ` | `.
-type Case = (&'static str, &'static str, &'static str);
+pub(super) type Case = (&'static str, &'static str, &'static str);
 
-fn assert_cases(cases: &[Case]) {
+pub(super) fn assert_cases(cases: &[Case]) {
     let failures: Vec<String> = cases.iter().filter_map(failure).collect();
     assert!(failures.is_empty(), "{} of {} cases:\n{}", failures.len(), cases.len(), failures.join("\n"));
 }
@@ -216,8 +216,8 @@ const MISSPELT_VALUES: &[Case] = &[
     ("dtype: bf16", "dtype: bfloat", "39 bad-value merge.dtype bfloat16"),
     ("", "eval_strategy: step\n", "42 bad-value eval_strategy steps"),
     ("", "excess_length_strategy: truncat\n", "42 bad-value excess_length_strategy truncate"),
-    ("", "chat_template: chatlm\n", "42 bad-value chat_template chatml"),
-    ("", "chat_template: llama-3\n", "42 bad-value chat_template llama3"),
+    ("", "chat_template: chatlm\n", "42 unfit-value chat_template chatml"),
+    ("", "chat_template: llama-3\n", "42 unfit-value chat_template llama3"),
     ("", "attn_implementation: flash\n", "42 bad-value attn_implementation flash_attention_2"),
     ("", "attn_implementation: flash_atention_2\n", "42 bad-value attn_implementation flash_attention_2"),
     ("", "clean: {dedup: exakt}\n", "42 bad-value clean.dedup exact"),
@@ -310,15 +310,15 @@ const NUMBERS_OUT_OF_RANGE: &[Case] = &[
     ("num_epochs: 1", "num_epochs: 0", "26 out-of-range num_epochs more than 0"),
     ("num_epochs: 1", "num_epochs: -3", "26 out-of-range num_epochs more than 0"),
     ("2e-4", "-2e-4", "29 out-of-range learning_rate 0"),
-    ("2e-4", "0", "29 out-of-range learning_rate 2e-4"),
-    ("2e-4", "2e4", "29 out-of-range learning_rate 0.0002"),
+    ("2e-4", "0", "29 out-of-range learning_rate 0.0002"),
+    ("2e-4", "2e4", "29 out-of-range learning_rate 2e-4"),
     ("2e-4", ".inf", "29 out-of-range learning_rate -"),
     ("2e-4", ".nan", "29 out-of-range learning_rate -"),
     ("micro_batch_size: 2", "micro_batch_size: 0", "24 out-of-range micro_batch_size 1"),
     ("warmup_ratio: 0.1", "warmup_ratio: 10", "30 out-of-range warmup_ratio 1"),
     ("val_set_size: 0.1", "val_set_size: -0.1", "21 out-of-range val_set_size 0"),
     ("val_set_size: 0.1", "val_set_size: 1.5", "21 out-of-range val_set_size 0.015"),
-    ("val_set_size: 0.1", "split: {val: 0.6, test: 0.5}", "21 out-of-range split.val 1"),
+    ("val_set_size: 0.1", "split: {val: 0.6, test: 0.5}", "21 unfit-value split.val 1"),
     ("", "weight_decay: -0.1\n", "42 out-of-range weight_decay 0"),
     ("", "adam_beta2: 1.5\n", "42 out-of-range adam_beta2 1"),
     ("", "adam_beta1: 1\n", "42 out-of-range adam_beta1 0.9"),
@@ -327,8 +327,8 @@ const NUMBERS_OUT_OF_RANGE: &[Case] = &[
     ("", "neftune_noise_alpha: -5\n", "42 out-of-range neftune_noise_alpha 0"),
     ("", "cosine_min_lr_ratio: 2\n", "42 out-of-range cosine_min_lr_ratio 1"),
     ("", "seed: -1\n", "42 out-of-range seed 0"),
-    ("", "min_sample_len: 4096\n", "42 out-of-range min_sample_len 2"),
-    ("", "clean: {min_chars: 50, max_chars: 10}\n", "42 out-of-range clean.min_chars 10"),
+    ("", "min_sample_len: 4096\n", "42 unfit-value min_sample_len 2"),
+    ("", "clean: {min_chars: 50, max_chars: 10}\n", "42 unfit-value clean.min_chars 10"),
     ("evals_per_epoch: 4", "eval_steps: 2.5", "32 out-of-range eval_steps 3"),
     ("sequence_len: 2048", "sequence_len: 1e12", "22 out-of-range sequence_len 10000000"),
     ("sequence_len: 2048", "sequence_len: 99999999999999999999", "22 out-of-range sequence_len 10000000"),
@@ -340,15 +340,15 @@ fn settings_that_contradict_each_other() {
 }
 
 const SETTINGS_THAT_CONTRADICT_EACH_OTHER: &[Case] = &[
-    ("load_in_4bit: true\n", "", "3 missing-key adapter load_in_4bit: true"),
-    ("load_in_4bit: true", "load_in_4bit: false", "3 missing-key load_in_4bit true"),
+    ("load_in_4bit: true\n", "", "3 needs-key adapter load_in_4bit: true"),
+    ("load_in_4bit: true", "load_in_4bit: false", "3 needs-key load_in_4bit true"),
     ("load_in_4bit: true", "load_in_8bit: true", "4 conflicting-keys adapter load_in_4bit"),
     (
         "load_in_4bit: true",
         "load_in_4bit: true\nload_in_8bit: true",
         "4 conflicting-keys load_in_8bit load_in_8bit: false",
     ),
-    ("adapter: qlora\n", "", "3 missing-key load_in_4bit adapter: qlora"),
+    ("adapter: qlora\n", "", "3 needs-key load_in_4bit adapter: qlora"),
     ("", "warmup_steps: 10\n", "42 conflicting-keys warmup_steps warmup_ratio"),
     ("", "eval_steps: 10\n", "42 conflicting-keys eval_steps evals_per_epoch"),
     ("", "save_steps: 10\n", "42 conflicting-keys save_steps saves_per_epoch"),
@@ -356,7 +356,7 @@ const SETTINGS_THAT_CONTRADICT_EACH_OTHER: &[Case] = &[
     ("", "save_strategy: no\n", "42 conflicting-keys save_strategy -"),
     ("", "eval_strategy: epoch\n", "42 conflicting-keys eval_strategy -"),
     ("", "batch_size: 8\n", "42 conflicting-keys batch_size gradient_accumulation_steps"),
-    ("gradient_accumulation_steps: 4", "batch_size: 5", "25 out-of-range batch_size 4"),
+    ("gradient_accumulation_steps: 4", "batch_size: 5", "25 unfit-value batch_size 4"),
     (
         "gradient_accumulation_steps: 4\n",
         "",
@@ -374,7 +374,7 @@ const SETTINGS_THAT_CONTRADICT_EACH_OTHER: &[Case] = &[
         "eval_steps: 10\n",
         "32 conflicting-keys evals_per_epoch evals_per_epoch | 36 no-eval-data eval.metrics split.val",
     ),
-    ("", "chat_template: jinja\n", "42 missing-key chat_template chat_template_jinja"),
+    ("", "chat_template: jinja\n", "42 needs-key chat_template chat_template_jinja"),
     (
         "",
         "attn_implementation: sdpa\nflash_attention: true\n",
@@ -389,15 +389,19 @@ const SETTINGS_THAT_CONTRADICT_EACH_OTHER: &[Case] = &[
     ),
     ("", "split: {val: 0.2}\n", "42 conflicting-keys split.val split.val"),
     ("[perplexity]", "[perplexity]\n  splits: [test]", "37 no-eval-data eval.splits[0] split.test"),
-    ("lora_target_linear: true", "lora_target_modules: []", "8 bad-value lora_target_modules lora_target_linear: true"),
+    (
+        "lora_target_linear: true",
+        "lora_target_modules: []",
+        "8 unfit-value lora_target_modules lora_target_linear: true",
+    ),
     (
         "lora_target_linear: true",
         "lora_target_modules: 'q_proj, v_proj'",
-        "8 bad-value lora_target_modules [q_proj, v_proj]",
+        "8 unfit-value lora_target_modules [q_proj, v_proj]",
     ),
-    ("lora_target_linear: true", "lora_target_modules: '*.q_proj'", "8 bad-value lora_target_modules .*"),
-    ("lora_target_linear: true", "lora_target_modules: '(q_proj'", "8 bad-value lora_target_modules )"),
-    ("    split: train", "    shards_idx: 1", "20 missing-key datasets[1].shards_idx shards"),
+    ("lora_target_linear: true", "lora_target_modules: '*.q_proj'", "8 unfit-value lora_target_modules .*"),
+    ("lora_target_linear: true", "lora_target_modules: '(q_proj'", "8 unfit-value lora_target_modules )"),
+    ("    split: train", "    shards_idx: 1", "20 needs-key datasets[1].shards_idx shards"),
     (
         "    field_messages: conversations",
         "    message_field_role: speaker",
@@ -415,11 +419,11 @@ const SETTINGS_THAT_CONTRADICT_EACH_OTHER: &[Case] = &[
         "adamw_bnb_8bit\nfsdp_version: 2\nfsdp_config: {offload_params: true}",
         "29 conflicting-keys fsdp_config adamw_torch_8bit",
     ),
-    ("", "activation_offloading: true\n", "42 missing-key activation_offloading gradient_checkpointing: true"),
-    ("", "selective_checkpointing: true\n", "42 missing-key selective_checkpointing gradient_checkpointing: true"),
+    ("", "activation_offloading: true\n", "42 needs-key activation_offloading gradient_checkpointing: true"),
+    ("", "selective_checkpointing: true\n", "42 needs-key selective_checkpointing gradient_checkpointing: true"),
     ("", "max_memory: {0: 8GB}\ngpu_memory_limit: 8\n", "43 conflicting-keys gpu_memory_limit -"),
-    ("", "push_dataset_to_hub: org/prepared\n", "42 missing-key push_dataset_to_hub hf_use_auth_token: true"),
-    ("", "torch_compile_options: {shape_padding: true}\n", "42 missing-key torch_compile_options torch_compile: true"),
+    ("", "push_dataset_to_hub: org/prepared\n", "42 needs-key push_dataset_to_hub hf_use_auth_token: true"),
+    ("", "torch_compile_options: {shape_padding: true}\n", "42 needs-key torch_compile_options torch_compile: true"),
 ];
 
 #[test]

@@ -55,7 +55,7 @@ fn what_fits_the_model_is_sound() {
 
 #[test]
 fn rows_longer_than_the_model() {
-    assert_placed("sequence_len: 4096\n", &["out-of-range sequence_len -> at most 1024"]);
+    assert_placed("sequence_len: 4096\n", &["unfit-value sequence_len -> at most 1024"]);
     assert_placed("sequence_len: 2048\n", &["~out-of-range sequence_len -> 1024"]);
 }
 
@@ -92,7 +92,7 @@ fn a_network_that_is_not_known() {
 
 #[test]
 fn splits_and_batches_that_leave_nothing() {
-    assert_placed("val_set_size: 20\n", &["out-of-range val_set_size -> 0.1"]);
+    assert_placed("val_set_size: 20\n", &["unfit-value val_set_size -> 0.1"]);
     assert_placed("val_set_size: 5\n", &[]);
     let large = "micro_batch_size: 8\ngradient_accumulation_steps: 16\n";
     assert_placed(large, &["~few-rows gradient_accumulation_steps -> gradient_accumulation_steps: 2"]);
@@ -100,7 +100,7 @@ fn splits_and_batches_that_leave_nothing() {
 
 #[test]
 fn names_of_templates_and_paths() {
-    assert_placed("chat_template: chatlm\n", &["bad-value chat_template -> chatml"]);
+    assert_placed("chat_template: chatlm\n", &["unfit-value chat_template -> chatml"]);
     assert_placed("chat_template: ./mine.jinja\n", &["missing-file chat_template -> -"]);
     assert_placed(
         "datasets:\n  - path: row.jsonl\n    type: alpaca\n",
