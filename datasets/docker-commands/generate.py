@@ -18,7 +18,7 @@ from slots import CLOSED, OPEN, pool
 HERE = Path(__file__).resolve().parent
 SEED = "docker-commands 1"
 TEST_ROWS = 5
-TRAIN_ROWS = (36, 42, 46)  # of a kind with no, one, or more slots: what has to be copied takes more seeing
+TRAIN_ROWS = (40, 46, 52)  # of a kind with no, one, or more slots: what has to be copied takes more seeing
 MAX_WORDS = 30
 MAX_SHARED_VALUES = 0.3
 

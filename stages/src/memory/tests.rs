@@ -32,17 +32,31 @@ fn the_parts_of_the_tiny_llama() {
     assert_eq!(all.gradients_bytes, all.trainable_parameters * 4);
     assert_eq!(all.optimizer_bytes, all.trainable_parameters * 8);
     assert_eq!(all.parameters, 416 * 64 + 64 + 2 * (2 * 64 + 2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128));
-    assert!(all.weights_bytes < all.parameters * 4);
+    // Unpacked where arithmetic is f32, packed where it is bf16.
+    assert_eq!(all.weights_bytes, all.parameters * 4);
     assert_eq!(all.chunk_tokens, 128);
     // Norms 4 x 64; q, k, v 64 + 32 + 32; o 64; gate, up, down 3 x 128; seven narrow products of 4.
     let kept = 4 * 64 + 128 + 64 + 3 * 128 + 7 * 4;
     let scores = 4 * 128 * 128 * 2 * 4;
     let activations = (128.0 * f64::from(kept * 2 * 4) * 1.12 + f64::from(scores)) as u64;
-    assert_eq!(all.activations_bytes, activations + 64 * 128 * 4);
+    assert_eq!(all.activations_bytes, activations);
     let parts = [all.weights_bytes, all.adapter_bytes, all.gradients_bytes, all.optimizer_bytes, all.activations_bytes];
     assert_eq!(all.total_bytes, parts.iter().sum::<u64>() + all.loss_bytes + all.runtime_bytes);
     let less = found(&train(lora(json!({"kind": "all_linear"}))), Recompute::Layers);
     assert!(less.activations_bytes < all.activations_bytes);
+    let mut narrow = train(lora(json!({"kind": "all_linear"})));
+    narrow["compute"] = json!("bf16");
+    let narrow = found(&narrow, Recompute::Nothing);
+    assert!(narrow.weights_bytes < all.parameters * 2);
+    assert_eq!(narrow.activations_bytes, activations / 2 + 64 * 128 * 2);
+}
+
+#[test]
+fn layers_below_the_first_adapted_one_keep_nothing() {
+    let of = |pattern: &str| found(&train(lora(json!({"kind": "regex", "value": pattern}))), Recompute::Nothing);
+    let (both, upper) = (of(".*proj"), of(".*layers\\.1\\..*proj"));
+    let scores = 4 * 128 * 128 * 2 * 4;
+    assert_eq!(upper.activations_bytes - scores, (both.activations_bytes - scores) / 2);
 }
 
 #[test]

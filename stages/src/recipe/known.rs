@@ -203,10 +203,6 @@ const INERT: Grouped = &[
         "nothing that comes out depends on it here",
     ),
     (
-        "loss_watchdog_threshold loss_watchdog_patience",
-        "training goes on whatever the loss; `pipe report` shows its curve",
-    ),
-    (
         "trl vllm ebft rl_beta dpo_beta dpo_use_weighting dpo_label_smoothing precompute_ref_log_probs \
          dpo_use_liger_kernel dpo_padding_free dpo_loss_type dpo_loss_weights dpo_use_logits_to_keep \
          dpo_generate_during_eval dpo_norm_loss rpo_alpha orpo_alpha simpo_gamma cpo_alpha kto_desirable_weight \
@@ -260,7 +256,7 @@ const SHAPES: &[(&str, Shape)] = &[
          local_rank ddp_timeout ddp_bucket_cap_mb dp_shard_size dp_replicate_size tensor_parallel_size \
          context_parallel_size sequence_parallel_degree heads_k_stride ray_num_workers expert_parallel_size \
          eval_max_new_tokens num_generation_samples generation_max_new_tokens generation_top_k \
-         loss_watchdog_patience max_prompt_len jagged_restart_warmup_steps jagged_restart_anneal_steps qgalore_rank \
+         max_prompt_len jagged_restart_warmup_steps jagged_restart_anneal_steps qgalore_rank \
          qgalore_update_proj_gap qgalore_proj_bits qgalore_proj_group_size qgalore_gamma_proj qgalore_queue_size \
          dion_rank_multiple_of lisa_step_interval eaft_k pose_max_context_len pose_num_chunks kd_online_topk \
          kd_online_timeout",
@@ -268,7 +264,7 @@ const SHAPES: &[(&str, Shape)] = &[
     ),
     (
         "gradio_temperature sample_packing_eff_est generation_temperature generation_top_p generation_prompt_ratio \
-         loss_watchdog_threshold rl_beta dpo_beta dpo_label_smoothing rpo_alpha orpo_alpha simpo_gamma cpo_alpha \
+         rl_beta dpo_beta dpo_label_smoothing rpo_alpha orpo_alpha simpo_gamma cpo_alpha \
          kto_desirable_weight kto_undesirable_weight center_rewards_coefficient relora_prune_ratio qgalore_scale \
          qgalore_cos_threshold dion_momentum dion_rank_fraction eaft_alpha kd_ce_alpha kd_alpha kd_temperature kd_beta \
          kd_temperature_min scaling_softmax_factor scaling_softmax_bias lr_div_factor loraplus_lr_embedding \

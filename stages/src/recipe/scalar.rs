@@ -196,8 +196,7 @@ fn number_in(text: &str, schema: &Value) -> Result<serde_yaml::Value, Misfit> {
         None => match text.parse::<f64>() {
             // `-0` is inside a range that its sign is not.
             Ok(x)
-                if is_number(text)
-                    && (!range.has(x) && !(range.whole && x.fract() != 0.0) || text.starts_with('-')) =>
+                if is_number(text) && (!(range.has(x) || range.whole && x.fract() != 0.0) || text.starts_with('-')) =>
             {
                 Err(Misfit::Range { bounds: range.words() })
             }

@@ -269,7 +269,7 @@ fn with_variables(schema: &mut Value) {
                 let outside = ["extends", "vars"];
                 places.extend(inner.iter_mut().filter(|(key, _)| !outside.contains(&key.as_str())).map(|(_, v)| v));
             }
-            ("$defs", Value::Object(inner)) => inner.values_mut().for_each(|definition| within(definition)),
+            ("$defs", Value::Object(inner)) => inner.values_mut().for_each(within),
             _ => {}
         }
     }

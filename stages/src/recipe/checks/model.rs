@@ -9,6 +9,7 @@ use pipe_files::{Gguf, ModelConfig, ModelFiles, TokenizerInfo};
 use super::Facts;
 use crate::compile;
 use crate::fetch::Need;
+use crate::project::is_remote;
 use crate::recipe::suggest;
 use crate::recipe::values::Targets;
 use crate::template::builtin;
@@ -56,9 +57,10 @@ fn needs_network(facts: &Facts<'_>) -> bool {
     recipe.train != Some(false) || recipe.merge.is_some() || recipe.quantize.is_some() || recipe.eval.is_some()
 }
 
-/// A folder's configuration says nothing of its weights; their headers do.
+/// A folder's configuration says nothing of its weights; their headers do. What was fetched holds what was needed.
 fn weights(facts: &mut Facts<'_>, model: &Path) {
-    if !model.is_dir() || !needs_network(facts) {
+    let fetched = facts.recipe.base_model.as_deref().is_some_and(is_remote);
+    if fetched || !model.is_dir() || !needs_network(facts) {
         return;
     }
     if let Err(error) = ModelFiles::open(model) {

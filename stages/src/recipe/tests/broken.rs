@@ -280,7 +280,7 @@ fn datasets_of_the_wrong_shape() {
         ("datasets:\n  - path: org/data\n", "~10 missing-key datasets[0].type type"),
         ("datasets:\n  - path:\n    type: alpaca\n", "10 missing-key datasets[0].path path"),
         ("datasets:\n  - path: ''\n    type: alpaca\n", "10 bad-value datasets[0].path -"),
-        ("datasets:\n  - path: json\n    type: alpaca\n", "10 missing-key datasets[0].path data_files"),
+        ("datasets:\n  - path: json\n    type: alpaca\n", "10 needs-key datasets[0].path data_files"),
         (
             "datasets:\n  - path: org/data\n    type: {field_instruction: q, field_outptu: a}\n",
             "11 unknown-key datasets[0].type.field_outptu field_output",

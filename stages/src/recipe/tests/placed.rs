@@ -4,7 +4,7 @@ use super::*;
 
 const CONFIG: &str = r#"{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64,
     "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-    "vocab_size": 64, "max_position_embeddings": 1024, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+    "vocab_size": 416, "max_position_embeddings": 1024, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
     "tie_word_embeddings": true, "hidden_act": "silu", "bos_token_id": 1, "eos_token_id": 2}"#;
 
 /// A project with a model, an adapter, data, and the base recipe with more lines; what is said of it.
@@ -16,6 +16,8 @@ fn placed(config: &str, more: &str) -> Vec<String> {
         fs::write(path, text).unwrap();
     };
     write("model/config.json", config);
+    let weights = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/tiny-llama/model.safetensors");
+    fs::copy(weights, dir.path().join("model/model.safetensors")).unwrap();
     write("model/tokenizer.json", r#"{"model": {"type": "BPE", "vocab": {"<s>": 1, "</s>": 2, "<|im_end|>": 3}}}"#);
     write("model/tokenizer_config.json", r#"{"bos_token": "<s>", "eos_token": "</s>"}"#);
     write("adapter/adapter_config.json", r#"{"peft_type": "LORA", "r": 4, "lora_alpha": 16}"#);
@@ -51,6 +53,14 @@ fn what_fits_the_model_is_sound() {
     assert_placed(&format!("chat_template: chatml\n{CHATS}"), &[]);
     assert_placed(&format!("eot_tokens: [</s>]\nchat_template: llama3\n{CHATS}"), &[]);
     assert_placed("special_tokens: {pad_token: <pad>, eos_token: </s>}\n", &[]);
+}
+
+#[test]
+fn a_model_whose_weights_are_of_another() {
+    let larger = CONFIG.replace("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 3");
+    let wanted = "unsupported-model base_model -> a folder with its .safetensors files whole";
+    assert_eq!(placed(&larger, ""), [wanted]);
+    assert_eq!(placed(&larger, "train: false\n"), [""; 0]);
 }
 
 #[test]
