@@ -31,13 +31,10 @@ pub fn load_tuned(source: &ModelSource, events: &Events) -> Result<Decoder> {
     Ok(decoder)
 }
 
-/// And for training where arithmetic is f32: unpacking a weight for every product costs a tenth of the time or more.
-const DENSE_TRAINING_BYTES: u64 = 1 << 30;
-
 /// Holds what quantised weights of a small model stand for, where its training is in f32: the same numbers, unpacked once.
 /// The plan's estimate knows of it.
 pub fn densify_for_training(decoder: &mut Decoder) {
-    if decoder.compute == Kind::Float && decoder.config.parameters() * 4 <= DENSE_TRAINING_BYTES {
+    if decoder.compute == Kind::Float && decoder.config.parameters() * 4 <= pipe_job::UNPACKED_TRAINING_BYTES {
         densify(decoder);
     }
 }

@@ -67,8 +67,6 @@ const IN_FLIGHT: f64 = 0.12;
 const HEAD_ROWS: u64 = 256;
 /// Whole rows are gathered up to this number of tokens; a longer row goes alone.
 const CHUNK_TOKENS: u64 = 512;
-/// Up to this size in f32, a quantised model is held unpacked where arithmetic is f32.
-const DENSE_TRAINING_BYTES: u64 = 1 << 30;
 /// Queries that attend together.
 const QUERY_BLOCK: u64 = 512;
 
@@ -128,7 +126,7 @@ fn is_dense(train: &Value) -> bool {
 
 /// Whether the worker trains an adapter on a quantised base that it holds unpacked.
 fn held_dense(shape: &Shape, train: &Value, width: u64) -> bool {
-    train["adapter"]["kind"] == "lora" && width == 4 && shape.parameters * 4 <= DENSE_TRAINING_BYTES
+    train["adapter"]["kind"] == "lora" && width == 4 && shape.parameters * 4 <= pipe_job::UNPACKED_TRAINING_BYTES
 }
 
 fn weights(shape: &Shape, train: &Value, width: u64) -> u64 {

@@ -19,6 +19,10 @@ pub use train::{BaseWeights, Batching, Compute, EvalPoints, Recompute, SavePoint
 
 use serde::{Deserialize, Serialize};
 
+/// Up to this many bytes in f32, a quantised base is held unpacked while an adapter is trained in f32: unpacking a weight
+/// for every product would cost a tenth of the time or more.
+pub const UNPACKED_TRAINING_BYTES: u64 = 1 << 30;
+
 /// Part of the stage version of everything the worker computes: changes with libtorch's release or with any kernel that
 /// can change output bytes.
 pub const NUMERICS: &str = "libtorch-2.13.0.k2";
