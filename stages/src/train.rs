@@ -64,7 +64,7 @@ impl Task for Train {
     }
 
     fn version(&self) -> String {
-        format!("3+{}", pipe_job::NUMERICS)
+        format!("4+{}", pipe_job::NUMERICS)
     }
 
     fn params(&self) -> Value {
