@@ -256,10 +256,15 @@ fn prepare_adapter(job: &TrainJob, settings: &Lora, events: &Events) -> Result<P
     Ok(Prepared { parameters: adapter::parameters(&decoder), decoder, adapter: Some(settings) })
 }
 
+/// How many tokens of a window a lane takes at a time.
+fn share(tokens: usize, lanes: usize) -> usize {
+    (CHUNK_TOKENS / lanes).min(tokens.div_ceil(lanes).max(FEWEST_TOKENS))
+}
+
 /// The chunks of a window, so many at once and no lane without work; micro-batches are packs that may share a chunk.
 fn chunks(packs: &Packs, window: &[usize], micro_batch: usize, lanes: usize, compute: Kind) -> Vec<Chunk> {
     let tokens: u64 = window.iter().map(|&pack| packs.tokens(pack)).sum();
-    let share = (CHUNK_TOKENS / lanes).min((tokens as usize).div_ceil(lanes).max(FEWEST_TOKENS));
+    let share = share(tokens as usize, lanes);
     window.chunks(micro_batch.max(1)).flat_map(|micro| packs.chunks(micro, share, compute)).collect()
 }
 
@@ -269,4 +274,16 @@ fn tell_sizes(decoder: &Decoder, optimizer: &Optimizer, plan: &Steps, events: &E
     events.fact("total_parameters", decoder.config.parameters() as f64);
     events.fact("optimizer_bytes", optimizer.bytes() as f64);
     events.fact("total_steps", plan.total as f64);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_lane_has_a_share_of_a_small_step() {
+        assert_eq!([share(128, 2), share(256, 2), share(512, 2), share(8192, 2)], [64, 128, 256, 256]);
+        assert_eq!([share(256, 1), share(8192, 1)], [256, 512]);
+        assert_eq!(share(40, 4), FEWEST_TOKENS);
+    }
 }
