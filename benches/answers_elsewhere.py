@@ -85,9 +85,13 @@ def peft(asked):
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
     with tempfile.TemporaryDirectory() as folder:
-        plain = AutoModelForCausalLM.from_pretrained(BASE.parent, gguf_file=BASE.name, dtype=torch.float32)
+        read = AutoModelForCausalLM.from_pretrained(BASE.parent, gguf_file=BASE.name, dtype=torch.float32)
+        # A model read from GGUF will not be saved; one with its weights will.
+        del read.config.quantization_config
+        plain = AutoModelForCausalLM.from_config(read.config)
+        plain.load_state_dict(read.state_dict())
         plain.save_pretrained(folder)
-        del plain
+        del read, plain
         nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
                                  bnb_4bit_compute_dtype=torch.float32)
         base = AutoModelForCausalLM.from_pretrained(folder, quantization_config=nf4, dtype=torch.float32)
