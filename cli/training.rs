@@ -6,7 +6,7 @@ mod points;
 mod rows;
 
 use pipe_engine::state::{NodeState, State};
-use pipe_stages::compile::base_model;
+use pipe_stages::compile::{EvalPoints, base_model};
 use pipe_stages::memory::{self, Estimate, Recompute, Tokens};
 use pipe_stages::recipe::Checkpointing;
 use pipe_stages::size;
@@ -68,16 +68,15 @@ impl Steps {
         let batching = settings.get("batching");
         let (total, per_epoch) = steps(sequences.n, batching);
         let recipe = &opened.recipe;
-        let evaluates = settings.get("eval").cloned().unwrap_or_default();
+        let evaluates = settings.get("eval").cloned().and_then(|points| serde_json::from_value(points).ok());
         let saves = pipe_stages::compile::save_points(recipe);
-        let saves = serde_json::to_value(saves).unwrap_or_default();
         Steps {
             sequences,
             total,
             per_epoch,
-            evaluations: Points::of(&evaluates, total, per_epoch),
+            evaluations: Points::of(evaluates.unwrap_or(EvalPoints::Never), total, per_epoch),
             // The end of training is the result itself, not a checkpoint.
-            saves: Points::of(&saves, total, per_epoch).before(total),
+            saves: Points::of(saves, total, per_epoch).before(total),
         }
     }
 

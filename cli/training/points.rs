@@ -1,6 +1,6 @@
 //! The steps at which training evaluates or saves, by the rule that training itself follows.
 
-use serde_json::Value;
+use pipe_stages::compile::EvalPoints;
 
 use crate::report::format;
 
@@ -15,24 +15,10 @@ pub struct Points {
 const LISTED: usize = 1000;
 
 impl Points {
-    /// `points` as the training stage has them: `{"kind": "never" | "every_steps" | "per_epoch", "value": n}`.
-    pub fn of(points: &Value, total: u64, per_epoch: u64) -> Points {
-        let value = points["value"].as_u64().unwrap_or(0);
-        let is_due = |step: u64| match points["kind"].as_str() {
-            Some("every_steps") => value > 0 && step.is_multiple_of(value),
-            Some("per_epoch") => {
-                let every = (per_epoch / value.max(1)).max(1);
-                let within = step % per_epoch.max(1);
-                within == 0 || within.is_multiple_of(every)
-            }
-            _ => false,
-        };
-        if !matches!(points["kind"].as_str(), Some("every_steps" | "per_epoch")) {
-            return Points::default();
-        }
-        let due = (1..=total).filter(|step| is_due(*step));
+    /// Those of `total` steps after which something is due.
+    pub fn of(points: EvalPoints, total: u64, per_epoch: u64) -> Points {
         let mut found = Points::default();
-        for step in due {
+        for step in (1..=total).filter(|step| points.is_due(*step, per_epoch, total)) {
             found.count += 1;
             if found.steps.len() < LISTED {
                 found.steps.push(step);
@@ -64,18 +50,21 @@ impl Points {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     #[test]
     fn points_fall_where_training_puts_them() {
-        let points = |value: Value, total| Points::of(&value, total, 120).steps;
-        assert_eq!(points(json!({"kind": "per_epoch", "value": 1}), 180), [120]);
-        assert_eq!(points(json!({"kind": "per_epoch", "value": 2}), 180), [60, 120, 180]);
-        assert_eq!(points(json!({"kind": "every_steps", "value": 50}), 180), [50, 100, 150]);
-        assert!(points(json!({"kind": "never"}), 180).is_empty());
-        let saves = Points::of(&json!({"kind": "per_epoch", "value": 2}), 180, 120).before(180);
+        use EvalPoints::{EveryEpoch, EveryShare, EverySteps, Never};
+        let points = |kind: EvalPoints, total| Points::of(kind, total, 120).steps;
+        assert_eq!(points(EveryEpoch, 180), [120, 180]);
+        assert_eq!(points(EveryShare(1.0 / 3.0), 180), [60, 120, 180]);
+        // Four points asked for in ten steps: every third, as transformers, and the last.
+        assert_eq!(points(EveryShare(0.25), 10), [3, 6, 9, 10]);
+        assert_eq!(points(EveryShare(1.0), 7), [7]);
+        assert_eq!(points(EverySteps(50), 180), [50, 100, 150]);
+        assert!(points(Never, 180).is_empty());
+        let saves = Points::of(EveryShare(1.0 / 3.0), 180, 120).before(180);
         assert_eq!((saves.count, saves.told()), (2, "after 60, 120".to_string()));
-        let many = Points::of(&json!({"kind": "every_steps", "value": 1}), 5000, 120);
+        let many = Points::of(EverySteps(1), 5000, 120);
         assert_eq!(many.told(), "5,000 times: after 1, 2, 3, ...");
     }
 }

@@ -24,7 +24,7 @@ use crate::record::Record;
 use crate::remote::Remote;
 pub use crate::runs::About;
 use crate::runs::RunLog;
-use crate::seen::Seen;
+use crate::seen::{Past, Seen};
 use crate::sharing::Sharing;
 use crate::state::{Evaluated, Selection, UnknownNode, Wanted, causes, evaluate, resolve, warm};
 use crate::store::{Depth, Lookup, Store, StoreError};
@@ -390,7 +390,8 @@ impl<'a> Driver<'a> {
         };
         let node = &self.plan.nodes()[i];
         let slot = &self.slots[i];
-        let causes = causes(&evaluated, self.seen(), &self.options.about.recipe, node, slot.forced);
+        let past = Past { seen: self.seen(), scope: &self.options.about.recipe, plan: self.plan };
+        let causes = causes(&evaluated, past, node, slot.forced);
         let reason =
             if causes.is_empty() { "its output was let go and is needed".to_string() } else { line(&causes, None) };
         let input = |input: &Input| {

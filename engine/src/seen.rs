@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::digest::Digest;
 use crate::key::{Ingredients, Origin};
 use crate::lock::Lock;
-use crate::plan::NodeName;
+use crate::plan::{NodeName, Plan};
 use crate::record::Record;
 use crate::store::{Store, write_whole};
 
@@ -33,18 +33,31 @@ pub struct LastSeen {
     pub rows: Option<u64>,
 }
 
+/// Where a node's last state is looked for.
+#[derive(Clone, Copy)]
+pub struct Past<'a> {
+    pub seen: &'a Seen,
+    pub scope: &'a str,
+    pub plan: &'a Plan,
+}
+
+impl<'a> Past<'a> {
+    /// The node of this recipe; else of that name in another one; else a node of its stage that this recipe had and the
+    /// plan no longer has (a renamed label).
+    pub fn last(&self, node: &NodeName) -> Option<&'a LastSeen> {
+        let latest = |wanted: &dyn Fn(&LastSeen) -> bool| self.seen.nodes.iter().rev().find(|seen| wanted(seen));
+        let renamed = |seen: &LastSeen| seen.node.stage() == node.stage() && self.plan.position(&seen.node).is_none();
+        latest(&|seen| &seen.node == node && seen.scope == self.scope)
+            .or_else(|| latest(&|seen| &seen.node == node))
+            .or_else(|| latest(&|seen| renamed(seen) && seen.scope == self.scope))
+            .or_else(|| latest(&renamed))
+    }
+}
+
 impl Seen {
     pub fn load(store: &Store) -> Seen {
         let bytes = fs::read(store.root().join("seen.json")).unwrap_or_default();
         serde_json::from_slice(&bytes).unwrap_or_default()
-    }
-
-    /// The node of this recipe; else of that name in another one; else another node of the stage (a renamed label).
-    pub fn last(&self, scope: &str, node: &NodeName) -> Option<&LastSeen> {
-        let latest = |wanted: &dyn Fn(&LastSeen) -> bool| self.nodes.iter().rev().find(|seen| wanted(seen));
-        latest(&|seen| &seen.node == node && seen.scope == scope)
-            .or_else(|| latest(&|seen| &seen.node == node))
-            .or_else(|| latest(&|seen| seen.node.stage() == node.stage()))
     }
 
     /// Notes these nodes as the latest of their recipe. Failure is no error.

@@ -13,7 +13,7 @@ use crate::digest::Digest;
 use crate::key::{FileFact, Ingredients, InputContent, Origin};
 use crate::plan::{Node, NodeName, Plan};
 use crate::record::Record;
-use crate::seen::Seen;
+use crate::seen::{Past, Seen};
 use crate::store::{Depth, Lookup, Store};
 use crate::task::TaskError;
 use crate::why::{Cause, CauseKind, explain, line};
@@ -94,6 +94,7 @@ pub fn plan_states(
     let Wanted { wanted, forced, ends } = resolve(plan, selection)?;
     warm(plan, store, &wanted);
     let seen = Seen::load(store);
+    let past = Past { seen: &seen, scope, plan };
     let depth = if selection.verify { Depth::Bytes } else { Depth::Stat };
     let mut known: Vec<Option<Arc<Record>>> = vec![None; plan.nodes().len()];
     let mut states = Vec::new();
@@ -110,7 +111,7 @@ pub fn plan_states(
             record: None,
         };
         match evaluate(plan, i, store, &known, depth) {
-            Ok(Some(evaluated)) => fill(&mut state, evaluated, store, &seen, scope, node, forced.contains(&i)),
+            Ok(Some(evaluated)) => fill(&mut state, evaluated, store, past, node, forced.contains(&i)),
             Ok(None) => state.causes = waiting_for(plan, node, &known),
             Err(error) => state.causes = vec![Cause::new(CauseKind::File, error.to_string())],
         }
@@ -225,17 +226,9 @@ pub(crate) fn evaluate(
     Ok(Some(Evaluated { key, ingredients, origin, lookup }))
 }
 
-fn fill(
-    state: &mut NodeState,
-    evaluated: Evaluated,
-    store: &Store,
-    seen: &Seen,
-    scope: &str,
-    node: &Node,
-    forced: bool,
-) {
+fn fill(state: &mut NodeState, evaluated: Evaluated, store: &Store, past: Past<'_>, node: &Node, forced: bool) {
     state.key = Some(evaluated.key);
-    state.causes = causes(&evaluated, seen, scope, node, forced);
+    state.causes = causes(&evaluated, past, node, forced);
     let record = match evaluated.lookup {
         Lookup::Hit(record) => {
             state.output = Some(store.object(record.output));
@@ -251,7 +244,7 @@ fn fill(
 }
 
 /// Why a node with known inputs would run; empty when it would not.
-pub(crate) fn causes(evaluated: &Evaluated, seen: &Seen, scope: &str, node: &Node, forced: bool) -> Vec<Cause> {
+pub(crate) fn causes(evaluated: &Evaluated, past: Past<'_>, node: &Node, forced: bool) -> Vec<Cause> {
     let mut causes = match &evaluated.lookup {
         Lookup::Hit(_) | Lookup::Evicted(_) => Vec::new(),
         Lookup::Missing(record) => {
@@ -263,7 +256,7 @@ pub(crate) fn causes(evaluated: &Evaluated, seen: &Seen, scope: &str, node: &Nod
                     .before(record.output.short()),
             ]
         }
-        Lookup::Nothing => explain(seen.last(scope, &node.name), evaluated),
+        Lookup::Nothing => explain(past.last(&node.name), evaluated),
     };
     if forced {
         causes.insert(0, Cause::new(CauseKind::Forced, "asked for"));

@@ -2,6 +2,8 @@
 
 #![allow(unsafe_code)]
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 /// Sets the process up; call once, before anything else in `main`.
 ///
 /// glibc returns big blocks to the kernel at once and faults every page again at the next allocation; keeping them
@@ -53,13 +55,23 @@ pub fn load_cuda() {
     }
 }
 
+static THREADS: AtomicUsize = AtomicUsize::new(0);
+
 /// Threads for libtorch and rayon; 0 means all cores.
 pub fn set_threads(threads: usize) {
-    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let threads = if threads == 0 { cores } else { threads };
+    THREADS.store(threads, Ordering::Relaxed);
+    let threads = self::threads();
     tch::set_num_threads(threads as i32);
     // Fails only when a pool exists already, which then serves as well.
     let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+}
+
+/// What [`set_threads`] was told, or the cores there are.
+pub fn threads() -> usize {
+    match THREADS.load(Ordering::Relaxed) {
+        0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+        told => told,
+    }
 }
 
 /// This process's high-water mark of resident memory, in bytes; 0 where the system does not tell.

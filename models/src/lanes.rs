@@ -11,7 +11,7 @@ use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use crate::Result;
+use crate::{Result, device};
 
 /// Hidden sizes up to this, divided by the lanes, keep a core busy with one product.
 const WIDE: usize = 2048;
@@ -39,8 +39,7 @@ impl<'a, T: ?Sized> Shared<'a, T> {
 
 /// How many lanes suit a model of this hidden size on this process's threads.
 pub fn suited(hidden: usize) -> usize {
-    let threads = usize::try_from(tch::get_num_threads()).unwrap_or(1);
-    (WIDE / hidden.max(1)).clamp(1, MOST).min(threads.max(1))
+    (WIDE / hidden.max(1)).clamp(1, MOST).min(device::threads())
 }
 
 /// Runs `work` on every item, `lanes` at a time, and hands the results to `fold` in the order of the items. After the
@@ -55,12 +54,14 @@ pub fn in_order<T: Sync, R: Send>(
     if lanes <= 1 {
         return items.iter().enumerate().try_for_each(|(index, item)| fold(work(index, item)?));
     }
-    let threads = tch::get_num_threads();
+    let own_threads = tch::get_num_threads();
     let begun = AtomicUsize::new(0);
     let results = Mutex::new(Ordered { next: 0, waiting: BTreeMap::new(), fold: &mut fold, failed: None });
     let lane = || {
-        // The setting is the thread's own; restored for this one below.
-        tch::set_num_threads((threads / lanes as i32).max(1));
+        // The setting is the thread's own, but a fresh thread takes the process's at its first question: asked here, so
+        // that a setting made elsewhere meanwhile cannot replace this one. Some products' last bits depend on it.
+        let _ = tch::get_num_threads();
+        tch::set_num_threads((device::threads() / lanes).max(1) as i32);
         loop {
             let index = begun.fetch_add(1, Ordering::Relaxed);
             let Some(item) = items.get(index) else { return };
@@ -81,7 +82,7 @@ pub fn in_order<T: Sync, R: Send>(
             }
         }
     });
-    tch::set_num_threads(threads);
+    tch::set_num_threads(own_threads);
     let results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
     results.failed.map_or(Ok(()), |(_, error)| Err(error))
 }

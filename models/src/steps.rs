@@ -38,15 +38,6 @@ impl Steps {
     }
 
     pub fn is_due(&self, points: &EvalPoints, done: u64) -> bool {
-        match *points {
-            _ if done == 0 => false,
-            EvalPoints::Never => false,
-            EvalPoints::EverySteps(every) => every > 0 && done.is_multiple_of(every),
-            EvalPoints::PerEpoch(times) => {
-                let every = (self.per_epoch / times.max(1)).max(1);
-                let within = done % self.per_epoch;
-                within == 0 || within.is_multiple_of(every)
-            }
-        }
+        points.is_due(done, self.per_epoch, self.total)
     }
 }

@@ -82,8 +82,24 @@ pub struct Batching {
 pub enum EvalPoints {
     Never,
     EverySteps(u64),
-    /// Spread evenly: every `floor(steps per epoch / n)` steps, at least 1, and at the end of each epoch.
-    PerEpoch(u64),
+    /// Each time this share of all steps is done, rounded up to whole steps as transformers does, and after the last step.
+    EveryShare(f64),
+    /// At the end of each epoch, and after the last step.
+    EveryEpoch,
+}
+
+impl EvalPoints {
+    /// Whether something is due after `done` steps of `total`.
+    pub fn is_due(&self, done: u64, per_epoch: u64, total: u64) -> bool {
+        let last = done == total;
+        match *self {
+            _ if done == 0 => false,
+            Self::Never => false,
+            Self::EverySteps(every) => every > 0 && done.is_multiple_of(every),
+            Self::EveryShare(share) => last || done.is_multiple_of(((share * total as f64).ceil() as u64).max(1)),
+            Self::EveryEpoch => last || done.is_multiple_of(per_epoch.max(1)),
+        }
+    }
 }
 
 /// When to write checkpoints, and how many to keep.

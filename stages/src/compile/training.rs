@@ -344,7 +344,7 @@ fn eval_points(recipe: &Recipe) -> EvalPoints {
 
 /// Axolotl saves at the end of each epoch when nothing is said.
 pub fn save_points(recipe: &Recipe) -> EvalPoints {
-    points(recipe.save_strategy, recipe.save_steps, recipe.saves_per_epoch, recipe, EvalPoints::PerEpoch(1))
+    points(recipe.save_strategy, recipe.save_steps, recipe.saves_per_epoch, recipe, EvalPoints::EveryEpoch)
 }
 
 fn points(
@@ -356,12 +356,10 @@ fn points(
 ) -> EvalPoints {
     match (strategy, per_epoch, steps) {
         (Some(Strategy::No), ..) => EvalPoints::Never,
-        (Some(Strategy::Epoch), ..) => EvalPoints::PerEpoch(1),
-        (_, Some(n), _) => EvalPoints::PerEpoch(n),
-        // A share of all steps, as transformers reads it.
-        (_, None, Some(share)) if share < 1.0 => {
-            EvalPoints::PerEpoch((1.0 / (share * recipe.num_epochs.unwrap_or(1.0))).round().max(1.0) as u64)
-        }
+        (Some(Strategy::Epoch), ..) => EvalPoints::EveryEpoch,
+        // As Axolotl: so many times in each of the epochs, spread over the steps that there are, `max_steps` or fewer.
+        (_, Some(n), _) => EvalPoints::EveryShare((1.0 / (n as f64 * recipe.num_epochs.unwrap_or(1.0))).min(1.0)),
+        (_, None, Some(share)) if share < 1.0 => EvalPoints::EveryShare(share),
         (_, None, Some(steps)) => EvalPoints::EverySteps(steps as u64),
         (_, None, None) => unsaid,
     }

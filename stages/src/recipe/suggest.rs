@@ -139,7 +139,12 @@ pub(super) fn retyped(key: &str, scalar: &Scalar, wanted: &str) -> Option<String
         Resolved::Text(_) if wanted == "a list" => Some(format!("[{text}]")),
         Resolved::Text(_) if wanted.starts_with("true or false") => {
             let words: Vec<String> = ["true", "false", "yes", "no", "on", "off", "auto"].map(str::to_string).into();
-            word(&text.to_ascii_lowercase(), &words).or(Some("true or false".to_string()))
+            let near = word(&text.to_ascii_lowercase(), &words).map(|word| match word.as_str() {
+                "yes" | "on" => "true".to_string(),
+                "no" | "off" => "false".to_string(),
+                _ => word,
+            });
+            near.or(Some("true or false".to_string()))
         }
         Resolved::Text(_) if wanted.contains("number") => numeric(text),
         _ => None,
