@@ -17,7 +17,7 @@ pub use shape::Shape;
 /// Bytes by purpose.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Estimate {
-    /// The base model, as held during training.
+    /// The base model, as held during training: trained weights in f32.
     pub weights_bytes: u64,
     /// Adapter weights; none where the base itself is trained.
     pub adapter_bytes: u64,
@@ -85,15 +85,16 @@ fn of_shape(shape: &Shape, train: &Value, tokens: Tokens) -> Estimate {
     let longest = tokens.longest_row.unwrap_or(tokens.sequence_len).min(tokens.sequence_len);
     let chunk = CHUNK_TOKENS.max(longest).min(micro * tokens.sequence_len);
     let trained = trained(shape, train);
-    let full = trained.adapter == 0;
-    let kept = if full && trained.base < shape.parameters { trained.base } else { trained.adapter + trained.base };
+    let kept = trained.adapter + trained.base;
     let unpacked = if is_dense(train) || held_dense(shape, train, width) { 0 } else { shape.largest_module() * width };
     let mut out = Estimate {
-        weights_bytes: weights(shape, train, width),
+        weights_bytes: weights(shape, train, width) + trained.base * (4 - width),
         adapter_bytes: trained.adapter * 4,
-        gradients_bytes: kept * if full { width } else { 4 },
+        gradients_bytes: kept * 4,
         optimizer_bytes: (kept as f64 * state_bytes(train)) as u64,
-        activations_bytes: activations(shape, train, chunk, width, tokens.recompute) + unpacked,
+        activations_bytes: activations(shape, train, chunk, width, tokens.recompute)
+            + unpacked
+            + cast(shape, &trained, width, tokens.recompute),
         loss_bytes: HEAD_ROWS.min(chunk) * shape.vocab * width + chunk * shape.hidden * width,
         runtime_bytes: RUNTIME,
         trainable_parameters: trained.adapter + trained.base,
@@ -127,6 +128,20 @@ fn is_dense(train: &Value) -> bool {
 /// Whether the worker trains an adapter on a quantised base that it holds unpacked.
 fn held_dense(shape: &Shape, train: &Value, width: u64) -> bool {
     train["adapter"]["kind"] == "lora" && width == 4 && shape.parameters * 4 <= pipe_job::UNPACKED_TRAINING_BYTES
+}
+
+/// Copies of trained weights in a narrower arithmetic type, kept for the backward pass; with recomputation those of one
+/// layer and of the tables.
+fn cast(shape: &Shape, trained: &Trained, width: u64, recompute: Recompute) -> u64 {
+    let copied = match recompute {
+        _ if width == 4 => 0,
+        Recompute::Nothing => trained.base,
+        Recompute::Layers => {
+            let linear: u64 = shape.modules.iter().map(shape::Module::size).sum();
+            trained.base.min(linear / shape.layers.max(1) + shape.parameters.saturating_sub(linear))
+        }
+    };
+    copied * width
 }
 
 fn weights(shape: &Shape, train: &Value, width: u64) -> u64 {

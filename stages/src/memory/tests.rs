@@ -68,3 +68,22 @@ fn targets_are_counted_as_peft_finds_them() {
     let full = found(&train(json!({"kind": "full"})), Recompute::Nothing);
     assert_eq!((full.trainable_parameters, full.adapter_bytes), (full.parameters, 0));
 }
+
+#[test]
+fn weights_that_are_trained_are_held_in_f32_whatever_the_arithmetic() {
+    let mut full = train(json!({"kind": "full"}));
+    let wide = found(&full, Recompute::Nothing);
+    full["compute"] = json!("bf16");
+    let narrow = found(&full, Recompute::Nothing);
+    for estimate in [&wide, &narrow] {
+        let trained = estimate.trainable_parameters;
+        assert_eq!([estimate.weights_bytes, estimate.gradients_bytes], [trained * 4, trained * 4]);
+        assert_eq!(estimate.optimizer_bytes, trained * 8);
+    }
+    // Half of the activations, and the copies of all weights in bf16.
+    let scores = 4 * 128 * 128 * 2 * 2;
+    let halved = (wide.activations_bytes - 2 * scores) / 2 + scores;
+    assert_eq!(narrow.activations_bytes, halved + narrow.parameters * 2);
+    let recomputed = found(&full, Recompute::Layers);
+    assert!(recomputed.activations_bytes < narrow.activations_bytes);
+}
