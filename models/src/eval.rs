@@ -22,8 +22,9 @@ use crate::loss::{self, Targets};
 use crate::token_rows::{PackRow, count, each_pack, read_tokens};
 use crate::{ModelError, Result, generate, tuned};
 
-/// Packs are joined up to this many tokens per forward pass.
-const PASS_TOKENS: usize = 4096;
+/// Packs are joined up to this many tokens that are in the network at one time, in all lanes together: small enough that a
+/// short split is shared by all.
+const PASS_TOKENS: usize = 1024;
 
 /// Loss totals of one model on one split.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]

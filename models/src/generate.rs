@@ -33,8 +33,9 @@ pub fn answer(
         decode(shared.get(), &mut rows, settings, pass, events, &mut |_, _| {})?;
         Ok(rows)
     };
-    let batches = batches(prompts, settings.batch.max(1));
-    lanes::in_order(lanes::suited(decoder.config.hidden), &batches, work, |rows| {
+    let lanes = lanes::suited(decoder.config.hidden);
+    let batches = batches(prompts, even(prompts.len(), settings.batch.max(1), lanes));
+    lanes::in_order(lanes, &batches, work, |rows| {
         finished += rows.len();
         for row in rows {
             answers[row.index] = row.answer().to_vec();
@@ -75,6 +76,11 @@ impl Row {
     fn answer(&self) -> &[i64] {
         &self.ids[self.prompt..]
     }
+}
+
+/// The size of batches of at most `most` rows that keeps all lanes at work to the end.
+fn even(rows: usize, most: usize, lanes: usize) -> usize {
+    rows.div_ceil(rows.div_ceil(most).next_multiple_of(lanes).max(1)).max(1)
 }
 
 /// Row numbers in batches of like length, longest first so that memory peaks at once and not an hour in.
@@ -240,6 +246,12 @@ mod tests {
             assert!(batch.iter().map(|&i| prompts[i].len()).sum::<usize>() <= PROMPT_TOKENS);
         }
         assert_eq!(super::batches(&[vec![1; 9000], vec![1]], 16), [vec![0], vec![1]]);
+    }
+
+    #[test]
+    fn no_lane_is_left_with_a_short_batch() {
+        assert_eq!([even(220, 64, 2), even(220, 64, 1), even(3, 32, 2), even(1, 32, 2)], [55, 55, 2, 1]);
+        assert_eq!([even(0, 32, 2), even(64, 32, 4)], [1, 16]);
     }
 
     #[test]

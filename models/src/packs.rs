@@ -154,40 +154,41 @@ impl Packs {
         numbers.fold(self.packs.len() as u64, |hash, n| crate::random::mix(hash, u64::from(n)))
     }
 
-    /// The documents of `packs` in even chunks of about `limit` tokens, cut between documents (a longer document is a chunk
-    /// of its own) and filled up for products in `compute`. Chunks bound memory; they never change what a document attends
-    /// to.
+    /// The documents of `packs` in chunks of about `limit` tokens and of sizes as even as whole documents allow (a longer
+    /// document is a chunk of its own), filled up for products in `compute`. Chunks bound memory; they never change what a
+    /// document attends to.
     pub fn chunks(&self, packs: &[usize], limit: usize, compute: Kind) -> Vec<Chunk> {
-        let total: usize = packs.iter().map(|&pack| self.packs[pack].tokens.len()).sum();
-        let even = total / total.div_ceil(limit.max(1)).max(1);
-        let mut chunks = vec![Chunk::default()];
-        let mut labels = Vec::new();
         let round = if compute == Kind::Float { ROUND_WIDE } else { ROUND };
-        for &pack in packs {
-            let extent = &self.packs[pack];
+        let mut documents = Vec::new();
+        for extent in packs.iter().map(|&pack| &self.packs[pack]) {
             let mut start = extent.tokens.start;
             for number in extent.documents.clone() {
-                let document = start..start + self.lengths[number] as usize;
-                start = document.end;
-                let held = chunks.last().map_or(0, |chunk| chunk.segments.ids.len());
-                // The cut falls where it leaves the chunk nearest to the even size.
-                if held > 0 && held + document.len() / 2 > even {
-                    close(&mut chunks, &mut labels, round);
-                    chunks.push(Chunk::default());
-                }
-                if let Some(chunk) = chunks.last_mut() {
-                    let ids: Vec<i64> = self.ids[document.clone()].iter().map(|&id| i64::from(id)).collect();
-                    chunk.segments.push(&ids);
-                    if !ids.is_empty() {
-                        chunk.documents.push(number);
-                    }
-                    labels.extend(self.labels[document].iter().map(|&label| i64::from(label)));
-                }
+                let tokens = start..start + self.lengths[number] as usize;
+                start = tokens.end;
+                documents.push((number, tokens));
             }
         }
-        close(&mut chunks, &mut labels, round);
-        chunks.retain(|chunk| !chunk.segments.ids.is_empty());
-        chunks
+        documents.retain(|(_, tokens)| !tokens.is_empty());
+        let total: usize = documents.iter().map(|(_, tokens)| tokens.len()).sum();
+        let shares = share_out(&documents, total.div_ceil(limit.max(1)).max(1));
+        shares.iter().map(|share| self.chunk(share, round)).collect()
+    }
+
+    fn chunk(&self, documents: &[&(usize, Range<usize>)], round: usize) -> Chunk {
+        let mut chunk = Chunk::default();
+        let mut labels = Vec::new();
+        for (number, tokens) in documents {
+            let ids: Vec<i64> = self.ids[tokens.clone()].iter().map(|&id| i64::from(id)).collect();
+            chunk.segments.push(&ids);
+            chunk.documents.push(*number);
+            labels.extend(self.labels[tokens.clone()].iter().map(|&label| i64::from(label)));
+        }
+        chunk.targets = Targets::of(&labels, &chunk.segments.lengths);
+        // A filler document that nothing attends to and nothing is trained on: few distinct sizes mean few compiled
+        // products in oneDNN.
+        let filler = chunk.segments.ids.len().next_multiple_of(round) - chunk.segments.ids.len();
+        chunk.segments.push(&vec![0; filler]);
+        chunk
     }
 
     fn append(&mut self, batch: &RecordBatch) -> std::result::Result<(), String> {
@@ -245,15 +246,22 @@ impl Packs {
     }
 }
 
-fn close(chunks: &mut [Chunk], labels: &mut Vec<i64>, round: usize) {
-    if let Some(chunk) = chunks.last_mut() {
-        chunk.targets = Targets::of(labels, &chunk.segments.lengths);
-        // A filler document that nothing attends to and nothing is trained on: few distinct sizes mean few compiled
-        // products in oneDNN.
-        let filler = chunk.segments.ids.len().next_multiple_of(round) - chunk.segments.ids.len();
-        chunk.segments.push(&vec![0; filler]);
+/// At most `most` shares of nearly equal size: the longest document first, each to the share that has least. Documents
+/// keep their order within a share, and shares that of their first documents.
+fn share_out(documents: &[(usize, Range<usize>)], most: usize) -> Vec<Vec<&(usize, Range<usize>)>> {
+    let mut order: Vec<usize> = (0..documents.len()).collect();
+    order.sort_by_key(|&i| (std::cmp::Reverse(documents[i].1.len()), i));
+    let mut shares: Vec<(usize, Vec<usize>)> = vec![(0, Vec::new()); most];
+    for i in order {
+        if let Some((size, share)) = shares.iter_mut().min_by_key(|(size, _)| *size) {
+            *size += documents[i].1.len();
+            share.push(i);
+        }
     }
-    labels.clear();
+    let mut shares: Vec<Vec<usize>> = shares.into_iter().map(|(_, share)| share).filter(|s| !s.is_empty()).collect();
+    shares.iter_mut().for_each(|share| share.sort_unstable());
+    shares.sort_unstable();
+    shares.into_iter().map(|share| share.into_iter().map(|i| &documents[i]).collect()).collect()
 }
 
 fn list(column: &ArrayRef, row: usize) -> std::result::Result<ArrayRef, String> {
@@ -317,6 +325,22 @@ mod tests {
         );
         assert!(chunks[1].target_documents().all(|document| document == 2));
         places.for_each(|(&row, &id)| assert_eq!(chunks[0].segments.ids[row as usize + 1], id));
+    }
+
+    #[test]
+    fn shares_are_even_and_keep_their_order() {
+        let sizes = [45, 40, 20, 21, 3];
+        let documents: Vec<(usize, Range<usize>)> = sizes.iter().enumerate().map(|(i, n)| (i, 0..*n)).collect();
+        let of = |most: usize| -> Vec<Vec<usize>> {
+            share_out(&documents, most)
+                .iter()
+                .map(|share| share.iter().map(|(_, tokens)| tokens.len()).collect())
+                .collect()
+        };
+        assert_eq!(of(2), [vec![45, 20], vec![40, 21, 3]]);
+        assert_eq!(of(1), [sizes.to_vec()]);
+        assert_eq!(of(9).len(), 5);
+        assert!(share_out(&[], 2).is_empty());
     }
 
     #[test]

@@ -65,7 +65,7 @@ impl Task for Eval {
     }
 
     fn version(&self) -> String {
-        format!("1+{}", pipe_job::NUMERICS)
+        format!("2+{}", pipe_job::NUMERICS)
     }
 
     fn params(&self) -> Value {

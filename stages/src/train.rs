@@ -64,7 +64,7 @@ impl Task for Train {
     }
 
     fn version(&self) -> String {
-        format!("4+{}", pipe_job::NUMERICS)
+        format!("5+{}", pipe_job::NUMERICS)
     }
 
     fn params(&self) -> Value {

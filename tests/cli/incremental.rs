@@ -398,6 +398,21 @@ fn why_names_the_cause_in_one_line_and_the_chain_below() {
     assert!(why(&["ingest.docker"]).stdout.contains("cached  unchanged"));
 }
 
+#[test]
+fn why_compares_a_new_dataset_with_no_other_and_a_renamed_one_with_itself() {
+    let project = ran_once();
+    project.write("more.jsonl", &rows(40..50));
+    project.edit("recipe.yml", "val_set_size", "  - path: more.jsonl\n    type: alpaca\n    label: more\nval_set_size");
+    assert_eq!(project.run(&["--until", "ingest"]).code, 0);
+    let said = project.pipe(&["why", "recipe.yml", "clean.more"]).stdout;
+    assert!(said.contains("clean.more runs  it has not run yet"), "{said}");
+    assert_eq!(project.run(&[]).code, 0);
+    project.edit("recipe.yml", "label: more", "label: other");
+    project.edit("more.jsonl", "list the 41 running", "list the 41 stopped");
+    let said = project.pipe(&["why", "recipe.yml", "ingest.other"]).stdout;
+    assert!(said.contains("more.jsonl changed"), "{said}");
+}
+
 fn overwrite(file: &Path, bytes: &[u8]) {
     std::fs::remove_file(file).unwrap();
     std::fs::write(file, bytes).unwrap();

@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod broken;
+mod mutated;
 mod placed;
 mod unfriendly;
 
