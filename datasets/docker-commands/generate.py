@@ -18,7 +18,9 @@ from slots import CLOSED, OPEN, pool
 HERE = Path(__file__).resolve().parent
 SEED = "docker-commands 1"
 TEST_ROWS = 5
-TRAIN_ROWS = (40, 46, 52)  # of a kind with no, one, or more slots: what has to be copied takes more seeing
+TRAIN_ROWS = (34, 40, 46)  # of a kind with no, one, or more slots: what has to be copied takes more seeing,
+ROWS_BY_SIBLING = 9  # and so does what has to be told from other kinds of the same command, such as run or ps,
+MOST_SIBLINGS = 3  # of which so many count
 MAX_WORDS = 30
 MAX_SHARED_VALUES = 0.3
 
@@ -43,6 +45,9 @@ class Kind:
         self.name = name
         self.command = command
         self.phrasings = {"train": [], "test": []}
+
+    def verb(self):
+        return self.command.split()[1]
 
 
 class Draws:
@@ -92,7 +97,7 @@ def rows(kinds, split, seen):
     """Rows of one split: each kind walks its phrasings in turn, with fresh slots, until it has its share."""
     table = []
     for kind in kinds:
-        made, wanted = 0, row_count(kind, split)
+        made, wanted = 0, row_count(kind, kinds, split)
         while made < wanted:
             text, wrap = kind.phrasings[split][made % len(kind.phrasings[split])]
             for attempt in range(200):
@@ -108,9 +113,12 @@ def rows(kinds, split, seen):
     return table
 
 
-def row_count(kind, split):
+def row_count(kind, kinds, split):
+    if split == "test":
+        return TEST_ROWS
     slots = len(set(SLOT.findall(kind.command)))
-    return TEST_ROWS if split == "test" else TRAIN_ROWS[min(slots, len(TRAIN_ROWS) - 1)]
+    siblings = sum(other.verb() == kind.verb() for other in kinds) - 1
+    return TRAIN_ROWS[min(slots, len(TRAIN_ROWS) - 1)] + ROWS_BY_SIBLING * min(siblings, MOST_SIBLINGS)
 
 
 def make_row(kind, text, wrap, split, draws):

@@ -19,7 +19,7 @@ use crate::{ModelError, Result};
 /// Chunks are filled up to a multiple of this many tokens.
 const ROUND: usize = 32;
 /// And of this in f32, where products of any size are taken as they come.
-const ROUND_WIDE: usize = 8;
+const ROUND_WIDE: usize = 4;
 
 /// All packs of a file.
 #[derive(Debug, Default)]

@@ -44,6 +44,8 @@ const KINDS_AND_UNITS: &[Case] = &[
     ("val_set_size: 0.1", "val_set_size: \"1.5\"", "21 out-of-range val_set_size 0.015"),
     ("sample_packing: true", "sample_packing: \"True\"", ""),
     ("sample_packing: true", "sample_packing: y", "23 wrong-type sample_packing true"),
+    ("sample_packing: true", "sample_packing: yess", "23 wrong-type sample_packing true"),
+    ("sample_packing: true", "sample_packing: offf", "23 wrong-type sample_packing false"),
     ("sample_packing: true", "sample_packing: [true]", "23 wrong-type sample_packing true"),
     ("num_epochs: 1", "num_epochs: [1, 2]", "26 wrong-type num_epochs 3"),
     ("    split: train", "    split: no", "20 wrong-type datasets[1].split \"no\""),
