@@ -34,14 +34,19 @@ fn head(opened: &Opened) -> String {
     lines.join("\n") + "\n"
 }
 
+/// Characters from which a plan's table has room for reasons.
+const ROOM_FOR_REASONS: usize = 60;
+
 fn table(states: &[NodeState], rows: &Rows, width: usize) -> String {
-    let mut table = Table::new(&[
+    let columns = [
         Column { head: "node", align: Align::Left, drop: 0 },
         Column { head: "state", align: Align::Left, drop: 0 },
-        Column { head: "rows", align: Align::Right, drop: 0 },
-        Column { head: "tokens", align: Align::Right, drop: 0 },
+        Column { head: "rows", align: Align::Right, drop: 1 },
+        Column { head: "tokens", align: Align::Right, drop: 2 },
         Column { head: "why", align: Align::Left, drop: 0 },
-    ]);
+    ];
+    let reasons = width >= ROOM_FOR_REASONS;
+    let mut table = Table::new(if reasons { &columns } else { &columns[..4] });
     for state in states {
         let own = |numbers: &std::collections::HashMap<String, Amount>| {
             numbers.get(state.node.as_str()).copied().map(amount).unwrap_or_default()
@@ -52,10 +57,10 @@ fn table(states: &[NodeState], rows: &Rows, width: usize) -> String {
         };
         table.row(vec![state.node.to_string(), word.to_string(), own(&rows.rows), own(&rows.node_tokens), why]);
     }
-    // Reasons give way to the window; names and numbers do not.
-    let lines = table.lines(usize::MAX);
+    // Reasons give way to the window; then whole columns of numbers.
+    let lines = table.lines(if reasons { usize::MAX } else { width });
     let coloured = lines.iter().enumerate().map(|(i, line)| {
-        let line = clip(line, width.max(40));
+        let line = clip(line, width);
         match i.checked_sub(1).and_then(|i| states.get(i)) {
             None => paint(DIM, line),
             Some(state) if state.state == State::Run => line.replacen(" run", &format!(" {}", paint(WARN, "run")), 1),

@@ -17,7 +17,7 @@ from slots import CLOSED, OPEN, pool
 
 HERE = Path(__file__).resolve().parent
 SEED = "docker-commands 1"
-TEST_ROWS = 5
+TEST_ROWS = 3
 TRAIN_ROWS = (34, 40, 46)  # of a kind with no, one, or more slots: what has to be copied takes more seeing,
 ROWS_BY_SIBLING = 9  # and so does what has to be told from other kinds of the same command, such as run or ps,
 MOST_SIBLINGS = 3  # of which so many count

@@ -71,6 +71,11 @@ fn the_plan_fits_eighty_columns_and_draws_graphs() {
     let table: Vec<&str> = text.lines().skip_while(|line| !line.starts_with("node")).collect();
     assert!(table.iter().all(|line| line.chars().count() <= 80), "{text}");
     assert!(table.iter().any(|line| line.starts_with("tokenize.docker  run")), "{text}");
+    // Where there is no room for reasons, numbers are shown whole or not at all.
+    let text = project.pipe_with(&["plan", "recipe.yml"], "COLUMNS", "40").stdout;
+    let narrow: Vec<&str> = text.lines().skip_while(|line| !line.starts_with("node")).take(table.len() / 3).collect();
+    assert!(narrow.iter().all(|line| line.chars().count() <= 40 && !line.contains('…')), "{text}");
+    assert!(narrow[0].contains("state") && !narrow[0].contains("why"), "{text}");
     let dot = project.pipe(&["plan", "recipe.yml", "--dot"]).stdout;
     assert!(
         dot.contains("\"ingest.docker\" [label=\"ingest.docker\\n~100 rows\"") && dot.contains("\"train\" -> \"eval\"")

@@ -112,7 +112,7 @@ fn shipped() -> Vec<String> {
 fn mutate(text: &mut String, random: &mut Random, all: &[String]) {
     let boundary = |text: &str, at: usize| (0..=at).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0);
     let mut lines: Vec<String> = text.split_inclusive('\n').map(str::to_string).collect();
-    let line = random.below(lines.len().max(1));
+    let (line, other) = (random.below(lines.len()), random.below(lines.len()));
     match random.below(10) {
         0 | 1 => {
             let at = random.below(text.len() + 1);
@@ -127,8 +127,8 @@ fn mutate(text: &mut String, random: &mut Random, all: &[String]) {
             return;
         }
         3 if !lines.is_empty() => drop(lines.remove(line)),
-        4 if !lines.is_empty() => lines.insert(line, lines[random.below(lines.len())].clone()),
-        5 if lines.len() > 1 => lines.swap(line, random.below(lines.len())),
+        4 if !lines.is_empty() => lines.insert(line, lines[other].clone()),
+        5 if lines.len() > 1 => lines.swap(line, other),
         6 if !lines.is_empty() => lines[line].insert_str(0, random.of(&[" ", "  ", "      ", "- ", "\t", "# "])),
         7 if !lines.is_empty() => {
             // Another value for the line's key.
@@ -136,8 +136,7 @@ fn mutate(text: &mut String, random: &mut Random, all: &[String]) {
             lines[line] = format!("{key}: {}\n", random.of(PIECES));
         }
         8 => {
-            let other = &all[random.below(all.len())];
-            let theirs: Vec<&str> = other.split_inclusive('\n').collect();
+            let theirs: Vec<&str> = all[random.below(all.len())].split_inclusive('\n').collect();
             let from = random.below(theirs.len());
             lines.extend(theirs[from..].iter().take(1 + random.below(6)).map(|line| line.to_string()));
         }
