@@ -72,6 +72,7 @@ fn targets_are_counted_as_peft_finds_them() {
 #[test]
 fn weights_that_are_trained_are_held_in_f32_whatever_the_arithmetic() {
     let mut full = train(json!({"kind": "full"}));
+    full["base"] = json!({"kind": "dense"});
     let wide = found(&full, Recompute::Nothing);
     full["compute"] = json!("bf16");
     let narrow = found(&full, Recompute::Nothing);
