@@ -85,6 +85,8 @@ pub(super) fn to_json(resolved: &Resolved) -> Value {
         Resolved::Bool(on) => Value::Bool(*on),
         Resolved::Int(n) => Value::from(*n),
         Resolved::Float(x) if *x == 0.0 => Value::from(0),
+        // JSON has no such number, and null would be another value.
+        Resolved::Float(x) if !x.is_finite() => Value::String(x.to_string()),
         Resolved::Float(x) => Value::from(*x),
         Resolved::Text(text) | Resolved::Disputed(text) => Value::String(text.clone()),
     }

@@ -54,6 +54,8 @@ const KINDS_AND_UNITS: &[Case] = &[
     ("path: org/more", "path: \"\"", "18 bad-value datasets[1].path alpaca"),
     ("lora_dropout: 0.05", "lora_dropout: 1.0", "7 out-of-range lora_dropout 0.05"),
     ("", "mix: {replay: {dataset: more, share: 1}}\n", "42 out-of-range mix.replay.share less than 1"),
+    ("", "adam_beta3: .nan\n", "42 unsupported-key adam_beta3 learning_rate"),
+    ("", "qat: -.inf\n", "42 unsupported-key qat load_in_4bit"),
     ("", "adam_beta2: \"1.0\"\n", "42 out-of-range adam_beta2 0.999"),
 ];
 
