@@ -82,8 +82,13 @@ fn place(problem: &Problem) -> String {
 
 /// One caret per character of the word at `column`.
 fn carets(line: &str, column: usize) -> String {
-    let rest = line.chars().skip(column.saturating_sub(1));
-    let word = rest.take_while(|c| !c.is_whitespace() && !matches!(c, ':' | ',' | '#')).count();
+    let rest: Vec<char> = line.chars().skip(column.saturating_sub(1)).collect();
+    // A colon within a word, as in `alpaca:chat`, does not end it.
+    let ends = |(i, c): (usize, &char)| match c {
+        ':' => rest.get(i + 1).is_none_or(|next| next.is_whitespace()),
+        c => c.is_whitespace() || matches!(c, ',' | '#'),
+    };
+    let word = rest.iter().enumerate().position(ends).unwrap_or(rest.len());
     "^".repeat(word.max(1))
 }
 
@@ -95,6 +100,8 @@ mod tests {
     fn carets_cover_the_word() {
         assert_eq!(carets("learning_rat: 1", 1), "^^^^^^^^^^^^");
         assert_eq!(carets("a: [x, y]", 8), "^^");
+        assert_eq!(carets("type: alpaca:chta # so", 7), "^^^^^^^^^^^");
+        assert_eq!(carets("datasets:", 1), "^^^^^^^^");
         assert_eq!(carets("", 5), "^");
     }
 
