@@ -10,17 +10,17 @@ use super::style::{BOLD, NOTE, paint};
 
 /// Prefixes of statistics and the words before their counts.
 const KINDS: [(&str, &str); 3] = [("dropped_", "dropped"), ("added_", "added"), ("redacted_", "redacted")];
-/// Statistics that are told as they are named.
-const PLAIN: [&str; 9] = [
-    "html",
-    "boilerplate",
-    "normalized",
-    "masked",
-    "contaminated",
-    "language_unsure",
-    "left_out",
-    "leaks_same_prompt",
-    "leaks_near_prompt",
+/// Other statistics, and the words after their counts.
+const PLAIN: [(&str, &str); 9] = [
+    ("html", "html"),
+    ("boilerplate", "boilerplate"),
+    ("normalized", "normalized"),
+    ("masked", "masked"),
+    ("contaminated", "contaminated"),
+    ("language_unsure", "language unsure"),
+    ("left_out", "left out"),
+    ("leaks_same_prompt", "of train ask what a held-out row asks"),
+    ("leaks_near_prompt", "of train ask nearly what a held-out row asks"),
 ];
 
 /// Labels of the datasets that are mixed, in the order in which pack reads them.
@@ -55,8 +55,8 @@ fn line(stats: &IndexMap<String, Value>, mixed: &[String]) -> String {
             parts.push(format!("{word} {}", counts.join(", ")));
         }
     }
-    let plain = PLAIN.iter().filter_map(|name| Some((name, stats.get(*name)?.as_u64().filter(|n| *n > 0)?)));
-    parts.extend(plain.map(|(name, n)| format!("{} {}", count(n), name.replace('_', " "))));
+    let plain = PLAIN.iter().filter_map(|(name, words)| Some((words, stats.get(*name)?.as_u64().filter(|n| *n > 0)?)));
+    parts.extend(plain.map(|(words, n)| format!("{} {words}", count(n))));
     parts.extend(stats.get("endpoint").map(bill));
     parts.extend(stats.get("mix").map(|mix| mix_line(mix, mixed)));
     parts.join("; ")
