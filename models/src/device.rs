@@ -59,8 +59,8 @@ static THREADS: AtomicUsize = AtomicUsize::new(0);
 
 /// Threads for libtorch and rayon; 0 means all cores.
 pub fn set_threads(threads: usize) {
+    let threads = if threads == 0 { cores() } else { threads };
     THREADS.store(threads, Ordering::Relaxed);
-    let threads = self::threads();
     tch::set_num_threads(threads as i32);
     // Fails only when a pool exists already, which then serves as well.
     let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
@@ -69,9 +69,13 @@ pub fn set_threads(threads: usize) {
 /// What [`set_threads`] was told, or the cores there are.
 pub fn threads() -> usize {
     match THREADS.load(Ordering::Relaxed) {
-        0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+        0 => cores(),
         told => told,
     }
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
 /// This process's high-water mark of resident memory, in bytes; 0 where the system does not tell.
