@@ -162,7 +162,7 @@ impl Activation {
 impl ModelConfig {
     /// Reads the configuration alone, from a folder's `config.json` or a GGUF file's metadata; weights may be absent.
     pub fn read(path: &Path) -> Result<Self, FilesError> {
-        if path.is_dir() { Self::from_json(&path.join("config.json")) } else { Self::from_gguf(&Gguf::open(path)?) }
+        if path.is_dir() { Self::from_json(&path.join("config.json")) } else { Self::from_gguf(&*Gguf::open(path)?) }
     }
 
     pub(crate) fn from_json(path: &Path) -> Result<Self, FilesError> {

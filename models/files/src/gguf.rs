@@ -2,7 +2,10 @@
 //!
 //! Layout: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>.
 
+use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use indexmap::IndexMap;
 
@@ -107,9 +110,48 @@ impl Value {
     }
 }
 
+/// What was opened last. Configuration, tokenizer and vocabulary are asked one after the other, and reading a hundred
+/// thousand token texts each time would be most of what a fully cached run does.
+static LAST: Mutex<Option<(Identity, Arc<Gguf>)>> = Mutex::new(None);
+
+/// A file as it is now: a replaced or rewritten one is another.
+#[derive(PartialEq, Eq)]
+struct Identity {
+    path: PathBuf,
+    device: u64,
+    inode: u64,
+    size: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl Identity {
+    fn of(path: &Path) -> Option<Self> {
+        let found = fs::metadata(path).ok()?;
+        Some(Self {
+            path: path.to_owned(),
+            device: found.dev(),
+            inode: found.ino(),
+            size: found.len(),
+            modified: (found.mtime(), found.mtime_nsec()),
+            changed: (found.ctime(), found.ctime_nsec()),
+        })
+    }
+}
+
 impl Gguf {
-    pub fn open(path: &Path) -> Result<Self, FilesError> {
-        Ok(Self::open_mapped(path)?.0)
+    /// Reads metadata and table, or takes them from memory if this file was the last one opened and is unchanged.
+    pub fn open(path: &Path) -> Result<Arc<Self>, FilesError> {
+        let identity = Identity::of(path);
+        let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+        if let (Some((known, gguf)), Some(identity)) = (last.as_ref(), &identity)
+            && known == identity
+        {
+            return Ok(gguf.clone());
+        }
+        let gguf = Arc::new(Self::open_mapped(path)?.0);
+        *last = identity.map(|identity| (identity, gguf.clone()));
+        Ok(gguf)
     }
 
     pub(crate) fn open_mapped(path: &Path) -> Result<(Self, Mapped), FilesError> {

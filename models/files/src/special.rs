@@ -74,7 +74,7 @@ impl TokenizerInfo {
 
     /// Reads a Hugging Face folder or a GGUF file; the weights are not touched.
     pub fn read(path: &Path) -> Result<Self, FilesError> {
-        if path.is_dir() { Folder::open(path)?.info() } else { Self::from_gguf(&Gguf::open(path)?) }
+        if path.is_dir() { Folder::open(path)?.info() } else { Self::from_gguf(&*Gguf::open(path)?) }
     }
 
     pub(crate) fn from_gguf(gguf: &Gguf) -> Result<Self, FilesError> {

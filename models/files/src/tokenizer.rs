@@ -22,7 +22,7 @@ pub fn tokenizer_json(path: &Path) -> Result<Vec<u8>, FilesError> {
     if let Some(file) = folder_file(path)? {
         return std::fs::read(&file).map_err(FilesError::read(&file));
     }
-    let description = describe(&Gguf::open(path)?)?;
+    let description = describe(&*Gguf::open(path)?)?;
     serde_json::to_vec(&description).map_err(|e| broken(path, e.to_string()))
 }
 

@@ -157,4 +157,10 @@ fn a_cut_gguf_is_reported_at_every_length() {
             other => panic!("{len}: {other:?}"),
         }
     }
+    // Read once while it is the same file, and anew when it is not.
+    std::fs::write(&cut, &bytes).unwrap();
+    let whole = Gguf::open(&cut).unwrap();
+    assert!(std::sync::Arc::ptr_eq(&whole, &Gguf::open(&cut).unwrap()));
+    std::fs::OpenOptions::new().write(true).open(&cut).unwrap().set_len(bytes.len() as u64 - 1).unwrap();
+    assert!(matches!(Gguf::open(&cut), Err(FilesError::Damaged { .. })));
 }

@@ -3,6 +3,7 @@
 //! Only small files are read, and none that is not there: a remote id is never asked.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use pipe_files::{Gguf, ModelConfig, ModelFiles, TokenizerInfo};
 
@@ -153,13 +154,13 @@ fn continued(facts: &mut Facts<'_>) {
 /// A tokenizer's files, searched for single tokens without reading them whole.
 enum Vocabulary {
     Folder(Vec<Vec<u8>>, PathBuf),
-    Gguf(Box<Gguf>, PathBuf),
+    Gguf(Arc<Gguf>, PathBuf),
 }
 
 impl Vocabulary {
     fn open(path: &Path) -> Option<Vocabulary> {
         if path.is_file() {
-            return Gguf::open(path).ok().map(|gguf| Vocabulary::Gguf(Box::new(gguf), path.to_path_buf()));
+            return Gguf::open(path).ok().map(|gguf| Vocabulary::Gguf(gguf, path.to_path_buf()));
         }
         let main = std::fs::read(path.join("tokenizer.json")).ok()?;
         let more = ["added_tokens.json", "tokenizer_config.json"];
