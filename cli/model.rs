@@ -80,7 +80,7 @@ fn of_recipe(recipe: &Path, found: &Inspected) -> Result<Use, Failure> {
         None | Some(pipe_stages::recipe::Checkpointing::Off) => Recompute::Nothing,
         Some(_) => Recompute::Layers,
     };
-    let tokens = Tokens { sequence_len: opened.recipe.sequence_len.unwrap_or(512), longest_row: None, recompute };
+    let tokens = Tokens { sequence_len: opened.recipe.sequence_len.unwrap_or(512), fullest: None, recompute };
     let estimate = memory::estimate(&found.path, "", &train, tokens);
     let estimate = estimate.ok_or_else(|| Failure::invalid("the model's configuration cannot be read"))?;
     let shape = Shape::read(&found.path);

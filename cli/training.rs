@@ -9,7 +9,7 @@ use pipe_engine::state::{NodeState, State};
 use pipe_stages::compile::{EvalPoints, base_model};
 use pipe_stages::memory::{self, Estimate, Recompute, Tokens};
 use pipe_stages::recipe::Checkpointing;
-use pipe_stages::size;
+use pipe_stages::size::{self, Fullest};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
@@ -101,12 +101,13 @@ fn estimate(opened: &Opened, states: &[NodeState], rows: &Rows, train: &Value) -
     let model = base_model(recipe, &opened.project)?;
     let packs = states.iter().find(|state| state.node.as_str() == "pack.train" && state.state == State::Cached);
     let packed = packs.and_then(|state| state.output.as_ref()).map(|folder| folder.join("packs.parquet"));
-    let exact = packed.and_then(|file| size::longest_row(&file));
+    let sequence_len = recipe.sequence_len.unwrap_or(512);
     // Row lengths vary widely around their mean; the longest is taken to be some times as long.
-    let guessed = rows.tokens_per_row.map(|mean| (mean * 5.0) as u64);
+    let guessed =
+        rows.tokens_per_row.map(|mean| Fullest { row: ((mean * 5.0) as u64).min(sequence_len), pack: sequence_len });
     let tokens = Tokens {
-        sequence_len: recipe.sequence_len.unwrap_or(512),
-        longest_row: exact.or(guessed),
+        sequence_len,
+        fullest: packed.and_then(|file| size::fullest(&file)).or(guessed),
         recompute: match recipe.gradient_checkpointing {
             None | Some(Checkpointing::Off) => Recompute::Nothing,
             Some(_) => Recompute::Layers,

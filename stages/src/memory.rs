@@ -14,6 +14,8 @@ use serde_json::Value;
 
 pub use shape::Shape;
 
+use crate::size::Fullest;
+
 /// Bytes by purpose.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Estimate {
@@ -46,8 +48,8 @@ pub struct Estimate {
 #[derive(Clone, Copy, Debug)]
 pub struct Tokens {
     pub sequence_len: u64,
-    /// The longest row, if it is known; else any row may fill a sequence.
-    pub longest_row: Option<u64>,
+    /// The longest row and the fullest pack, if they are known; else any row may fill a sequence.
+    pub fullest: Option<Fullest>,
     pub recompute: Recompute,
 }
 
@@ -82,8 +84,9 @@ pub fn estimate(model: &Path, id: &str, train: &Value, tokens: Tokens) -> Option
 fn of_shape(shape: &Shape, train: &Value, tokens: Tokens) -> Estimate {
     let width = width(train);
     let micro = train.pointer("/batching/micro_batch").and_then(Value::as_u64).unwrap_or(1).max(1);
-    let longest = tokens.longest_row.unwrap_or(tokens.sequence_len).min(tokens.sequence_len);
-    let chunk = CHUNK_TOKENS.max(longest).min(micro * tokens.sequence_len);
+    let full = Fullest { row: tokens.sequence_len, pack: tokens.sequence_len };
+    let fullest = tokens.fullest.unwrap_or(full);
+    let chunk = CHUNK_TOKENS.max(fullest.row).min(micro * fullest.pack);
     let trained = trained(shape, train);
     let kept = trained.adapter + trained.base;
     let unpacked = if is_dense(train) || held_dense(shape, train, width) { 0 } else { shape.largest_module() * width };

@@ -44,18 +44,27 @@ pub fn of(dataset: &Dataset, project: &Project) -> Option<Size> {
     Some(Size { rows, tokens_per_row: tokens / rows.max(1) as f64 })
 }
 
-/// Tokens of the longest row in a table of packs, read exactly.
-pub fn longest_row(packs: &Path) -> Option<u64> {
+/// Tokens of the longest row and of the fullest pack in a table of packs, read exactly.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fullest {
+    pub row: u64,
+    pub pack: u64,
+}
+
+/// The longest row and the fullest pack of the table at `packs`; `None` where it cannot be read or is empty.
+pub fn fullest(packs: &Path) -> Option<Fullest> {
     row_count(packs).ok()?;
-    let mut longest = 0;
+    let mut fullest = Fullest { row: 0, pack: 0 };
     for batch in batches(packs, &["lengths"], 1024).ok()? {
         let batch = batch.ok()?;
         let lengths = list_column(&batch, "lengths").ok()?;
         for row in 0..batch.num_rows() {
-            longest = longest.max(crate::rows::int_list(lengths, row).ok()?.iter().copied().max().unwrap_or(0));
+            let lengths = crate::rows::int_list(lengths, row).ok()?.iter().filter_map(|&n| u64::try_from(n).ok());
+            fullest.row = fullest.row.max(lengths.clone().max().unwrap_or(0));
+            fullest.pack = fullest.pack.max(lengths.sum());
         }
     }
-    u64::try_from(longest).ok().filter(|longest| *longest > 0)
+    (fullest.pack > 0).then_some(fullest)
 }
 
 fn one(path: &Path) -> Option<Size> {

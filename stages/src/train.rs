@@ -92,7 +92,7 @@ impl Task for Train {
     fn memory_bytes(&self, inputs: &IndexMap<String, PathBuf>) -> u64 {
         let tokens = Tokens {
             sequence_len: self.sequence_len,
-            longest_row: inputs.get("train").and_then(|packs| size::longest_row(packs)),
+            fullest: inputs.get("train").and_then(|packs| size::fullest(packs)),
             recompute: match self.recompute {
                 Recompute::Nothing => memory::Recompute::Nothing,
                 Recompute::Layers(_) => memory::Recompute::Layers,

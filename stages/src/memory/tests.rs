@@ -19,7 +19,7 @@ fn lora(targets: Value) -> Value {
 
 fn found(train: &Value, recompute: Recompute) -> Estimate {
     let model = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/tiny-llama"));
-    estimate(model, "tiny", train, Tokens { sequence_len: 128, longest_row: None, recompute }).unwrap()
+    estimate(model, "tiny", train, Tokens { sequence_len: 128, fullest: None, recompute }).unwrap()
 }
 
 #[test]
@@ -87,4 +87,16 @@ fn weights_that_are_trained_are_held_in_f32_whatever_the_arithmetic() {
     assert_eq!(narrow.activations_bytes, halved + narrow.parameters * 2);
     let recomputed = found(&full, Recompute::Layers);
     assert!(recomputed.activations_bytes < narrow.activations_bytes);
+}
+
+#[test]
+fn stored_packs_tell_how_many_tokens_go_together() {
+    let model = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/tiny-llama"));
+    let train = train(lora(json!({"kind": "all_linear"})));
+    let chunk = |row: u64, pack: u64| {
+        let tokens = Tokens { sequence_len: 2048, fullest: Some(Fullest { row, pack }), recompute: Recompute::Nothing };
+        estimate(model, "tiny", &train, tokens).unwrap().chunk_tokens
+    };
+    // One short pack, short rows in full packs, a row longer than a chunk.
+    assert_eq!((chunk(412, 412), chunk(100, 2000), chunk(1500, 2000)), (412, 512, 1500));
 }

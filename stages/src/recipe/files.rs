@@ -2,6 +2,7 @@
 
 use super::checks::Facts;
 use super::dataset::{Dataset, Role, is_builder};
+use super::training::Resume;
 use crate::fetch::{Address, HubKind};
 use crate::ingest::files;
 use crate::project::{Place, is_hub_id};
@@ -22,6 +23,7 @@ pub(super) fn check(facts: &mut Facts<'_>) {
             address(facts, key, path, HubKind::Model, revision);
         }
     }
+    checkpoint(facts);
     if let Some(clean) = &recipe.clean {
         if let Some(path) = &clean.profanity_list {
             one(facts, "clean.profanity_list", path, "list");
@@ -57,6 +59,23 @@ pub(super) fn check(facts: &mut Facts<'_>) {
             rows(facts, &at, dataset, role);
         }
     }
+}
+
+/// The checkpoint to go on from is always a folder of this machine.
+fn checkpoint(facts: &mut Facts<'_>) {
+    let Some(Resume::Folder(folder)) = &facts.recipe.resume_from_checkpoint else { return };
+    let looked = facts.project.resolve(folder);
+    if looked.is_dir() || !facts.sound(&["resume_from_checkpoint"]) {
+        return;
+    }
+    let message = format!(
+        "`resume_from_checkpoint`: there is no folder at `{}` (relative paths start at {}); without the key a run goes on \
+         from its own newest checkpoint",
+        looked.display(),
+        facts.project.root.display()
+    );
+    let near = similar(&looked).map_or("true".to_string(), |name| sibling(folder, &name));
+    facts.error("missing-file", "resume_from_checkpoint", message, Some(near));
 }
 
 /// Splits, configurations and files of a dataset that is on this machine.

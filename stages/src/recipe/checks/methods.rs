@@ -1,7 +1,7 @@
 //! What is trained: adapters and their starts, or some of the base's own weights.
 
 use super::Facts;
-use crate::recipe::{AdapterName, InitLoraWeights, Recipe, SchedulerName};
+use crate::recipe::{AdapterName, InitLoraWeights, Recipe, SchedulerName, suggest};
 
 pub(super) fn check(facts: &mut Facts<'_>) {
     if facts.recipe.train == Some(false) {
@@ -9,6 +9,7 @@ pub(super) fn check(facts: &mut Facts<'_>) {
     }
     starts(facts);
     parts(facts);
+    whole(facts);
     rates(facts);
 }
 
@@ -101,5 +102,25 @@ fn rates(facts: &mut Facts<'_>) {
             message,
             Some("lr_scheduler_kwargs: {min_lr_rate: 0.1}".to_string()),
         );
+    }
+}
+
+/// Modules that the worker can train whole beside an adapter.
+const WHOLE: [&str; 2] = ["model.embed_tokens", "lm_head"];
+
+/// Names in `lora_modules_to_save` end a module's name, as in PEFT.
+fn whole(facts: &mut Facts<'_>) {
+    let key = "lora_modules_to_save";
+    if facts.recipe.adapter.is_none() || !facts.sound(&[key]) {
+        return;
+    }
+    for (i, name) in facts.recipe.lora_modules_to_save.iter().flatten().enumerate() {
+        if WHOLE.iter().any(|module| pipe_files::is_named(module, name)) {
+            continue;
+        }
+        let near = suggest::word(name, &["embed_tokens".to_string(), "lm_head".to_string()]);
+        let message = format!("`{name}` cannot be trained whole beside an adapter; embed_tokens and lm_head can");
+        let remedy = near.unwrap_or_else(|| "embed_tokens, lm_head".to_string());
+        facts.error("no-module", &format!("{key}[{i}]"), message, Some(remedy));
     }
 }

@@ -73,16 +73,18 @@ fn weights(facts: &mut Facts<'_>, model: &Path) {
 
 /// Rotary positions go a little beyond what a model was made for, as Axolotl lets them; not far.
 fn length(facts: &mut Facts<'_>, config: &ModelConfig) {
-    let (Some(asked), most) = (facts.recipe.sequence_len, config.max_positions as u64) else { return };
-    if asked <= most || !facts.sound(&["sequence_len"]) {
-        return;
-    }
-    let message = format!("`sequence_len` is {asked}, and the model was made for {most} tokens");
-    if asked > 2 * most {
-        facts.error("unfit-value", "sequence_len", message, Some(format!("at most {most}")));
-    } else {
-        let message = format!("{message}; what lies beyond, it has never seen");
-        facts.warning("out-of-range", "sequence_len", message, Some(format!("{most}")));
+    let most = config.max_positions as u64;
+    for (key, asked) in
+        [("sequence_len", facts.recipe.sequence_len), ("eval_sequence_len", facts.recipe.eval_sequence_len)]
+    {
+        let Some(asked) = asked.filter(|asked| *asked > most && facts.sound(&[key])) else { continue };
+        let message = format!("`{key}` is {asked}, and the model was made for {most} tokens");
+        if asked > 2 * most {
+            facts.error("unfit-value", key, message, Some(format!("at most {most}")));
+        } else {
+            let message = format!("{message}; what lies beyond, it has never seen");
+            facts.warning("out-of-range", key, message, Some(format!("{most}")));
+        }
     }
 }
 

@@ -67,6 +67,7 @@ fn a_model_whose_weights_are_of_another() {
 fn rows_longer_than_the_model() {
     assert_placed("sequence_len: 4096\n", &["unfit-value sequence_len -> at most 1024"]);
     assert_placed("sequence_len: 2048\n", &["~out-of-range sequence_len -> 1024"]);
+    assert_placed("eval_sequence_len: 4096\n", &["unfit-value eval_sequence_len -> at most 1024"]);
 }
 
 #[test]
@@ -76,6 +77,20 @@ fn targets_that_match_no_module() {
     let gpt = placed(CONFIG, "lora_target_linear: false\nlora_target_modules: [c_attn]\n");
     assert_eq!(gpt.len(), 1);
     assert!(gpt[0].starts_with("no-module lora_target_modules[0] -> ") && gpt[0].contains("q_proj"), "{gpt:?}");
+}
+
+#[test]
+fn modules_that_cannot_be_trained_whole() {
+    assert_placed("lora_modules_to_save: [model.embed_tokens, lm_head]\n", &[]);
+    assert_placed("lora_modules_to_save: [lm_heads]\n", &["no-module lora_modules_to_save[0] -> lm_head"]);
+    assert_placed("lora_modules_to_save: [norm]\n", &["no-module lora_modules_to_save[0] -> embed_tokens, lm_head"]);
+}
+
+#[test]
+fn a_checkpoint_that_is_not_there() {
+    assert_placed("resume_from_checkpoint: adapter\n", &[]);
+    assert_placed("resume_from_checkpoint: adaptr\n", &["missing-file resume_from_checkpoint -> adapter"]);
+    assert_placed("resume_from_checkpoint: out/checkpoint-9\n", &["missing-file resume_from_checkpoint -> true"]);
 }
 
 #[test]
