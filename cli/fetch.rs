@@ -4,11 +4,11 @@ use std::path::PathBuf;
 
 use clap::Args;
 use pipe_engine::problem::{Problem, Severity};
-use pipe_engine::state::NodeState;
+use pipe_engine::state::{self, NodeState, Selection};
 use pipe_engine::task::Cancel;
 use pipe_engine::why::{Cause, CauseKind};
 use pipe_stages::fetch::{
-    Brought, FetchError, FetchKind, Fetcher, HubKind, Look, Missing, Need, Source, shown_size, sources,
+    Brought, FetchError, FetchKind, Fetcher, HubKind, Look, Missing, Need, Source, shown_size, sources, without_weights,
 };
 use serde_json::{Value, json};
 
@@ -60,10 +60,16 @@ pub fn fetch(args: &FetchArgs) -> Outcome {
     Ok(())
 }
 
-/// The recipe with everything it names on this machine; nothing is asked when it is.
-pub fn ensure(args: &RecipeArgs, opened: Opened, quiet: bool) -> Result<Opened, Failure> {
+/// Stages that read a model's weights.
+const READ_WEIGHTS: [&str; 5] = ["train", "eval", "convert", "merge", "quantize"];
+
+/// The recipe with everything on this machine that the selected nodes read; nothing is asked when it is.
+pub fn ensure(args: &RecipeArgs, opened: Opened, selection: &Selection, quiet: bool) -> Result<Opened, Failure> {
     let mut fetched = false;
-    for source in sources(&opened.recipe, &opened.project) {
+    let wanted = state::wanted(&opened.plan, selection).map_err(|error| open::unknown_node(&error))?;
+    let weights = wanted.iter().any(|node| READ_WEIGHTS.contains(&node.stage()));
+    let all = sources(&opened.recipe, &opened.project);
+    for source in if weights { all } else { without_weights(all) } {
         if source.missing(&opened.project).is_some() {
             bring(&opened, &source, Look::Once, quiet)?;
             fetched = true;

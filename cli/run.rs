@@ -80,7 +80,7 @@ pub fn run(args: RunArgs) -> Outcome {
     }
     let remote = remote(&args)?;
     let opened = if args.quiet || args.json { open::open_quietly(&args.recipe)?.0 } else { open::open(&args.recipe)? };
-    let opened = fetch::ensure(&args.recipe, opened, args.quiet)?;
+    let opened = fetch::ensure(&args.recipe, opened, &args.selection.selection(), args.quiet)?;
     let store = opened.store()?;
     let display = Display::of(&args, opened.recipe.logging_steps.unwrap_or(1));
     let recorder = Arc::new(Recorder::new(display.sink()));

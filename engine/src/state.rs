@@ -141,6 +141,16 @@ fn demand(plan: &Plan, ends: &HashSet<usize>, states: &mut [NodeState]) {
     }
 }
 
+/// The nodes that a selection may run, in the plan's order.
+///
+/// # Errors
+/// A selector names no node.
+pub fn wanted(plan: &Plan, selection: &Selection) -> Result<Vec<NodeName>, UnknownNode> {
+    let wanted = resolve(plan, selection)?.wanted;
+    let nodes = plan.nodes().iter().enumerate().filter(|(i, _)| wanted.contains(i));
+    Ok(nodes.map(|(_, node)| node.name.clone()).collect())
+}
+
 /// Which nodes a selection wants and forces.
 pub(crate) fn resolve(plan: &Plan, selection: &Selection) -> Result<Wanted, UnknownNode> {
     let position = |name: &NodeName| plan.position(name).unwrap_or_default();

@@ -32,7 +32,7 @@ const FEWEST_TOKENS: usize = 64;
 pub fn run(job: &TrainJob, events: &Events) -> Result<()> {
     let packs = Packs::open(&job.train)?;
     let val = job.val.as_deref().map(Packs::open).transpose()?;
-    let plan = Steps::new(&job.batching, packs.len(), job.seed)?;
+    let plan = Steps::new(&job.batching, (0..packs.len()).map(|pack| packs.tokens(pack)).collect(), job.seed)?;
     let Prepared { mut decoder, parameters, adapter } = prepare(job, events)?;
     packs.check_vocabulary(decoder.config.vocab)?;
     if let Some(val) = &val {

@@ -10,7 +10,7 @@ use arrow::array::{ArrayRef, Int32Builder, ListBuilder, RecordBatch};
 use parquet::arrow::ArrowWriter;
 use pipe_job::{
     Adapter, BaseWeights, Batching, Compute, EvalPoints, Event, Lora, Metric, ModelSource, Optimizer, OptimizerKind,
-    Recompute, SavePoints, Schedule, ScheduleKind, Stopping, TrainJob, Warmup,
+    Order, Recompute, SavePoints, Schedule, ScheduleKind, Stopping, TrainJob, Warmup,
 };
 use pipe_models::events::Events;
 use pipe_models::{ModelError, train};
@@ -71,7 +71,7 @@ fn job(dir: &Path) -> TrainJob {
             accumulation: number("window") as usize,
             epochs: 1.0,
             max_steps: Some(number("steps") as u64),
-            shuffle: false,
+            order: Order::Stored,
         },
         optimizer: Optimizer {
             kind: OptimizerKind::AdamW,
@@ -192,7 +192,7 @@ fn an_interrupted_run_ends_as_an_uninterrupted_one() {
     job.model.adapter = None;
     job.model.base = BaseWeights::Nf4 { double_quant: true };
     job.model.compute = Compute::Bf16;
-    job.batching.shuffle = true;
+    job.batching.order = Order::Shuffled;
     if let Adapter::Lora(lora) = &mut job.adapter {
         lora.dropout = 0.1;
     }

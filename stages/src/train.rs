@@ -64,7 +64,7 @@ impl Task for Train {
     }
 
     fn version(&self) -> String {
-        format!("5+{}", pipe_job::NUMERICS)
+        format!("6+{}", pipe_job::NUMERICS)
     }
 
     fn params(&self) -> Value {

@@ -104,6 +104,13 @@ fn a_model_on_a_hub_gives_its_tokenizer_without_its_weights() {
     let seen = hub.seen();
     assert!(paths(&seen).contains(&"/org/tiny/resolve/m1/tokenizer.json"), "{:?}", paths(&seen));
     assert!(paths(&seen).iter().all(|path| !path.ends_with("safetensors")), "{:?}", paths(&seen));
+    // A recipe that trains fetches them when it comes to that, not before.
+    project.edit("recipe.yml", "train: false", "adapter: lora\nlora_r: 4\nlora_alpha: 8\nlora_target_linear: true\nmicro_batch_size: 1\ngradient_accumulation_steps: 1\nlearning_rate: 1e-3");
+    let until = project.run_among(&["--until", "pack"], &hub.environment());
+    assert_eq!((until.code, until.executed), (0, set(&[])));
+    assert!(paths(&hub.seen()).iter().all(|path| !path.ends_with("safetensors")));
+    let said = project.pipe_among(&["run", "recipe.yml", "--until", "packs"], &hub.environment());
+    assert!(said.code == 2 && hub.seen().is_empty(), "{}", said.stderr);
     let local = Project::with_data_recipe();
     let packs = |project: &Project, ran: &Ran| project.output(ran, "pack.train").file_name().unwrap().to_owned();
     assert_eq!(packs(&project, &ran), packs(&local, &local.run(&[])));

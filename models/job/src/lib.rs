@@ -15,7 +15,9 @@ pub use adapter::{Adapter, Freeze, Init, Lora, Targets};
 pub use event::{Event, Metric};
 pub use model::{ChatJob, EvalJob, Generation, MergeBase, MergeJob, ModelSource, QuantizeJob, WeightType};
 pub use optimizer::{LoraPlus, Optimizer, OptimizerKind, Schedule, ScheduleKind, Warmup};
-pub use train::{BaseWeights, Batching, Compute, EvalPoints, Recompute, SavePoints, Stopping, TrainJob, Watchdog};
+pub use train::{
+    BaseWeights, Batching, Compute, EvalPoints, Order, Recompute, SavePoints, Stopping, TrainJob, Watchdog,
+};
 
 use serde::{Deserialize, Serialize};
 

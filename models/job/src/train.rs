@@ -72,8 +72,20 @@ pub struct Batching {
     pub accumulation: usize,
     pub epochs: f64,
     pub max_steps: Option<u64>,
-    /// Shuffle packs anew each epoch, from the seed; otherwise stored order.
-    pub shuffle: bool,
+    pub order: Order,
+}
+
+/// The order of packs within an epoch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Order {
+    /// As they are stored.
+    #[default]
+    Stored,
+    /// Shuffled anew each epoch, from the seed.
+    Shuffled,
+    /// Shuffled, then sorted by length within stretches of some batches, as transformers' `LengthGroupedSampler` does it.
+    ByLength,
 }
 
 /// When to evaluate during training.

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use pipe_job::{
-    Adapter, BaseWeights, EvalPoints, Freeze, Init, Lora, LoraPlus, OptimizerKind, Stopping, TrainJob, Watchdog,
+    Adapter, BaseWeights, EvalPoints, Freeze, Init, Lora, LoraPlus, OptimizerKind, Order, Stopping, TrainJob, Watchdog,
 };
 use pipe_models::ModelError;
 use pipe_models::tensors::{read_tensors, write_tensors};
@@ -221,7 +221,7 @@ fn a_resumed_run_equals_a_whole_one_in_every_part_of_its_state() {
     job.adapter = Adapter::Lora(Lora { r: 64, dropout: 0.1, dora: true, ..Lora::default() });
     job.optimizer.kind = OptimizerKind::AdamW8bit;
     job.optimizer.lr = 5e-2;
-    job.batching.shuffle = true;
+    job.batching.order = Order::Shuffled;
     (job.eval, job.save.every) = (EvalPoints::EverySteps(1), EvalPoints::EverySteps(3));
     job.save.keep = 2;
     job.stopping = Stopping { patience: Some(4), best: true };

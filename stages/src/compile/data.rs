@@ -244,7 +244,10 @@ fn uses_template(dataset: &Dataset) -> bool {
 pub fn tokenizer_path(recipe: &Recipe, project: &Project, model: Option<&BaseModel>) -> Option<PathBuf> {
     match &recipe.tokenizer_config {
         Some(path) => Some(project.model(path, None, Need::Tokenizer)),
-        None => model.map(|model| model.path.clone()),
+        // Its tokenizer may be here before its weights are.
+        None => model
+            .and(recipe.base_model.as_deref())
+            .map(|written| project.model(written, recipe.model_revision.as_deref(), Need::Tokenizer)),
     }
 }
 

@@ -6,7 +6,8 @@ use indexmap::IndexMap;
 use pipe_engine::problem::Problem;
 use pipe_job::{
     Adapter, BaseWeights, Batching, Compute, EvalPoints, Freeze, Init, Lora, LoraPlus, MergeBase, Optimizer,
-    OptimizerKind, Recompute, SavePoints, Schedule, ScheduleKind, Stopping, Targets, Warmup, Watchdog, WeightType,
+    OptimizerKind, Order, Recompute, SavePoints, Schedule, ScheduleKind, Stopping, Targets, Warmup, Watchdog,
+    WeightType,
 };
 
 use super::{Machine, continued, data};
@@ -257,7 +258,11 @@ fn batching(recipe: &Recipe) -> Batching {
         accumulation: accumulation as usize,
         epochs: recipe.num_epochs.unwrap_or(1.0),
         max_steps: recipe.max_steps,
-        shuffle: !in_order,
+        order: match in_order {
+            _ if recipe.group_by_length == Some(true) => Order::ByLength,
+            true => Order::Stored,
+            false => Order::Shuffled,
+        },
     }
 }
 

@@ -160,6 +160,16 @@ pub fn sources<'a>(recipe: &'a Recipe, project: &Project) -> Vec<Source<'a>> {
     found
 }
 
+/// The sources of nodes that read no weights: tokenizers and rows.
+pub fn without_weights<'a>(sources: Vec<Source<'a>>) -> Vec<Source<'a>> {
+    let lighter = |source: Source<'a>| match source.what {
+        What::Model(Need::Weights) if source.key == "lora_model_dir" => None,
+        What::Model(_) => Some(Source { what: What::Model(Need::Tokenizer), ..source }),
+        _ => Some(source),
+    };
+    sources.into_iter().filter_map(lighter).collect()
+}
+
 impl Source<'_> {
     /// What has to be fetched before it can be read; nothing when all of it is here.
     pub fn missing(&self, project: &Project) -> Option<Missing> {

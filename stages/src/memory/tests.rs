@@ -8,7 +8,7 @@ fn train(adapter: Value) -> Value {
         "adapter": adapter,
         "base": {"kind": "nf4", "double_quant": true},
         "compute": "f32",
-        "batching": {"micro_batch": 1, "accumulation": 1, "epochs": 1.0, "max_steps": null, "shuffle": true},
+        "batching": {"micro_batch": 1, "accumulation": 1, "epochs": 1.0, "max_steps": null, "order": "shuffled"},
         "optimizer": {"kind": "adam_w", "lr": 1e-3},
     })
 }

@@ -92,7 +92,7 @@ pub struct Recipe {
     /// Train the prompts as well as the answers.
     #[schemars(extend("default" = false))]
     pub train_on_inputs: Option<bool>,
-    /// Put rows of similar length in one batch.
+    /// Without packing: train rows of similar length in one step, the longest first, as transformers groups them.
     #[schemars(extend("default" = false))]
     pub group_by_length: Option<bool>,
 

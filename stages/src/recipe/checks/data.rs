@@ -94,11 +94,10 @@ fn packing(facts: &mut Facts<'_>) {
                 "packs are all of one length",
                 "group_by_length: false",
             );
-        } else if facts.sound(&["group_by_length", "sample_packing"]) {
-            let message =
-                "`group_by_length` is known from Axolotl and not supported here: rows are packed instead of grouped"
-                    .to_string();
-            facts.error("unserved", "group_by_length", message, Some("sample_packing: true".to_string()));
+        }
+        if recipe.curriculum_sampling == Some(true) {
+            let why = "rows are trained in the order of the data, or by length";
+            facts.conflict(["curriculum_sampling", "group_by_length"], why, "group_by_length: false");
         }
     }
     if recipe.eval_sample_packing == Some(true)

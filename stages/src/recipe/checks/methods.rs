@@ -49,18 +49,15 @@ fn starts(facts: &mut Facts<'_>) {
 
 fn parts(facts: &mut Facts<'_>) {
     let recipe = facts.recipe;
-    for (key, written) in [
-        ("unfrozen_parameters", recipe.unfrozen_parameters.as_ref().is_some_and(|list| !list.is_empty())),
-        ("unfrozen_layers", recipe.unfrozen_layers.is_some()),
-    ] {
-        if written && recipe.adapter.is_some() && facts.sound(&["adapter"]) {
-            let why = "Axolotl would freeze the adapter as well, whose weights it does not name, and train nothing";
-            let remedy = format!(
-                "remove `{key}`, or leave `adapter` blank; what is to be trained whole beside an adapter is named by \
-                 lora_modules_to_save"
-            );
-            facts.conflict(["adapter", key], why, &remedy);
-        }
+    let named = recipe.unfrozen_parameters.as_ref().is_some_and(|list| !list.is_empty());
+    let remedy = "lora_modules_to_save, which names what is trained whole beside an adapter";
+    if recipe.adapter.is_some() && named && facts.sound(&["adapter", "unfrozen_parameters"]) {
+        // Axolotl's own examples write both, to keep parts frozen that an adapter leaves frozen anyway.
+        let message = "`unfrozen_parameters` has no effect beside `adapter`: only the adapter is trained".to_string();
+        facts.warning("no-effect", "unfrozen_parameters", message, Some(remedy.to_string()));
+    }
+    if recipe.adapter.is_some() && recipe.unfrozen_layers.is_some() {
+        facts.conflict(["adapter", "unfrozen_layers"], "an adapter leaves the base's own weights frozen", remedy);
     }
     let lora = [
         "lora_modules_to_save",

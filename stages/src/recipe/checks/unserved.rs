@@ -7,15 +7,8 @@ use crate::recipe::{OptimizerName, QuantType};
 
 pub(super) fn check(facts: &mut Facts<'_>) {
     let recipe = facts.recipe;
-    let on = |flag: Option<bool>| flag == Some(true);
-    let switches = [
-        ("group_by_length", on(recipe.group_by_length), "rows are not grouped by length yet", "sample_packing: true"),
-        ("report", recipe.report.is_some(), "there is no report page yet", "no report section"),
-    ];
-    for (key, used, why, instead) in switches {
-        if used {
-            say(facts, key, why, instead);
-        }
+    if recipe.report.is_some() {
+        say(facts, "report", "there is no report page yet", "no report section");
     }
     optimizer(facts);
     evaluation(facts);

@@ -367,6 +367,7 @@ const SETTINGS_THAT_CONTRADICT_EACH_OTHER: &[Case] = &[
     ("", "fp16: true\nbf16: true\n", "43 duplicate-key bf16 bf16"),
     ("bf16: auto", "bf16: true\nfp16: true", "32 conflicting-keys fp16 fp16: false"),
     ("", "group_by_length: true\n", "42 conflicting-keys group_by_length group_by_length: false"),
+    ("sample_packing: true", "group_by_length: true", ""),
     ("", "test_datasets: [{path: org/test, type: alpaca}]\n", "42 conflicting-keys test_datasets split.val"),
     ("val_set_size: 0.1\n", "", "35 no-eval-data eval.metrics split.val"),
     (

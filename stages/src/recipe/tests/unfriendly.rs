@@ -99,7 +99,7 @@ fn keys_that_do_not_go_together() {
 const KEYS_THAT_DO_NOT_GO_TOGETHER: &[Case] = &[
     ("", "split: {val: 1.5}\n", "42 out-of-range split.val 0.015"),
     ("val_set_size: 0.1", "split: {val: 2.5, test: 0.1}", "21 out-of-range split.val 0.025"),
-    ("", "unfrozen_parameters: [lm_head]\n", "42 conflicting-keys unfrozen_parameters lora_modules_to_save"),
+    ("", "unfrozen_parameters: [lm_head]\n", "~42 no-effect unfrozen_parameters lora_modules_to_save"),
     ("adapter: qlora", "adapter: lora", ""),
     ("", "warmup_steps: 10\n", "42 conflicting-keys warmup_steps warmup_ratio"),
     ("", "early_stopping_patience: 3\n", ""),
