@@ -19,6 +19,7 @@ mod model;
 mod open;
 mod outputs;
 mod plan;
+mod process;
 mod quantize;
 mod recipes;
 mod report;
@@ -39,6 +40,7 @@ use args::{Cli, Command};
 use failure::{Failure, Kind, Outcome};
 
 fn main() -> ExitCode {
+    process::prepare();
     std::panic::set_hook(Box::new(tell_of_panic));
     let outcome =
         std::panic::catch_unwind(|| Cli::try_parse().map_err(Failure::from).and_then(|cli| dispatch(cli.command)));

@@ -43,6 +43,8 @@ pub struct Bpe {
     added: Added,
     plain_added: Added,
     byte_ids: [u32; 256],
+    /// Bytes that are no token, where there are any; texts with them are left to `tokenizers`.
+    lacking: Option<[bool; 256]>,
     /// Bytes that each token stands for.
     lengths: Vec<u32>,
     merges: Merges,
@@ -88,10 +90,9 @@ impl Bpe {
         let vocabulary = model.get("vocab")?.as_object()?;
         let id = |text: &str| vocabulary.get(text).and_then(Json::as_u64).and_then(|id| u32::try_from(id).ok());
         let letters = letters();
-        let mut byte_ids = [0; 256];
-        for (byte, slot) in byte_ids.iter_mut().enumerate() {
-            *slot = id(letters[byte].encode_utf8(&mut [0; 4]))?;
-        }
+        let found = letters.map(|letter| id(letter.encode_utf8(&mut [0; 4])));
+        let byte_ids = found.map(Option::unwrap_or_default);
+        let lacking = found.contains(&None).then(|| found.map(|id| id.is_none()));
         let bytes: HashMap<char, u8> = letters.iter().enumerate().map(|(byte, &letter)| (letter, byte as u8)).collect();
         let mut lengths = Vec::new();
         let mut whole = HashMap::new();
@@ -120,6 +121,7 @@ impl Bpe {
             added,
             plain_added,
             byte_ids,
+            lacking,
             lengths,
             merges: Merges::new(&pairs),
             whole,
@@ -131,7 +133,8 @@ impl Bpe {
     pub fn encode(&self, text: &str, literal: bool, scratch: &mut Scratch, out: &mut Vec<Token>) -> bool {
         let ours = text.is_ascii()
             || self.classes.agree(text.as_bytes()) && (!self.nfc || is_nfc_quick(text.chars()) == IsNormalized::Yes);
-        if !ours {
+        let lacks = |lacking: &[bool; 256]| text.bytes().any(|byte| lacking[usize::from(byte)]);
+        if !ours || self.lacking.as_ref().is_some_and(lacks) {
             return false;
         }
         let bytes = text.as_bytes();

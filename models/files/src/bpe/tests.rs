@@ -53,10 +53,15 @@ fn descriptions() -> Vec<Json> {
     let digits = json!({"type": "Digits", "individual_digits": true});
     let modern = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
     let split = json!({"type": "Split", "pattern": {"Regex": modern}, "behavior": "Isolated", "invert": false});
+    // As SmolLM2's: bytes that its corpus did not have are no tokens, and are dropped from a text.
+    let mut lacking = description(bytes(true), json!(null), false);
+    let vocab = lacking.pointer_mut("/model/vocab").unwrap().as_object_mut().unwrap();
+    [0x04, 0xc0, 0xf1].map(|byte: usize| vocab.remove(&letters()[byte].to_string()).unwrap());
     vec![
         description(bytes(true), json!(null), false),
         description(json!({"type": "Sequence", "pretokenizers": [digits, bytes(true)]}), json!(null), true),
         description(json!({"type": "Sequence", "pretokenizers": [split, bytes(false)]}), json!({"type": "NFC"}), false),
+        lacking,
     ]
 }
 
@@ -97,6 +102,8 @@ fn texts() -> impl Strategy<Value = String> {
         "<",
         "|>",
         "\0",
+        "\u{4}",
+        "\u{40000}",
         "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaabcabcabcabcabc",
         "Ⅷ",
         "\u{a0}",
@@ -173,4 +180,12 @@ fn texts_on_which_unicode_versions_differ_are_left_alone() {
     assert!(!bpe.encode("e\u{301}", false, &mut Scratch::default(), &mut tokens), "not in NFC");
     assert!(!bpe.encode("'\u{17f}", false, &mut Scratch::default(), &mut tokens), "the long s");
     assert!(tokens.is_empty());
+}
+
+#[test]
+fn texts_with_bytes_that_are_no_token_are_left_alone() {
+    let bpe = Bpe::read(&descriptions()[3]).unwrap();
+    let mut encoded = |text: &str| bpe.encode(text, false, &mut Scratch::default(), &mut Vec::new());
+    assert!(encoded("hello \0 world \u{1f600}"));
+    assert!(!encoded("hello \u{4}") && !encoded("\u{40000}"));
 }
