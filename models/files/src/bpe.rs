@@ -24,6 +24,7 @@ use self::cache::{Cache, SHORT};
 use self::classes::Classes;
 use self::merges::{Merges, Work};
 use self::splits::Splitting;
+use crate::tokenizer::byte_letters;
 
 /// A token and the bytes of the text it stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,7 +90,7 @@ impl Bpe {
         let (added, plain_added) = added(description)?;
         let vocabulary = model.get("vocab")?.as_object()?;
         let id = |text: &str| vocabulary.get(text).and_then(Json::as_u64).and_then(|id| u32::try_from(id).ok());
-        let letters = letters();
+        let letters = byte_letters();
         let found = letters.map(|letter| id(letter.encode_utf8(&mut [0; 4])));
         let byte_ids = found.map(Option::unwrap_or_default);
         let lacking = found.contains(&None).then(|| found.map(|id| id.is_none()));
@@ -255,16 +256,4 @@ fn added(description: &Json) -> Option<(Added, Added)> {
 fn meet(a: &str, b: &str) -> bool {
     let laps = |a: &str, b: &str| a.char_indices().skip(1).any(|(at, _)| b.starts_with(&a[at..]));
     a.contains(b) || b.contains(a) || laps(a, b) || laps(b, a)
-}
-
-/// The letter that stands for each byte in byte-level vocabularies.
-fn letters() -> [char; 256] {
-    let mut letters = ['\0'; 256];
-    let mut next = 256;
-    for (byte, letter) in letters.iter_mut().enumerate() {
-        let printable = matches!(byte, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
-        *letter = if printable { byte as u8 as char } else { char::from_u32(next).unwrap_or(' ') };
-        next += u32::from(!printable);
-    }
-    letters
 }

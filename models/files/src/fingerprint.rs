@@ -10,7 +10,7 @@ use crate::{FilesError, TokenizerInfo, shards, tokenizer};
 
 /// What decides token ids: the tokenizer's description and the special tokens.
 pub fn tokenizer_bytes(path: &Path) -> Result<Vec<u8>, FilesError> {
-    if path.is_dir() || tokenizer::folder_file(path)?.is_some() {
+    if path.is_dir() || tokenizer::own_file(path).is_some() {
         let mut bytes = tokenizer::tokenizer_json(path)?;
         if path.is_dir() {
             let info = TokenizerInfo { chat_template: None, ..TokenizerInfo::read(path)? };

@@ -20,6 +20,7 @@ mod kquants;
 mod mapped;
 mod mixture;
 mod model;
+mod older_tokenizer;
 mod parts;
 mod peft;
 mod rope;

@@ -112,13 +112,13 @@ struct Folder<'a> {
 
 impl<'a> Folder<'a> {
     fn open(path: &'a Path) -> Result<Self, FilesError> {
-        let Some(file) = tokenizer::folder_file(path)? else {
-            return Err(FilesError::Missing { path: path.to_owned() });
-        };
-        Ok(Self { tokenizer: json_file(&file)?, ..Self::texts(path)? })
+        let bytes = tokenizer::tokenizer_json(path)?;
+        let tokenizer =
+            serde_json::from_slice(&bytes).map_err(|e| FilesError::damaged(path, format!("not valid JSON ({e})")))?;
+        Ok(Self { tokenizer, ..Self::texts(path)? })
     }
 
-    /// Without `tokenizer.json`: tokens have texts and no ids.
+    /// Without the tokenizer: tokens have texts and no ids.
     fn texts(path: &'a Path) -> Result<Self, FilesError> {
         let config = optional_json(&path.join("tokenizer_config.json"))?;
         let map = optional_json(&path.join("special_tokens_map.json"))?;
@@ -165,7 +165,11 @@ impl<'a> Folder<'a> {
         let added = self.tokenizer.get("added_tokens").and_then(Json::as_array);
         let found = added.into_iter().flatten().find(|t| t.get("content").and_then(Json::as_str) == Some(text));
         let id = found.and_then(|t| t.get("id")).or_else(|| self.tokenizer.get("model")?.get("vocab")?.get(text));
-        id.and_then(Json::as_u64).and_then(|id| u32::try_from(id).ok())
+        let listed = || {
+            let pieces = self.tokenizer.get("model")?.get("vocab")?.as_array()?;
+            pieces.iter().position(|piece| piece[0] == *text).map(|id| id as u64)
+        };
+        id.and_then(Json::as_u64).or_else(listed).and_then(|id| u32::try_from(id).ok())
     }
 
     /// `chat_template.jinja`, else the `chat_template` key: a string, or named templates of which `default` counts.

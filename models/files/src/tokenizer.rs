@@ -8,43 +8,37 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value as Json, json};
 use tokenizers::Tokenizer;
 
-use crate::FilesError;
 use crate::gguf::{Gguf, Value};
+use crate::{FilesError, older_tokenizer};
 
-/// The tokenizer of a Hugging Face folder (its `tokenizer.json`), a `tokenizer.json` itself, or a GGUF file.
+/// The tokenizer of a Hugging Face folder (its `tokenizer.json`, or an older file), a `tokenizer.json` itself, or a GGUF file.
 pub fn tokenizer(path: &Path) -> Result<Tokenizer, FilesError> {
     let bytes = tokenizer_json(path)?;
     Tokenizer::from_bytes(&bytes).map_err(|e| broken(path, e.to_string()))
 }
 
-/// The content of `tokenizer.json`: a folder's own bytes, or the description built from GGUF metadata.
+/// The content of `tokenizer.json`: a folder's own bytes, or the description built from older files or GGUF metadata.
 pub fn tokenizer_json(path: &Path) -> Result<Vec<u8>, FilesError> {
-    if let Some(file) = folder_file(path)? {
+    if let Some(file) = own_file(path) {
         return std::fs::read(&file).map_err(FilesError::read(&file));
     }
-    let description = describe(&*Gguf::open(path)?)?;
+    let description = match path.is_dir() {
+        true => older_tokenizer::describe(path)?.ok_or_else(|| {
+            let what =
+                "the folder has no tokenizer.json; download the model's tokenizer files, or name another tokenizer";
+            broken(path, what)
+        })?,
+        false => describe(&*Gguf::open(path)?)?,
+    };
     serde_json::to_vec(&description).map_err(|e| broken(path, e.to_string()))
 }
 
-/// The `tokenizer.json` that `path` stands for, or none when `path` is a GGUF file.
-pub(crate) fn folder_file(path: &Path) -> Result<Option<PathBuf>, FilesError> {
+/// The `tokenizer.json` that `path` is or holds.
+pub(crate) fn own_file(path: &Path) -> Option<PathBuf> {
     if path.extension().is_some_and(|e| e == "json") {
-        return Ok(Some(path.to_owned()));
+        return Some(path.to_owned());
     }
-    if !path.is_dir() {
-        return Ok(None);
-    }
-    let file = path.join("tokenizer.json");
-    if file.is_file() {
-        return Ok(Some(file));
-    }
-    let what = if path.join("tokenizer.model").is_file() || path.join("vocab.json").is_file() {
-        "the folder has only an old tokenizer format; load it once with transformers' AutoTokenizer and save_pretrained \
-         it, which writes tokenizer.json"
-    } else {
-        "the folder has no tokenizer.json; download the model's tokenizer files, or name another tokenizer"
-    };
-    Err(broken(path, what))
+    Some(path.join("tokenizer.json")).filter(|file| file.is_file())
 }
 
 /// `tokenizer.json` for a GGUF's tokenizer.
@@ -165,7 +159,8 @@ fn byte_level(gguf: &Gguf, vocabulary: &Vocabulary<'_>) -> Result<Parts, FilesEr
     Ok(Parts { normalizer, pre_tokenizer, decoder: bytes(true), model })
 }
 
-fn bytes(splits: bool) -> Json {
+/// The byte-level splitter and decoder.
+pub(crate) fn bytes(splits: bool) -> Json {
     json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": splits})
 }
 
@@ -209,7 +204,7 @@ fn essence(pre_tokenizer: &Json) -> Vec<String> {
 }
 
 /// The splitting pattern of newer byte-level tokenizers; they differ in how digits group.
-fn modern(digits: &str) -> String {
+pub(crate) fn modern(digits: &str) -> String {
     format!(
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     )
@@ -292,22 +287,40 @@ fn edges(gguf: &Gguf, vocabulary: &Vocabulary<'_>) -> Json {
         vocabulary.text(id).filter(|_| wanted).map(|text| (text, id))
     };
     let ends = gguf.get("tokenizer.ggml.add_eos_token").and_then(Value::as_bool).unwrap_or(false);
-    let (bos, eos) = (token("bos", adds_bos(gguf)), token("eos", ends));
+    let owned = |token: Option<(&str, i64)>| Some((token?.0.to_owned(), u64::try_from(token?.1).ok()?));
+    around(owned(token("bos", adds_bos(gguf))), owned(token("eos", ends)))
+}
+
+/// The post-processor that puts these tokens before and after a text.
+pub(crate) fn around(bos: Option<(String, u64)>, eos: Option<(String, u64)>) -> Json {
     if bos.is_none() && eos.is_none() {
         return Json::Null;
     }
-    let special = |t: Option<(&str, i64)>| t.map(|(text, _)| json!({"SpecialToken": {"id": text, "type_id": 0}}));
+    let special =
+        |t: &Option<(String, u64)>| t.as_ref().map(|(text, _)| json!({"SpecialToken": {"id": text, "type_id": 0}}));
     let sequence = |name: &str| Some(json!({"Sequence": {"id": name, "type_id": 0}}));
     let join = |parts: Vec<Option<Json>>| parts.into_iter().flatten().collect::<Vec<_>>();
-    let listed = [bos, eos].into_iter().flatten();
+    let listed = [&bos, &eos].into_iter().flatten();
     let tokens: Map<String, Json> =
-        listed.map(|(text, id)| (text.to_owned(), json!({"id": text, "ids": [id], "tokens": [text]}))).collect();
+        listed.map(|(text, id)| (text.clone(), json!({"id": text, "ids": [id], "tokens": [text]}))).collect();
     json!({
         "type": "TemplateProcessing",
-        "single": join(vec![special(bos), sequence("A"), special(eos)]),
-        "pair": join(vec![special(bos), sequence("A"), special(eos), special(bos), sequence("B"), special(eos)]),
+        "single": join(vec![special(&bos), sequence("A"), special(&eos)]),
+        "pair": join(vec![special(&bos), sequence("A"), special(&eos), special(&bos), sequence("B"), special(&eos)]),
         "special_tokens": tokens,
     })
+}
+
+/// The letter that stands for each byte in byte-level vocabularies.
+pub(crate) fn byte_letters() -> [char; 256] {
+    let mut letters = ['\0'; 256];
+    let mut next = 256;
+    for (byte, letter) in letters.iter_mut().enumerate() {
+        let printable = matches!(byte, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
+        *letter = if printable { byte as u8 as char } else { char::from_u32(next).unwrap_or(' ') };
+        next += u32::from(!printable);
+    }
+    letters
 }
 
 pub(crate) fn broken(path: &Path, what: impl Into<String>) -> FilesError {

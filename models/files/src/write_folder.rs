@@ -15,7 +15,7 @@ use crate::encode::encode;
 use crate::model::transposed;
 use crate::parts::Place;
 use crate::special::{TokenizerInfo, json_file};
-use crate::{FilesError, Gguf, ModelFiles, Source, gguf_config, tokenizer};
+use crate::{FilesError, Gguf, ModelFiles, Source, gguf_config, older_tokenizer, tokenizer};
 
 /// Writes a folder's weights one tensor at a time, in the order announced.
 #[derive(Debug)]
@@ -245,7 +245,7 @@ pub fn write_chat_template(text: &str, folder: &Path) -> Result<(), FilesError> 
 }
 
 fn copy_tokenizer(source: &Path, folder: &Path) -> Result<(), FilesError> {
-    const FILES: [&str; 9] = [
+    const FILES: [&str; 11] = [
         "tokenizer.json",
         "tokenizer_config.json",
         "special_tokens_map.json",
@@ -253,6 +253,8 @@ fn copy_tokenizer(source: &Path, folder: &Path) -> Result<(), FilesError> {
         "chat_template.jinja",
         "chat_template.json",
         "tokenizer.model",
+        "spm.model",
+        "tiktoken.model",
         "vocab.json",
         "merges.txt",
     ];
@@ -264,7 +266,12 @@ fn copy_tokenizer(source: &Path, folder: &Path) -> Result<(), FilesError> {
             write(&to, &bytes)?;
         }
     }
-    Ok(())
+    let whole = source.join("tokenizer.json");
+    match if whole.is_file() { None } else { older_tokenizer::describe(source)? } {
+        // Loaders that cannot read the older files read this one.
+        Some(description) => write(&folder.join("tokenizer.json"), description.to_string().as_bytes()),
+        None => Ok(()),
+    }
 }
 
 fn write_json(path: &Path, value: &Json) -> Result<(), FilesError> {

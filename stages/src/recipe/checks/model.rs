@@ -164,7 +164,7 @@ impl Vocabulary {
         if path.is_file() {
             return Gguf::open(path).ok().map(|gguf| Vocabulary::Gguf(gguf, path.to_path_buf()));
         }
-        let main = std::fs::read(path.join("tokenizer.json")).ok()?;
+        let main = pipe_files::tokenizer_json(path).ok()?;
         let more = ["added_tokens.json", "tokenizer_config.json"];
         let mut files = vec![main];
         files.extend(more.into_iter().filter_map(|name| std::fs::read(path.join(name)).ok()));
