@@ -25,7 +25,7 @@ impl Task for Quantize {
     }
 
     fn version(&self) -> String {
-        format!("2+{}", pipe_job::NUMERICS)
+        format!("3+{}", pipe_job::NUMERICS)
     }
 
     fn params(&self) -> Value {

@@ -89,7 +89,7 @@ pub(crate) fn metadata(c: &ModelConfig) -> Vec<(String, Value)> {
     let size = |v: usize| Value::U32(u32::try_from(v).unwrap_or(u32::MAX));
     let float = |v: f64| Value::F32(v as f32);
     put("block_count", size(c.layers));
-    put("context_length", size(c.max_positions));
+    put("context_length", size(context_length(c)));
     put("embedding_length", size(c.hidden));
     put("feed_forward_length", size(c.intermediate));
     put("attention.head_count", size(c.heads));
@@ -139,6 +139,12 @@ pub(crate) fn metadata(c: &ModelConfig) -> Vec<(String, Value)> {
     all
 }
 
+/// How many tokens a model may see there: most architectures attend to all of them, whatever the window.
+fn context_length(c: &ModelConfig) -> usize {
+    let window = c.layer_kinds.iter().find_map(|kind| kind.window).filter(|_| c.family.gguf.window_pattern == 0);
+    window.map_or(c.max_positions, |window| window.min(c.max_positions))
+}
+
 /// Why llama.cpp would compute another network from a configuration, if it would: what its files have no keys for.
 pub(crate) fn inexpressible(c: &ModelConfig) -> Option<String> {
     let says_scale = c.family.gguf.keys.iter().any(|(_, key)| *key == "attention.scale");
@@ -148,8 +154,15 @@ pub(crate) fn inexpressible(c: &ModelConfig) -> Option<String> {
     if !says_scale && ((c.scales.attention / expected - 1.0).abs() > 1e-6 || c.scales.attention_by_layer) {
         return Some("its attention scores are scaled in a way that GGUF has no key for".to_owned());
     }
-    if matches!(c.ropes.first().and_then(|rope| rope.scaling.as_ref()), Some(RopeScaling::Dynamic { .. })) {
-        return Some("dynamic rope scaling has no counterpart in GGUF".to_owned());
+    match c.ropes.first().and_then(|rope| rope.scaling.as_ref()) {
+        Some(RopeScaling::Dynamic { .. }) => return Some("dynamic rope scaling has no counterpart in GGUF".to_owned()),
+        Some(RopeScaling::Yarn { truncate: false, .. }) => {
+            return Some("llama.cpp rounds the corners of yarn's ramp".to_owned());
+        }
+        _ => {}
+    }
+    if let Some(why) = (c.family.gguf.lacks)(c) {
+        return Some(why.to_owned());
     }
     if c.experts.as_ref().is_some_and(|experts| !experts.dense_layers.is_empty()) {
         return Some("llama.cpp knows this architecture with experts in every layer only".to_owned());
@@ -228,6 +241,9 @@ fn scaling(gguf: &Gguf, rope: &Rope) -> Result<Option<Json>, FilesError> {
         "linear" => Ok(float("factor").map(|factor| json!({"rope_type": "linear", "factor": factor}))),
         "yarn" => {
             let mut scaling = json!({"rope_type": "yarn", "factor": float("factor").unwrap_or(1.0)});
+            if let Some(share) = float("attn_factor") {
+                scaling["attention_factor"] = json!(share * yarn_attention(float("factor").unwrap_or(1.0)));
+            }
             if let Some(original) = original {
                 scaling["original_max_position_embeddings"] = json!(original);
             }
@@ -263,6 +279,11 @@ fn divided(rope: &Rope, divisors: &[f32]) -> Json {
     json!({"rope_type": "longrope", "long_factor": divisors, "short_factor": divisors, "attention_factor": 1.0})
 }
 
+/// The attention factor that yarn has by itself, which `attn_factor` is a share of.
+fn yarn_attention(factor: f64) -> f64 {
+    if factor > 1.0 { 0.1 * factor.ln() + 1.0 } else { 1.0 }
+}
+
 fn rope_scaling(scaling: &Option<RopeScaling>, put: &mut impl FnMut(&str, Value)) {
     let text = |v: &str| Value::Str(v.to_owned());
     let float = |v: f64| Value::F32(v as f32);
@@ -271,16 +292,21 @@ fn rope_scaling(scaling: &Option<RopeScaling>, put: &mut impl FnMut(&str, Value)
             put("rope.scaling.type", text("linear"));
             put("rope.scaling.factor", float(*factor));
         }
-        Some(RopeScaling::Yarn { factor, original, beta_fast, beta_slow, .. }) => {
+        Some(RopeScaling::Yarn { factor, original, attention_factor, beta_fast, beta_slow, .. }) => {
             put("rope.scaling.type", text("yarn"));
             put("rope.scaling.factor", float(*factor));
             put("rope.scaling.original_context_length", Value::U32(*original as u32));
+            let share = attention_factor / yarn_attention(*factor);
+            if (share - 1.0).abs() > 1e-6 {
+                put("rope.scaling.attn_factor", float(share));
+            }
             if (*beta_fast, *beta_slow) != (32.0, 1.0) {
                 put("rope.scaling.yarn_beta_fast", float(*beta_fast));
                 put("rope.scaling.yarn_beta_slow", float(*beta_slow));
             }
         }
         Some(RopeScaling::LongRope { original, attention_factor, short, long }) if short != long => {
+            put("rope.scaling.type", text("longrope"));
             put("rope.scaling.original_context_length", Value::U32(*original as u32));
             put("rope.scaling.attn_factor", float(*attention_factor));
         }

@@ -23,9 +23,7 @@ pub(crate) fn q3(s: &[u8], out: &mut [f32]) {
     let (high, low, packed) = (&s[..32], &s[32..96], &s[96..108]);
     let d = half_at(s, 108);
     for (sub, chunk) in out.chunks_exact_mut(16).enumerate() {
-        let lo = (packed[sub % 8] >> (4 * (sub / 8))) & 15;
-        let hi = (packed[8 + sub % 4] >> (2 * (sub / 4))) & 3;
-        let scale = d * f32::from((lo | (hi << 4)) as i8 - 32);
+        let scale = d * f32::from(three_bit_scale(packed, sub));
         let (from, shift) = two_bit_place(sub);
         let bit = sub / 2;
         let high = &high[(sub % 2) * 16..][..16];
@@ -35,6 +33,13 @@ pub(crate) fn q3(s: &[u8], out: &mut [f32]) {
             *v = scale * f32::from(((q >> shift) & 3) as i8 - (minus << 2) as i8);
         }
     }
+}
+
+/// The signed 6-bit scale of sub-block `sub` (0 to 15) from their 12 packed bytes.
+pub(crate) fn three_bit_scale(packed: &[u8], sub: usize) -> i8 {
+    let low = (packed[sub % 8] >> (4 * (sub / 8))) & 15;
+    let high = (packed[8 + sub % 4] >> (2 * (sub / 4))) & 3;
+    (low | (high << 4)) as i8 - 32
 }
 
 /// 4 bits: 8 sub-blocks with 6-bit scale and minimum. Bytes: d, dmin, 12 scales, 128 values.

@@ -79,7 +79,7 @@ impl FolderWriter {
         let (step, size) = (1 << 16, self.kind.bytes(1 << 16));
         self.bytes.resize(self.kind.bytes(values.len()), 0);
         self.bytes.par_chunks_mut(size).zip(values.par_chunks(step)).for_each(|(d, s)| {
-            encode(self.kind, s, d);
+            encode(self.kind, s, None, d);
         });
         if let Some(file) = &mut self.file {
             file.write_all(&self.bytes).map_err(FilesError::write(&path))?;

@@ -12,7 +12,7 @@ use rayon::prelude::*;
 use crate::blocks::TensorType;
 use crate::encode::encode;
 use crate::gguf::Value;
-use crate::mixture::GgufKind;
+use crate::mixture::{GgufKind, Mixture, Wanted};
 use crate::parts::Part;
 use crate::{FilesError, ModelConfig, ModelFiles, Source, gguf_config, gguf_names, gguf_tokenizer};
 
@@ -45,7 +45,7 @@ pub fn write_gguf(
     }
     let metadata = metadata(model, kind)?;
     let factors = gguf_config::rope_tensors(model.config());
-    let tensors = plan(model.config(), kind);
+    let tensors = plan(model.config(), &Mixture::new(kind, model.config(), false));
     let mut partial = out.as_os_str().to_owned();
     partial.push(".partial");
     let partial = Path::new(&partial);
@@ -114,12 +114,12 @@ fn encode_rows(tensor: &Planned, values: &[f32], bytes: &mut Vec<u8>) {
     bytes.resize(tensor.kind.bytes(tensor.shape.iter().product()), 0);
     bytes.par_chunks_mut(stride).with_min_len(4).enumerate().for_each(|(row, dst)| {
         let from = tensor.order.as_ref().map_or(row, |order| order[row]) * width;
-        encode(tensor.kind, &values[from..from + width], dst);
+        encode(tensor.kind, &values[from..from + width], None, dst);
     });
 }
 
 /// Every tensor in writing order with its type.
-fn plan(config: &ModelConfig, kind: GgufKind) -> Vec<Planned> {
+fn plan(config: &ModelConfig, mixture: &Mixture) -> Vec<Planned> {
     let tied = config.tied_embeddings;
     let split = gguf_names::is_split(config);
     let mut planned: IndexMap<String, Planned> = IndexMap::new();
@@ -129,8 +129,9 @@ fn plan(config: &ModelConfig, kind: GgufKind) -> Vec<Planned> {
             // Copies are stacked in the order in which they come.
             let own = planned.entry(spot.names[0].clone()).or_insert_with(|| {
                 let shape = [&[count], place.shape.as_slice()].concat();
-                let kind = kind.choose(&spot.names[0], false, place.layer, config.layers, &shape, place.part);
                 let (name, excess) = (spot.names[0].clone(), if spot.plus_one { 1.0 } else { 0.0 });
+                let wanted = Wanted { name: &name, part: place.part, head: false, layer: place.layer, shape: &shape };
+                let kind = mixture.choose(&wanted);
                 Planned { sources: Vec::new(), name, shape, kind, order: None, excess }
             });
             own.sources.push(place.name);
@@ -149,7 +150,8 @@ fn plan(config: &ModelConfig, kind: GgufKind) -> Vec<Planned> {
                 first += shape[0];
             }
             let head = place.part == Part::Head || (tied && place.part == Part::Embedding);
-            let kind = kind.choose(name, head, place.layer, config.layers, &shape, place.part);
+            let wanted = Wanted { name, part: place.part, head, layer: place.layer, shape: &shape };
+            let kind = mixture.choose(&wanted);
             let excess = if spot.plus_one { 1.0 } else { 0.0 };
             let sources = vec![place.name.clone()];
             planned.insert(name.clone(), Planned { sources, name: name.clone(), shape, kind, order, excess });
@@ -247,4 +249,55 @@ fn described(model: &ModelFiles) -> Result<IndexMap<String, Value>, FilesError> 
     let config = model.config();
     let tokenizer = gguf_tokenizer::metadata(model.path(), config.vocab)?;
     Ok(gguf_config::metadata(config).into_iter().chain(tokenizer).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use serde_json::Value as Json;
+
+    use super::{Mixture, plan};
+    use crate::blocks::TensorType;
+    use crate::{GgufKind, ModelConfig};
+
+    fn text(value: &Json) -> String {
+        value.as_str().unwrap_or_default().to_owned()
+    }
+
+    #[test]
+    fn every_tensor_gets_llama_cpps_type() -> Result<(), Box<dyn std::error::Error>> {
+        let cases: Json = serde_json::from_str(include_str!("../../../tests/fixtures/gguf/mixtures.json"))?;
+        let mut compared = 0;
+        for (name, case) in cases.as_object().ok_or("cases")? {
+            let object = case["config"].as_object().ok_or("config")?;
+            let config = ModelConfig::from_object(Path::new(name), object)?;
+            for (kind, ways) in case["kinds"].as_object().ok_or("kinds")? {
+                for (way, want) in ways.as_object().ok_or("ways")? {
+                    let own = GgufKind::named(kind).ok_or("kind")?;
+                    let planned = plan(&config, &Mixture::new(own, &config, way == "guided"));
+                    let matrices = planned.iter().filter(|t| t.shape.len() > 1 && t.kind != TensorType::F32);
+                    let mut count = 0;
+                    for tensor in matrices {
+                        let listed =
+                            |names: &Json| names.as_array().is_some_and(|all| all.iter().any(|n| n == &tensor.name));
+                        let other = want["others"].as_object().ok_or("others")?.iter().find(|(_, names)| listed(names));
+                        let kind_there = other.map_or_else(|| text(&want["main"]), |(kind, _)| kind.clone());
+                        let kind_here = format!("{:?}", tensor.kind).to_ascii_lowercase().replace('_', "");
+                        assert_eq!(
+                            kind_here,
+                            kind_there.to_ascii_lowercase().replace('_', ""),
+                            "{name} {kind} {way} {}",
+                            tensor.name
+                        );
+                        count += 1;
+                    }
+                    assert_eq!(Json::from(count), want["count"], "{name} {kind} {way}");
+                    compared += count;
+                }
+            }
+        }
+        assert!(compared > 10_000, "{compared}");
+        Ok(())
+    }
 }

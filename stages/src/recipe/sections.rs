@@ -139,6 +139,8 @@ pub enum QuantType {
     Q5KM,
     #[serde(rename = "q6_k")]
     Q6K,
+    #[serde(rename = "iq4_nl")]
+    Iq4Nl,
     /// bitsandbytes' 4-bit NormalFloat.
     Nf4,
     /// bitsandbytes' LLM.int8().

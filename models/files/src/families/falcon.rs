@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value as Json, json};
 
-use super::{Family, GgufNames};
+use super::{Family, GgufNames, no_output_bias};
 use crate::config::{Activation, Dropout, NormStyle};
 use crate::fields::{Fields, RopeDefaults};
 use crate::gguf::{Gguf, Value};
@@ -38,6 +38,7 @@ pub(super) const FALCON: Family = Family {
         biases: &[("bias", Part::QueryKeyValue)],
         besides: shape,
         two_norms: &[(Part::AttentionNorm, "attn_norm_2"), (Part::MlpNorm, "attn_norm")],
+        lacks: no_output_bias,
         ..GgufNames::plain("falcon")
     },
     read: falcon,

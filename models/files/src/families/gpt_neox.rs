@@ -1,6 +1,6 @@
 //! GPT-NeoX and Pythia: parallel blocks with two norms, partly rotated heads, one packed projection.
 
-use super::{Family, GgufNames};
+use super::{Family, GgufNames, biased, untied};
 use crate::config::{Activation, Dropout, NormStyle};
 use crate::fields::{Fields, RopeDefaults};
 use crate::parts::{Part, QkvLayout};
@@ -34,6 +34,7 @@ pub(super) const GPT_NEOX: Family = Family {
         ],
         biases: &[("attention_bias", Part::QueryKeyValue)],
         partial: Some("rotary_pct"),
+        lacks: |c| untied(c).or_else(|| biased(c)),
         ..GgufNames::plain("gptneox")
     },
     read: gpt_neox,

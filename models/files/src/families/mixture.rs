@@ -5,7 +5,7 @@
 
 use serde_json::{Map, Value as Json, json};
 
-use super::{Family, GgufNames, OUTER};
+use super::{Family, GgufNames, OUTER, no_output_bias};
 use crate::config::{Activation, Experts};
 use crate::fields::{Fields, RopeDefaults};
 use crate::gguf::{Gguf, Value};
@@ -59,7 +59,12 @@ pub(super) const QWEN3_MOE: Family = Family {
     ],
     conv1d: false,
     pads: true,
-    gguf: GgufNames { biases: &[("attention_bias", Part::Query)], besides: experts, ..GgufNames::plain("qwen3moe") },
+    gguf: GgufNames {
+        biases: &[("attention_bias", Part::Query)],
+        lacks: no_output_bias,
+        besides: experts,
+        ..GgufNames::plain("qwen3moe")
+    },
     read: qwen3_moe,
 };
 

@@ -64,6 +64,8 @@ pub struct GgufNames {
     pub(crate) activation: Activation,
     /// Every layer has the window but each so many-th, as llama.cpp takes for granted; 0 where all layers are alike.
     pub(crate) window_pattern: usize,
+    /// Why llama.cpp would not load a configuration, if so.
+    pub(crate) lacks: fn(&ModelConfig) -> Option<&'static str>,
     /// What a file of this family needs in `config.json` besides, from metadata and tensors.
     pub(crate) besides: fn(&Gguf, &mut Map<String, Json>),
 }
@@ -79,9 +81,25 @@ impl GgufNames {
             partial: None,
             activation: Activation::Silu,
             window_pattern: 0,
+            lacks: |_| None,
             besides: |_, _| {},
         }
     }
+}
+
+/// [`GgufNames::lacks`] of an architecture whose loader has no embedding in the head's place.
+pub(crate) fn untied(c: &ModelConfig) -> Option<&'static str> {
+    c.tied_embeddings.then_some("llama.cpp needs a head of its own in this architecture")
+}
+
+/// [`GgufNames::lacks`] of an architecture whose loader knows no bias of the attention's output.
+pub(crate) fn no_output_bias(c: &ModelConfig) -> Option<&'static str> {
+    c.output_bias.then_some("llama.cpp knows no bias of the attention's output in this architecture")
+}
+
+/// [`GgufNames::lacks`] of an architecture whose loader needs every bias.
+pub(crate) fn biased(c: &ModelConfig) -> Option<&'static str> {
+    (!c.output_bias).then_some("llama.cpp needs biases in this architecture")
 }
 
 impl PartialEq for Family {

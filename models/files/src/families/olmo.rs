@@ -1,6 +1,6 @@
 //! OLMo (norms without weights, clamped projections) and OLMo 2 (norms after each part, normed queries and keys).
 
-use super::{Family, GgufNames, OUTER, PARTS};
+use super::{Family, GgufNames, OUTER, PARTS, no_output_bias, untied};
 use crate::config::{Activation, NormStyle};
 use crate::fields::{Fields, RopeDefaults};
 use crate::parts::{Part, QkNorm};
@@ -18,6 +18,7 @@ pub(super) const OLMO: Family = Family {
         interleaved: true,
         keys: &[("clip_qkv", "attention.clamp_kqv")],
         biases: &[("attention_bias", Part::Query)],
+        lacks: no_output_bias,
         ..GgufNames::plain("olmo")
     },
     read: olmo,
@@ -43,7 +44,11 @@ pub(super) const OLMO2: Family = Family {
     ],
     conv1d: false,
     pads: true,
-    gguf: GgufNames { biases: &[("attention_bias", Part::Query)], ..GgufNames::plain("olmo2") },
+    gguf: GgufNames {
+        biases: &[("attention_bias", Part::Query)],
+        lacks: |c| untied(c).or_else(|| no_output_bias(c)),
+        ..GgufNames::plain("olmo2")
+    },
     read: olmo2,
 };
 

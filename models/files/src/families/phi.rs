@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value as Json, json};
 
-use super::{Family, GgufNames, OUTER};
+use super::{Family, GgufNames, OUTER, untied};
 use crate::config::{Activation, Dropout, NormStyle};
 use crate::fields::{Fields, RopeDefaults};
 use crate::gguf::{Gguf, Value};
@@ -35,6 +35,7 @@ pub(super) const PHI: Family = Family {
         activation: Activation::GeluTanh,
         keys: &[("layer_norm_eps", "attention.layer_norm_epsilon")],
         partial: Some("partial_rotary_factor"),
+        lacks: untied,
         ..GgufNames::plain("phi2")
     },
     read: phi,

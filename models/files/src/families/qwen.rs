@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value as Json, json};
 
-use super::{Family, GgufNames, OUTER, PARTS};
+use super::{Family, GgufNames, OUTER, PARTS, no_output_bias};
 use crate::config::Activation;
 use crate::fields::{Fields, RopeDefaults};
 use crate::gguf::Gguf;
@@ -41,7 +41,12 @@ pub(super) const QWEN3: Family = Family {
     ],
     conv1d: false,
     pads: true,
-    gguf: GgufNames { biases: &[("attention_bias", Part::Query)], besides: window, ..GgufNames::plain("qwen3") },
+    gguf: GgufNames {
+        biases: &[("attention_bias", Part::Query)],
+        lacks: no_output_bias,
+        besides: window,
+        ..GgufNames::plain("qwen3")
+    },
     read: qwen3,
 };
 

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value as Json, json};
 
-use super::{Family, GgufNames, OUTER};
+use super::{Family, GgufNames, OUTER, untied};
 use crate::config::{Activation, Dropout, NormStyle};
 use crate::fields::{Fields, RopeDefaults};
 use crate::gguf::Gguf;
@@ -33,6 +33,7 @@ pub(super) const STABLELM: Family = Family {
         keys: &[("layer_norm_eps", "attention.layer_norm_epsilon"), ("use_parallel_residual", "use_parallel_residual")],
         biases: &[("use_qkv_bias", Part::Query)],
         partial: Some("partial_rotary_factor"),
+        lacks: untied,
         besides: head_norms,
         ..GgufNames::plain("stablelm")
     },

@@ -1,6 +1,6 @@
 //! StarCoder2: LayerNorms, biases everywhere, a plain feed-forward part.
 
-use super::{Family, GgufNames, OUTER};
+use super::{Family, GgufNames, OUTER, biased};
 use crate::config::{Activation, Dropout, NormStyle};
 use crate::fields::{Fields, RopeDefaults};
 use crate::parts::Part;
@@ -27,6 +27,7 @@ pub(super) const STARCODER2: Family = Family {
         activation: Activation::GeluTanh,
         keys: &[("norm_epsilon", "attention.layer_norm_epsilon")],
         biases: &[("use_bias", Part::Query)],
+        lacks: biased,
         ..GgufNames::plain("starcoder2")
     },
     read: starcoder2,
