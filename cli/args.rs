@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::{
-    cache, chat, convert, doctor, eval, fetch, merge, model, plan, quantize, recipes, run, runs, schema, show,
+    cache, chat, convert, doctor, eval, fetch, merge, model, plan, quantize, recipes, run, runs, schema, serve, show,
     template, validate, why,
 };
 
@@ -40,6 +40,7 @@ pub enum Command {
     Quantize(quantize::QuantizeArgs),
     Eval(eval::EvalArgs),
     Chat(chat::ChatArgs),
+    Serve(serve::ServeArgs),
     Model(model::ModelArgs),
     Doctor(doctor::DoctorArgs),
 }

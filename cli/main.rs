@@ -12,6 +12,7 @@ mod doctor;
 mod eval;
 mod failure;
 mod fetch;
+mod http;
 mod import;
 mod job;
 mod merge;
@@ -26,6 +27,7 @@ mod report;
 mod run;
 mod runs;
 mod schema;
+mod serve;
 mod show;
 mod template;
 mod training;
@@ -71,6 +73,7 @@ fn dispatch(command: Command) -> Outcome {
         Command::Quantize(args) => quantize::quantize(&args),
         Command::Eval(args) => eval::eval(&args),
         Command::Chat(args) => chat::chat(&args),
+        Command::Serve(args) => serve::serve(&args),
         Command::Model(args) => model::model(&args),
         Command::Doctor(args) => doctor::doctor(&args),
     }

@@ -44,6 +44,8 @@ pub struct Cache {
     /// Tokens held by each row.
     pub lengths: Vec<i64>,
     capacity: i64,
+    /// Tokens a row will ever hold; room is never made for more.
+    most: i64,
 }
 
 impl Span {
@@ -143,7 +145,30 @@ pub fn capped(x: &Tensor, cap: f64) -> Tensor {
 
 impl Cache {
     pub(crate) fn new(layers: usize) -> Self {
-        Self { keys: Vec::with_capacity(layers), values: Vec::with_capacity(layers), lengths: Vec::new(), capacity: 0 }
+        let (keys, values) = (Vec::with_capacity(layers), Vec::with_capacity(layers));
+        Self { keys, values, lengths: Vec::new(), capacity: 0, most: i64::MAX }
+    }
+
+    /// Promises that no row will hold more than `most` tokens, so that no room is made for more.
+    pub fn bound(&mut self, most: i64) {
+        self.most = most;
+    }
+
+    /// Takes the rows of another cache behind its own.
+    pub fn join(&mut self, other: Cache, config: &ModelConfig) {
+        if self.lengths.is_empty() {
+            *self = other;
+            return;
+        }
+        let capacity = self.capacity.max(other.capacity);
+        let mine = self.keys.iter_mut().chain(self.values.iter_mut());
+        for (held, joined) in mine.zip(other.keys.into_iter().chain(other.values)) {
+            let rows = [widened(held, capacity, config), widened(&joined, capacity, config)];
+            *held = Tensor::cat(&rows, 0);
+        }
+        self.lengths.extend(other.lengths);
+        self.capacity = capacity;
+        self.most = self.most.max(other.most);
     }
 
     /// Keeps only `rows`, in that order: finished answers stop costing time.
@@ -163,7 +188,8 @@ impl Cache {
         self.values.clear();
         self.lengths = lengths.to_vec();
         // Room to write before the first growth; growth doubles.
-        self.capacity = lengths.iter().max().copied().unwrap_or(0) + 64;
+        let longest = lengths.iter().max().copied().unwrap_or(0);
+        self.capacity = (longest + 64).min(self.most).max(longest);
     }
 
     /// Takes the keys and values of whole prompts laid end to end, `[tokens, kv_heads * head_dim]`.
@@ -179,12 +205,11 @@ impl Cache {
         if self.lengths.iter().max().copied().unwrap_or(0) < self.capacity {
             return;
         }
-        let more = self.capacity.max(64);
+        let wider = (2 * self.capacity).max(64).min(self.most).max(self.capacity + 1);
         for held in self.keys.iter_mut().chain(self.values.iter_mut()) {
-            let room = Tensor::zeros([held.size()[0], more, config.head_dim as i64], (held.kind(), held.device()));
-            *held = Tensor::cat(&[&*held, &room], 1);
+            *held = widened(held, wider, config);
         }
-        self.capacity += more;
+        self.capacity = wider;
     }
 
     /// Stores one token's keys and values per row and attends over everything held; `[rows, heads * head_dim]`.
@@ -240,6 +265,16 @@ impl Cache {
         }
         held.reshape([-1, self.capacity, dim])
     }
+}
+
+/// `held` `[rows * kv_heads, capacity, head_dim]` with more room behind each row.
+fn widened(held: &Tensor, capacity: i64, config: &ModelConfig) -> Tensor {
+    let size = held.size();
+    if size[1] >= capacity {
+        return held.shallow_clone();
+    }
+    let room = Tensor::zeros([size[0], capacity - size[1], config.head_dim as i64], (held.kind(), held.device()));
+    Tensor::cat(&[held, &room], 1)
 }
 
 /// `[length, length]`, true where a query may not look: after itself, and further back than its window (0 for none).

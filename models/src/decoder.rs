@@ -11,7 +11,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::attention::{self, Angles, Cache, Rotary, Span};
 use crate::layer::Layer;
-use crate::linear::{Linear, Pass};
+use crate::linear::{Linear, Lora, Pass};
 use crate::mlp::{Tally, balance_loss};
 use crate::norm::Norm;
 use crate::shim;
@@ -47,6 +47,15 @@ pub struct Decoder {
 pub struct Replaced {
     embedding: Option<Tensor>,
     head: Option<Tensor>,
+}
+
+/// All that makes a tuned model of a base: one adapter's part of a decoder, to be swapped for another's.
+#[derive(Debug)]
+pub struct Tuning {
+    loras: Vec<Option<Lora>>,
+    embedding: Tensor,
+    untied_head: Option<Tensor>,
+    replaced: Replaced,
 }
 
 /// What a pass over documents gives.
@@ -140,6 +149,26 @@ impl Decoder {
         let old = self.head(Pass::INFERENCE).shallow_clone();
         self.replaced.head.get_or_insert(old);
         self.untied_head = Some(weight);
+    }
+
+    /// The untuned model's part, for a decoder that has no adapter; tensors are shared, not copied.
+    pub fn untuned(&self) -> Tuning {
+        Tuning {
+            loras: self.linears().map(|_| None).collect(),
+            embedding: self.embedding.shallow_clone(),
+            untied_head: self.untied_head.as_ref().map(Tensor::shallow_clone),
+            replaced: Replaced::default(),
+        }
+    }
+
+    /// Puts a tuning on and takes the one that was on off.
+    pub fn swap(&mut self, tuning: &mut Tuning) {
+        for (linear, lora) in self.linears_mut().zip(&mut tuning.loras) {
+            std::mem::swap(&mut linear.lora, lora);
+        }
+        std::mem::swap(&mut self.embedding, &mut tuning.embedding);
+        std::mem::swap(&mut self.untied_head, &mut tuning.untied_head);
+        std::mem::swap(&mut self.replaced, &mut tuning.replaced);
     }
 
     /// Every weight of the base that is held as a plain tensor, by its Hugging Face name.

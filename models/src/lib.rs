@@ -5,7 +5,6 @@
 
 pub mod adapter;
 pub mod attention;
-pub mod chat;
 pub mod checkpoint;
 pub mod decoder;
 pub mod device;
@@ -32,13 +31,16 @@ pub mod optimizer;
 pub mod packs;
 pub mod quantize;
 pub mod random;
+pub mod sample;
 pub mod schedule;
+pub mod serve;
 pub mod shim;
 pub mod steps;
 pub mod tensors;
 pub mod token_rows;
 pub mod train;
 pub mod tuned;
+pub mod tunings;
 pub mod whole;
 pub mod window;
 

@@ -1,132 +1,187 @@
-//! Conversations with a model through the worker: rendered here with the model's own template, streamed back as text.
+//! A conversation with a model: rendered here with the model's own template, answered by a worker, read back as text.
 //!
 //! The worker keeps no conversation: each turn it is sent the whole of it. Nothing here prints.
 
-use std::io::{BufRead, BufReader, Write};
-use std::path::PathBuf;
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::Duration;
 
 use pipe_engine::task::TaskError;
-use pipe_job::{BaseWeights, ChatJob, Compute, Event, Generation, Job, ModelSource, Task};
-use serde_json::{Map, Value, json};
+use serde_json::Map;
 
-use crate::template::render::{ChatTemplate, find};
+use crate::generator::{AnswerEnd, BaseWeights, Compute, Generator, Heard, ModelSource, Sampling, ServeJob};
+use crate::prompter::{Message, Prompter, message};
 use crate::worker::Worker;
 
-/// What to talk to, and how.
+/// How often it is asked whether an answer is still wanted.
+const TICK: Duration = Duration::from_millis(50);
+
+/// What a model is loaded as.
 #[derive(Clone, Debug)]
-pub struct Chat {
+pub struct Loading {
     /// A Hugging Face folder or a GGUF file.
     pub model: PathBuf,
-    pub adapter: Option<PathBuf>,
-    /// Hold the weights in 4 bits.
-    pub four_bits: bool,
+    pub bits: Bits,
     pub bf16: bool,
-    pub system: Option<String>,
-    /// Built-in name or file; the model's own when absent.
+    /// Chat template: built-in name or file; the model's own when absent.
     pub template: Option<String>,
-    pub temperature: f64,
-    pub top_p: f64,
-    pub top_k: usize,
-    pub seed: u64,
-    pub max_new_tokens: usize,
+}
+
+/// How many bits a weight is held in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bits {
+    /// NF4 with quantised scales, as QLoRA trains on.
+    Four,
+    /// Integers, as `load_in_8bit` trains on.
+    Eight,
+    /// As many as the arithmetic has.
+    All,
+}
+
+impl Loading {
+    /// The worker's job for it.
+    pub fn job(&self, adapters: Vec<(String, PathBuf)>, rows: usize, cache_bytes: u64) -> ServeJob {
+        let base = match self.bits {
+            Bits::Four => BaseWeights::Nf4 { double_quant: true },
+            Bits::Eight => BaseWeights::Int8,
+            Bits::All => BaseWeights::Dense,
+        };
+        let compute = if self.bf16 { Compute::Bf16 } else { Compute::F32 };
+        let model = ModelSource { path: self.model.clone(), adapter: None, base, compute };
+        ServeJob { model, adapters, rows, cache_bytes }
+    }
 }
 
 /// A conversation in progress.
 pub struct Conversation {
-    template: ChatTemplate,
-    messages: Vec<Map<String, Value>>,
-    child: Child,
-    stdin: Option<ChildStdin>,
-    events: Box<dyn Iterator<Item = std::io::Result<String>>>,
+    loading: Loading,
+    generator: Generator,
+    base: Prompter,
+    /// The adapter that answers, with the prompter that goes with it.
+    adapted: Option<(PathBuf, Prompter)>,
+    /// `stop` is filled in for each answer.
+    sampling: Sampling,
+    system: Option<String>,
+    messages: Vec<Message>,
+}
+
+/// How long an answer became.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Answered {
+    pub prompt_tokens: usize,
+    pub tokens: usize,
+    pub end: Ending,
+}
+
+/// Why an answer is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// The model ended it.
+    Whole,
+    /// The limit of tokens, or of the model.
+    Cut,
+    /// It was no longer wanted.
+    Stopped,
 }
 
 impl Conversation {
     /// Starts the worker and loads the model.
-    pub fn start(chat: &Chat, worker: &Worker) -> Result<Conversation, TaskError> {
-        let source = chat.template.clone().unwrap_or_else(|| chat.model.display().to_string());
-        let wrong = |e: crate::template::render::TemplateError| TaskError::Input(e.to_string());
-        let (text, special) = find(&source).map_err(wrong)?;
-        let template = ChatTemplate::parse(&text, &special).map_err(wrong)?;
-        let mut child = Command::new(&worker.program)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .map_err(TaskError::io(format!("starting {}", worker.program.display())))?;
-        let stdin = child.stdin.take();
-        let stdout = child.stdout.take().ok_or_else(|| TaskError::Failed("the worker has no output".into()))?;
-        let messages = chat.system.iter().map(|system| message("system", system)).collect();
-        let events = Box::new(BufReader::new(stdout).lines());
-        let mut conversation = Conversation { template, messages, child, stdin, events };
-        let job = Job { task: Task::Chat(Box::new(job(chat)?)), threads: 0 };
-        conversation.send(&json!(job))?;
-        Ok(conversation)
+    pub fn start(
+        loading: Loading,
+        sampling: Sampling,
+        system: Option<String>,
+        worker: &Worker,
+    ) -> Result<Conversation, TaskError> {
+        let base = Prompter::open(&loading.model, loading.template.as_deref())?;
+        // One conversation of any length is let in; its cache grows as it does.
+        let job = loading.job(Vec::new(), 1, u64::MAX);
+        let generator = Generator::start(worker, job, Box::new(|_| {}))?;
+        Ok(Conversation { loading, generator, base, adapted: None, sampling, system, messages: Vec::new() })
+    }
+
+    /// Answers with the PEFT adapter in `folder` from here on, or with the base alone. The conversation stays.
+    pub fn adapt(&mut self, folder: Option<&Path>) -> Result<(), TaskError> {
+        let Some(folder) = folder else {
+            self.adapted = None;
+            return Ok(());
+        };
+        let prompter = self.base.adapted(folder, &self.loading.model, self.loading.template.as_deref())?;
+        self.generator.attach(&folder.display().to_string(), folder)?;
+        self.adapted = Some((folder.to_path_buf(), prompter));
+        Ok(())
+    }
+
+    /// Forgets what was said; the system prompt stays.
+    pub fn reset(&mut self) {
+        self.messages.clear();
+    }
+
+    /// Another system prompt, for the whole conversation.
+    pub fn set_system(&mut self, system: Option<String>) {
+        self.system = system;
     }
 
     /// Sends one user message and streams the answer to `on_text`; the answer becomes part of the conversation.
-    pub fn say(&mut self, text: &str, on_text: &mut dyn FnMut(&str)) -> Result<(), TaskError> {
+    /// `wanted` is asked again and again; once it says no the answer ends where it is.
+    pub fn say(
+        &mut self,
+        text: &str,
+        on_text: &mut dyn FnMut(&str),
+        wanted: &dyn Fn() -> bool,
+    ) -> Result<Answered, TaskError> {
+        let before = self.messages.len();
         self.messages.push(message("user", text));
-        let rendered = self.template.render(&self.messages, None, &Map::new(), true);
-        let rendered = rendered.map_err(|e| TaskError::Input(e.to_string()))?;
-        self.send(&json!(pipe_job::Command::Say { text: rendered }))?;
-        let mut answer = String::new();
-        for line in self.events.by_ref() {
-            let line = line.map_err(TaskError::io("reading the worker's answer"))?;
-            match serde_json::from_str(&line) {
-                Ok(Event::Text { text }) => {
-                    on_text(&text);
-                    answer.push_str(&text);
-                }
-                // Each answer ends in the number of its tokens.
-                Ok(Event::Fact { name, .. }) if name == "answer_tokens" => {
-                    self.messages.push(message("assistant", &answer));
-                    return Ok(());
-                }
-                Ok(Event::Failed { message, input: true }) => return Err(TaskError::Input(message)),
-                Ok(Event::Failed { message, .. }) => return Err(TaskError::Failed(message)),
-                _ => {}
-            }
+        let answered = self.answer(on_text, wanted);
+        if answered.is_err() {
+            self.messages.truncate(before);
         }
-        let status = self.child.wait().map_err(TaskError::io("waiting for the worker"))?;
-        Err(TaskError::Failed(format!("the worker ended without an answer ({status})")))
+        answered
     }
 
-    fn send(&mut self, value: &Value) -> Result<(), TaskError> {
-        let Some(stdin) = &mut self.stdin else { return Err(TaskError::Failed("the worker has no input".into())) };
-        let line = format!("{value}\n");
-        stdin.write_all(line.as_bytes()).and_then(|()| stdin.flush()).map_err(TaskError::io("talking to the worker"))
+    fn answer(&mut self, on_text: &mut dyn FnMut(&str), wanted: &dyn Fn() -> bool) -> Result<Answered, TaskError> {
+        let prompter = self.adapted.as_ref().map_or(&self.base, |(_, prompter)| prompter);
+        let system = self.system.iter().map(|system| message("system", system));
+        let messages: Vec<Message> = system.chain(self.messages.iter().cloned()).collect();
+        let ids = prompter.conversation(&messages, None, &Map::new()).map_err(TaskError::Input)?;
+        let room = self.generator.context.saturating_sub(ids.len());
+        if room == 0 {
+            return Err(TaskError::Input(format!(
+                "the conversation has {} tokens, and the model was made for {}; begin a new one",
+                ids.len(),
+                self.generator.context
+            )));
+        }
+        let most = self.sampling.max_new_tokens.min(room);
+        let sampling = Sampling { max_new_tokens: most, stop: prompter.stops.clone(), ..self.sampling.clone() };
+        let adapter = self.adapted.as_ref().map(|(folder, _)| folder.display().to_string());
+        let (send, receive) = channel();
+        let prompt_tokens = ids.len();
+        let sink = Box::new(move |heard| drop(send.send(heard)));
+        let ticket = self.generator.ask(adapter, ids, sampling, sink)?;
+        let mut reader = prompter.reader(false);
+        let mut answer = String::new();
+        let mut tell = |more: String| {
+            on_text(&more);
+            answer.push_str(&more);
+        };
+        let end = loop {
+            match receive.recv_timeout(TICK) {
+                Ok(Heard::Token(id)) => tell(reader.push(id)),
+                Ok(Heard::Ended(AnswerEnd::Stop)) => break Ending::Whole,
+                Ok(Heard::Ended(AnswerEnd::Length)) => break Ending::Cut,
+                Ok(Heard::Ended(AnswerEnd::Stopped)) => break Ending::Stopped,
+                Ok(Heard::Ended(AnswerEnd::Refused { message })) => return Err(TaskError::Input(message)),
+                Ok(Heard::Lost(why)) => return Err(TaskError::Failed(why)),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return Err(TaskError::Failed("the worker ended".into())),
+            }
+            if !wanted() {
+                break Ending::Stopped;
+            }
+        };
+        drop(ticket);
+        tell(reader.finish());
+        self.messages.push(message("assistant", &answer));
+        Ok(Answered { prompt_tokens, tokens: reader.tokens(), end })
     }
-}
-
-impl Drop for Conversation {
-    /// The end of its input is what tells the worker to go.
-    fn drop(&mut self) {
-        drop(self.stdin.take());
-        let _ = self.child.wait();
-    }
-}
-
-fn message(role: &str, content: &str) -> Map<String, Value> {
-    [("role", role), ("content", content)].into_iter().map(|(key, text)| (key.to_string(), text.into())).collect()
-}
-
-fn job(chat: &Chat) -> Result<ChatJob, TaskError> {
-    let info = pipe_files::TokenizerInfo::read(&chat.model).map_err(|e| TaskError::Input(e.to_string()))?;
-    let base = if chat.four_bits { BaseWeights::Nf4 { double_quant: true } } else { BaseWeights::Dense };
-    let compute = if chat.bf16 { Compute::Bf16 } else { Compute::F32 };
-    Ok(ChatJob {
-        model: ModelSource { path: chat.model.clone(), adapter: chat.adapter.clone(), base, compute },
-        generation: Generation {
-            max_new_tokens: chat.max_new_tokens,
-            temperature: chat.temperature,
-            top_p: chat.top_p,
-            top_k: chat.top_k,
-            repetition_penalty: 1.0,
-            seed: chat.seed,
-            stop: info.stop_ids(),
-            batch: 1,
-        },
-        prompt: None,
-    })
 }

@@ -136,7 +136,7 @@ fn read_events(stdout: Option<impl Read + Send + 'static>) -> Receiver<Line> {
     receive
 }
 
-fn keep_last_lines(stderr: Option<impl Read + Send + 'static>) -> std::thread::JoinHandle<VecDeque<String>> {
+pub(crate) fn keep_last_lines(stderr: Option<impl Read + Send + 'static>) -> std::thread::JoinHandle<VecDeque<String>> {
     std::thread::spawn(move || {
         let mut kept = VecDeque::new();
         let Some(stderr) = stderr else { return kept };
@@ -250,7 +250,7 @@ fn conclude(ended: Ended, status: ExitStatus, log: &VecDeque<String>) -> Result<
     }
 }
 
-fn crash_message(status: ExitStatus, log: &VecDeque<String>) -> String {
+pub(crate) fn crash_message(status: ExitStatus, log: &VecDeque<String>) -> String {
     use std::os::unix::process::ExitStatusExt;
     let how = match status.signal() {
         Some(9) => "was killed (signal 9): most often the machine ran out of memory; try a smaller sequence_len or \

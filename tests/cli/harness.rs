@@ -125,7 +125,7 @@ impl Project {
         PathBuf::from(folder.replace("$ROOT", root.to_str().unwrap()))
     }
 
-    fn command(&self, folder: &str, args: &[&str]) -> Command {
+    pub fn command(&self, folder: &str, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_pipe"));
         command.current_dir(self.path(folder)).args(args).env_clear().stdin(Stdio::null());
         command.env("HOME", self.path("home")).env("COLUMNS", "100").env("PATH", "/usr/bin:/bin");

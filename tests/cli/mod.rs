@@ -14,5 +14,6 @@ mod mutations;
 mod planning;
 mod remote;
 mod reuse;
+mod serving;
 mod sharing;
 mod whole_path;

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::End;
+
 /// One line of the worker's standard output.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
@@ -18,8 +20,14 @@ pub enum Event {
     Warning { message: String },
     /// A fact worth keeping with the run, such as trainable parameters or the device.
     Fact { name: String, value: f64 },
-    /// A piece of streamed chat text; the fact `answer_tokens` ends an answer.
-    Text { text: String },
+    /// Serve only: the model is in memory. `context` is the tokens it was made for, `cache_tokens` what the cache holds.
+    Ready { context: usize, cache_tokens: usize },
+    /// Serve only: the next token of some answers, by their ids.
+    Tokens { tokens: Vec<(u64, i64)> },
+    /// Serve only: an answer is over.
+    Ended { id: u64, end: End },
+    /// Serve only: the adapter is held, or why it is not.
+    Attached { name: String, refused: Option<String> },
     /// The job is done; everything it wrote is flushed to disk. `peak_rss_bytes` is this process's high-water mark.
     Done { peak_rss_bytes: u64 },
     /// The job was cancelled; state on disk is resumable.

@@ -9,15 +9,19 @@ mod adapter;
 mod event;
 mod model;
 mod optimizer;
+mod serve;
 mod train;
 
 pub use adapter::{Adapter, Freeze, Init, Lora, Targets};
 pub use event::{Event, Metric};
-pub use model::{ChatJob, EvalJob, Generation, MergeBase, MergeJob, ModelSource, QuantizeJob, WeightType};
+pub use model::{EvalJob, Generation, MergeBase, MergeJob, ModelSource, QuantizeJob, WeightType};
 pub use optimizer::{LoraPlus, Optimizer, OptimizerKind, Schedule, ScheduleKind, Warmup};
+pub use serve::{Ask, End, Sampling, ServeJob};
 pub use train::{
     BaseWeights, Batching, Compute, EvalPoints, Order, Recompute, SavePoints, Stopping, TrainJob, Watchdog,
 };
+
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
@@ -45,7 +49,7 @@ pub enum Task {
     Eval(Box<EvalJob>),
     Merge(Box<MergeJob>),
     Quantize(Box<QuantizeJob>),
-    Chat(Box<ChatJob>),
+    Serve(Box<ServeJob>),
 }
 
 /// What may follow the job on the worker's standard input, one per line.
@@ -54,6 +58,10 @@ pub enum Task {
 pub enum Command {
     /// Stop at the next safe point; state on disk stays resumable.
     Cancel,
-    /// Chat only: the whole conversation so far, rendered with the chat template, to be answered.
-    Say { text: String },
+    /// Serve only: answer this beside what is being answered.
+    Ask(Box<Ask>),
+    /// Serve only: this answer is no longer wanted.
+    Stop { id: u64 },
+    /// Serve only: hold one more adapter.
+    Attach { name: String, path: PathBuf },
 }

@@ -1,4 +1,4 @@
-//! Jobs that read a model: evaluation, merging, quantising, chat.
+//! Jobs that read a model: evaluation, merging, quantising.
 
 use std::path::PathBuf;
 
@@ -87,13 +87,4 @@ pub struct QuantizeJob {
     pub model: PathBuf,
     /// GGUF type name in lower case (`q8_0`, `q4_k_m`, `f16`...) and the file to write.
     pub outputs: Vec<(String, PathBuf)>,
-}
-
-/// Interactive or one-shot generation.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct ChatJob {
-    pub model: ModelSource,
-    pub generation: Generation,
-    /// Answer this conversation, already rendered with the chat template, and exit; otherwise wait for `say` commands.
-    pub prompt: Option<String>,
 }

@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use pipe_job::{Event, Job, Task};
 use pipe_models::error::first_line;
 use pipe_models::events::Events;
-use pipe_models::{ModelError, Result, chat, device, eval, merge, quantize, train};
+use pipe_models::{ModelError, Result, device, eval, merge, quantize, serve, train};
 
 fn main() -> ExitCode {
     device::prepare_process();
@@ -46,7 +46,7 @@ fn work(events: &Events) -> Result<()> {
         Task::Eval(job) => eval::eval(job, events),
         Task::Merge(job) => merge::merge(job, events),
         Task::Quantize(job) => quantize::quantize(job, events),
-        Task::Chat(job) => chat::chat(job, &commands, events),
+        Task::Serve(job) => serve::serve(job, &commands, events),
     }
 }
 
