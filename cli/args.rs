@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::{
-    cache, chat, convert, doctor, eval, fetch, merge, model, plan, quantize, recipes, run, runs, schema, serve, show,
-    template, validate, why,
+    cache, chat, convert, doctor, eval, fetch, merge, model, page, plan, quantize, recipes, run, runs, schema, serve,
+    show, template, validate, why,
 };
 
 /// Fine-tune language models from one YAML recipe: rows in; a tuned, evaluated, quantised model out.
@@ -33,6 +33,7 @@ pub enum Command {
     Schema(schema::SchemaArgs),
     Recipes(recipes::RecipesArgs),
     Runs(runs::RunsArgs),
+    Report(page::ReportArgs),
     Cache(cache::CacheArgs),
     Template(template::TemplateArgs),
     Merge(merge::MergeArgs),

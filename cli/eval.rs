@@ -16,13 +16,15 @@ use serde_json::{Value, json};
 
 use crate::args::key_value;
 use crate::failure::{Failure, Kind, Outcome};
-use crate::report::format::{count, measure, percent};
+use crate::report::format::count;
+use crate::report::scores;
+use crate::report::summary::Measured;
 use crate::{alone, job, report};
 
 /// Rows are cut to this many tokens unless the model or the command says otherwise.
 const LONGEST: u64 = 2048;
 
-/// Measure a model on rows: perplexity and exact match.
+/// Measure a model on rows: perplexity, exact match, and what `--set eval.metrics=[...]` asks for.
 #[derive(Args, Debug)]
 pub struct EvalArgs {
     /// A Hugging Face folder or a GGUF file.
@@ -91,33 +93,43 @@ pub fn eval(args: &EvalArgs) -> Outcome {
     Ok(())
 }
 
-/// What the contract wants of `eval.json`'s one model and split.
+/// What the contract wants of `eval.json`'s one model and split, and what more it says of them.
 fn measures(folder: &Path) -> Option<Value> {
     let text = std::fs::read_to_string(folder.join("eval.json")).ok()?;
     let table: Value = serde_json::from_str(&text).ok()?;
-    let (_, splits) = table.get("models")?.as_object()?.iter().next()?;
-    let row = splits.get("test")?.as_object()?;
-    let mut metrics = row.clone();
+    let (model, splits) = table.get("models")?.as_object()?.iter().next()?;
+    let mut metrics = splits.get("test")?.as_object()?.clone();
     let mut take = |name: &str| metrics.shift_remove(name).unwrap_or(Value::Null);
     let [loss, perplexity, tokens, trained] = ["loss", "perplexity", "tokens", "trained_tokens"].map(&mut take);
+    let intervals = table.pointer(&format!("/intervals/{model}/test")).cloned();
     Some(json!({
         "eval_loss": loss,
         "perplexity": perplexity,
         "tokens": tokens,
         "trained_tokens": trained,
         "metrics": metrics,
+        "intervals": intervals.unwrap_or_else(|| json!({})),
     }))
 }
 
+/// One line per measure, with its interval.
 fn text(measures: &Value) -> String {
-    let number = |name: &str| measures.get(name).and_then(Value::as_f64);
-    let mut lines = Vec::new();
-    lines.extend(number("eval_loss").map(|loss| format!("loss            {}", measure(loss))));
-    lines.extend(number("perplexity").map(|perplexity| format!("perplexity      {}", measure(perplexity))));
-    lines.extend(number("trained_tokens").map(|tokens| format!("trained tokens  {}", count(tokens as u64))));
-    let exact = measures.get("metrics").and_then(|metrics| metrics.get("exact_match")?.as_f64());
-    lines.extend(exact.map(|share| format!("exact match     {}", percent(share))));
-    lines.join("\n")
+    let mut lines: Vec<(String, String)> = Vec::new();
+    let mut line = |name: &str, measure: &str, value: Option<f64>| {
+        let Some(value) = value else { return };
+        let ends = &measures["intervals"][measure];
+        let interval = ends[0].as_f64().zip(ends[1].as_f64()).map(|(low, high)| [low, high]);
+        lines.push((name.to_string(), Measured { value, interval }.told(scores::scale(measure))));
+    };
+    line("loss", "loss", measures["eval_loss"].as_f64());
+    line("perplexity", "perplexity", measures["perplexity"].as_f64());
+    for (measure, value) in measures["metrics"].as_object().into_iter().flatten().filter(|(name, _)| *name != "rows") {
+        line(&scores::spoken(measure), measure, value.as_f64());
+    }
+    let counts = [("rows", &measures["metrics"]["rows"]), ("trained tokens", &measures["trained_tokens"])];
+    lines.extend(counts.iter().filter_map(|(name, number)| Some((name.to_string(), count(number.as_u64()?)))));
+    let widest = lines.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+    lines.iter().map(|(name, told)| format!("{name:<widest$}  {told}")).collect::<Vec<_>>().join("\n")
 }
 
 /// Gives the eval node an adapter that lies outside the store.

@@ -79,6 +79,16 @@ impl Failure {
         &self.told
     }
 
+    /// What happened, in one line.
+    pub fn message(&self) -> String {
+        match &self.told {
+            Told::Message { what, .. } => what.clone(),
+            Told::Problems(problems) => problems.first().map(|problem| problem.message.clone()).unwrap_or_default(),
+            Told::Usage(error) => error.to_string(),
+            Told::Already => String::new(),
+        }
+    }
+
     /// The exit codes of the contract.
     pub fn exit_code(&self) -> ExitCode {
         let code = match (self.kind, &self.told) {

@@ -19,6 +19,7 @@ mod merge;
 mod model;
 mod open;
 mod outputs;
+mod page;
 mod plan;
 mod process;
 mod quantize;
@@ -30,6 +31,7 @@ mod schema;
 mod serve;
 mod show;
 mod template;
+mod trackers;
 mod training;
 mod validate;
 mod why;
@@ -66,6 +68,7 @@ fn dispatch(command: Command) -> Outcome {
         Command::Schema(args) => schema::schema(&args),
         Command::Recipes(args) => recipes::recipes(&args),
         Command::Runs(args) => runs::runs(&args),
+        Command::Report(args) => page::report(&args),
         Command::Cache(args) => cache::cache(&args),
         Command::Template(args) => template::template(&args),
         Command::Merge(args) => merge::merge(&args),

@@ -1,4 +1,4 @@
-//! `pipe quantize`: a model as a GGUF file of another type.
+//! `pipe quantize`: a model as a GGUF file of another type, or as a folder in bitsandbytes' layout.
 
 use std::path::{Path, PathBuf};
 
@@ -8,16 +8,16 @@ use serde_json::json;
 use crate::failure::{Failure, Outcome};
 use crate::{alone, report};
 
-/// Write a model as a GGUF file.
+/// Write a model as a GGUF file, or as a folder in bitsandbytes' layout.
 #[derive(Args, Debug)]
 pub struct QuantizeArgs {
     /// A Hugging Face folder or a GGUF file.
     #[arg(value_name = "DIR")]
     model: PathBuf,
-    /// GGUF type, such as q8_0 or q4_k_m.
+    /// GGUF type, such as q8_0 or q4_k_m, or nf4 or int8.
     #[arg(long = "type", value_name = "T")]
     kind: String,
-    /// File to write.
+    /// File to write; a folder for nf4 and int8.
     #[arg(long, short, value_name = "FILE")]
     output: PathBuf,
 }

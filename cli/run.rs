@@ -19,8 +19,10 @@ use crate::failure::{self, Failure, Kind, Outcome};
 use crate::fetch;
 use crate::open::{self, Opened};
 use crate::outputs;
+use crate::page;
 use crate::report::summary::Summary;
 use crate::report::{self, ndjson::Ndjson, plain::Plain, progress::Live, scores};
+use crate::trackers::Trackers;
 
 /// Run a recipe: whatever is cached is not run again.
 #[derive(Args, Debug)]
@@ -83,7 +85,8 @@ pub fn run(args: RunArgs) -> Outcome {
     let opened = fetch::ensure(&args.recipe, opened, &args.selection.selection(), args.quiet)?;
     let store = opened.store()?;
     let display = Display::of(&args, opened.recipe.logging_steps.unwrap_or(1));
-    let recorder = Arc::new(Recorder::new(display.sink()));
+    let trackers = Trackers::start(&opened, display.sink());
+    let recorder = Arc::new(Recorder::new(display.sink(), trackers));
     let options = Options { remote, ..options(&args, &opened) };
     let cancel = Cancel::default();
     stop_on_signal(&cancel, &display)?;
@@ -95,10 +98,13 @@ pub fn run(args: RunArgs) -> Outcome {
             RunError::Store(error) => open::store_failure(error),
         }
     })?;
+    recorder.finish_trackers();
     let published = publish(&opened, &store, &outcome.finished);
+    let reported = reported(&opened, &store, &outcome);
     recorder.release();
     display.clear();
-    let published = published?;
+    let mut published = published?;
+    published.extend(reported);
     if display.is_for_people() && (outcome.finished.ok || !outcome.finished.executed.is_empty()) {
         let summary = summary(&opened, &outcome.finished, recorder.nodes(), &published);
         report::print(&summary.render(report::width()));
@@ -163,6 +169,20 @@ fn publish(opened: &Opened, store: &Store, finished: &RunFinished) -> Result<Vec
     match opened.recipe.output_dir.as_deref() {
         Some(output_dir) => outputs::publish(store, &opened.project.resolve(output_dir), &finished.outputs),
         None => Ok(Vec::new()),
+    }
+}
+
+/// The run's page. It never fails a run: the warning says what it lacks.
+fn reported(opened: &Opened, store: &Store, outcome: &schedule::Outcome) -> Option<(String, PathBuf)> {
+    let finished = &outcome.finished;
+    let output_dir = opened.recipe.output_dir.as_deref().filter(|_| finished.ok || !finished.executed.is_empty())?;
+    let output_dir = opened.project.resolve(output_dir);
+    match page::publish(store, &finished.run, &opened.recipe, &output_dir) {
+        Ok(path) => path.map(|path| ("report".to_string(), path)),
+        Err(failure) => {
+            report::warning(&format!("no report: {}", failure.message()));
+            None
+        }
     }
 }
 
@@ -253,11 +273,19 @@ struct Recorder {
     inner: Arc<dyn Sink>,
     nodes: Mutex<Vec<NodeFinished>>,
     last: Mutex<Option<Event>>,
+    trackers: Mutex<Option<Trackers>>,
 }
 
 impl Recorder {
-    fn new(inner: Arc<dyn Sink>) -> Recorder {
-        Recorder { inner, nodes: Mutex::new(Vec::new()), last: Mutex::new(None) }
+    fn new(inner: Arc<dyn Sink>, trackers: Option<Trackers>) -> Recorder {
+        let trackers = Mutex::new(trackers);
+        Recorder { inner, nodes: Mutex::new(Vec::new()), last: Mutex::new(None), trackers }
+    }
+
+    fn finish_trackers(&self) {
+        if let Some(trackers) = locked(&self.trackers).take() {
+            trackers.finish();
+        }
     }
 
     fn nodes(&self) -> Vec<NodeFinished> {
@@ -274,6 +302,9 @@ impl Recorder {
 
 impl Sink for Recorder {
     fn emit(&self, event: Event) {
+        if let Some(trackers) = locked(&self.trackers).as_ref() {
+            trackers.take(&event);
+        }
         match &event {
             Event::RunFinished(_) => return *locked(&self.last) = Some(event),
             Event::NodeFinished(finished) => locked(&self.nodes).push((**finished).clone()),

@@ -66,9 +66,7 @@ fn list(store: &Store, as_json: bool) {
 }
 
 fn one(store: &Store, id: &str, as_json: bool) -> Outcome {
-    let run = runs::find(store, id).ok_or_else(|| {
-        Failure::invalid(format!("there is no run `{id}` in {}", store.root().display())).hint("pipe runs lists them")
-    })?;
+    let run = find(store, id)?;
     if as_json {
         let mut value = serde_json::to_value(&run).unwrap_or_default();
         if let Some(object) = value.as_object_mut() {
@@ -81,7 +79,14 @@ fn one(store: &Store, id: &str, as_json: bool) -> Outcome {
     Ok(())
 }
 
-fn result(run: &Run) -> &'static str {
+/// The run that a user names.
+pub fn find(store: &Store, id: &str) -> Result<Run, Failure> {
+    let missing = || Failure::invalid(format!("there is no run `{id}` in {}", store.root().display()));
+    runs::find(store, id).ok_or_else(|| missing().hint("pipe runs lists them"))
+}
+
+/// How a run ended, in a word.
+pub fn result(run: &Run) -> &'static str {
     match &run.finished {
         None if run.live => "running",
         None => "killed",

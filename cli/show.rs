@@ -4,8 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use pipe_engine::state::{NodeState, Selection, State};
-use pipe_stages::fetch::Need;
-use pipe_stages::show::{Roles, Row, Spread, rows, said, spreads};
+use pipe_stages::show::{Roles, Row, Spread, rows, said, spreads, tokenizer, tokenizer_of};
 use serde_json::{Value, json};
 
 use crate::args::RecipeArgs;
@@ -78,9 +77,9 @@ fn node_rows(opened: &Opened, states: &[NodeState], state: &NodeState, args: &Sh
         ))
     };
     let stored = state.output.as_deref().filter(|_| state.state == State::Cached).ok_or_else(missing)?;
-    let tokenizer = tokenizer(opened);
+    let tokenizer = tokenizer_of(&opened.recipe, &opened.project).and_then(|path| tokenizer(&path));
     let limit = if args.row.is_some() { usize::MAX } else { args.rows };
-    let mut found = rows(stored, limit, args.row.as_deref(), tokenizer.as_deref())?;
+    let mut found = rows(stored, limit, args.row.as_deref(), tokenizer.as_ref())?;
     // One row is looked at for itself.
     let spreads = if args.row.is_none() { spreads(stored)? } else { Vec::new() };
     if found.is_empty() && args.row.is_none() && spreads.is_empty() {
@@ -115,13 +114,6 @@ fn file(path: &Path) -> Row {
     let content = std::fs::read(path).ok().filter(|_| small).and_then(|bytes| serde_json::from_slice(&bytes).ok());
     values.extend(content.map(|content: Value| ("content".to_string(), content)));
     Row { table: name, values, tokens: Vec::new() }
-}
-
-fn tokenizer(opened: &Opened) -> Option<PathBuf> {
-    let named = opened.recipe.tokenizer_config.as_ref();
-    let named = named.map(|path| opened.project.model(path, None, Need::Tokenizer));
-    let named = named.filter(|path| path.exists());
-    named.or_else(|| pipe_stages::compile::base_model(&opened.recipe, &opened.project).map(|model| model.path))
 }
 
 fn text(shown: &Shown, listed: bool) -> String {

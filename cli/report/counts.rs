@@ -43,7 +43,7 @@ pub fn section(nodes: &[NodeFinished], mixed: &[String]) -> Option<String> {
 }
 
 /// What one node's statistics say.
-fn line(stats: &IndexMap<String, Value>, mixed: &[String]) -> String {
+pub fn line(stats: &IndexMap<String, Value>, mixed: &[String]) -> String {
     let mut parts = Vec::new();
     for (prefix, word) in KINDS {
         let counts = stats.iter().filter_map(|(name, value)| Some((name.strip_prefix(prefix)?, value.as_u64()?)));

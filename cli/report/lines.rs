@@ -2,8 +2,11 @@
 
 use pipe_engine::event::{Event, NodeFinished};
 
-use super::format::{bytes, count, measure, seconds};
+use super::format::{bytes, clip, count, measure, seconds};
 use super::style::{BAD, BOLD, DIM, GOOD, WARN, paint};
+
+/// Characters of a sample's prompt and answer.
+const SAMPLE_WIDTH: usize = 60;
 
 /// The lines that stand for `event` in a log; empty for those that say nothing to people.
 pub fn of(event: &Event) -> Vec<String> {
@@ -23,6 +26,11 @@ pub fn of(event: &Event) -> Vec<String> {
         Event::Eval { node, step, split, loss, perplexity, .. } => {
             let (loss, perplexity) = (measure(*loss), measure(*perplexity));
             vec![format!("{node}  step {}  {split} loss {loss}  perplexity {perplexity}", count(*step))]
+        }
+        Event::Sample { node, step, prompt, answer, .. } => {
+            let one_line = |text: &str| clip(&text.split_whitespace().collect::<Vec<_>>().join(" "), SAMPLE_WIDTH);
+            let (prompt, answer) = (paint(DIM, one_line(prompt)), one_line(answer));
+            vec![format!("{node}  step {}  {prompt} {} {answer}", count(*step), paint(DIM, "->"))]
         }
         Event::NodeProgress { node, done, total, unit } if *total > 0 => {
             vec![format!("{node}  {}/{} {unit}", count(*done), count(*total))]

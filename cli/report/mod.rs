@@ -24,7 +24,7 @@ use std::io::{IsTerminal, Write};
 use serde::Serialize;
 
 use crate::failure::{Failure, Told};
-use style::{BAD, GOOD, paint};
+use style::{BAD, GOOD, WARN, paint};
 
 /// Prints text to standard output, ending in one newline.
 pub fn print(text: &str) {
@@ -62,6 +62,11 @@ pub fn error_lines(lines: &[String]) {
 /// Prints a remark about the work to standard error.
 pub fn note(text: &str) {
     error_lines(&[text.to_string()]);
+}
+
+/// Prints a warning to standard error.
+pub fn warning(text: &str) {
+    note(&format!("{} {text}", paint(WARN, "warning:")));
 }
 
 /// Says what a failed command still has to say.

@@ -169,7 +169,7 @@ impl Sink for Live {
                 self.remove(node);
                 lines::of(&event).iter().for_each(|line| self.say(line));
             }
-            Event::Eval { .. } | Event::Warning { .. } | Event::NodeSkipped { .. } => {
+            Event::Eval { .. } | Event::Sample { .. } | Event::Warning { .. } | Event::NodeSkipped { .. } => {
                 lines::of(&event).iter().for_each(|line| self.say(line));
             }
             Event::Fact { .. } | Event::RunFinished(_) => {}

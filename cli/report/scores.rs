@@ -3,25 +3,84 @@
 use indexmap::IndexMap;
 use serde_json::Value;
 
-use super::summary::{Sample, Scale, Score};
+use super::summary::{Measured, Sample, Scale, Score, Scores};
 
-/// One score per measure and split: `models` is `{model: {split: {measure: number}}}`.
-pub fn scores(stats: &IndexMap<String, Value>) -> Vec<Score> {
-    let models = stats.get("models").unwrap_or(&Value::Null);
-    let value = |model: &str, split: &str, measure: &str| models.get(model)?.get(split)?.get(measure)?.as_f64();
-    let mut out = Vec::new();
-    for (measure, name, scale) in
-        [("perplexity", "perplexity", Scale::Number), ("exact_match", "exact match", Scale::Share)]
-    {
-        for split in ["val", "test"] {
-            let (base, tuned) = (value("base", split, measure), value("tuned", split, measure));
-            if base.is_some() || tuned.is_some() {
-                let (measure, split) = (name.to_string(), split.to_string());
-                out.push(Score { measure, split, base, tuned, scale });
+/// Counts, and what perplexity says already.
+const UNTOLD: [&str; 4] = ["loss", "tokens", "trained_tokens", "rows"];
+/// With more rows than this, those of single datasets are left to `eval.json`.
+const MOST_ROWS: usize = 24;
+
+/// One row per measure and split, then per dataset where there are several: `models` is `{model: {split: {measure:
+/// number}}}`, `intervals` holds pairs in the same places, and `tasks` has both for every dataset.
+pub fn scores(stats: &IndexMap<String, Value>) -> Scores {
+    let (models, intervals) = (stats.get("models").unwrap_or(&Value::Null), stats.get("intervals"));
+    let names = keys(Some(models));
+    let mut scores = Scores { rows: Vec::new(), models: names };
+    rows(models, intervals, None, &mut scores);
+    let tasks = stats.get("tasks").and_then(Value::as_object).filter(|tasks| tasks.len() > 1);
+    let mut with_tasks = scores.clone();
+    for (task, tables) in tasks.into_iter().flatten() {
+        rows(&tables["models"], tables.get("intervals"), Some(task), &mut with_tasks);
+    }
+    if with_tasks.rows.len() > MOST_ROWS { scores } else { with_tasks }
+}
+
+fn rows(models: &Value, intervals: Option<&Value>, task: Option<&str>, scores: &mut Scores) {
+    let of_models = || scores.models.iter().map(|model| &models[model]);
+    let mut splits: Vec<String> = Vec::new();
+    let mut measures: Vec<String> = Vec::new();
+    for table in of_models() {
+        merge(&mut splits, keys(Some(table)));
+        table.as_object().into_iter().flatten().for_each(|(_, row)| merge(&mut measures, keys(Some(row))));
+    }
+    splits.sort_by_key(|split| ["train", "val", "test"].iter().position(|known| known == split).unwrap_or(3));
+    for measure in measures.iter().filter(|measure| !UNTOLD.contains(&measure.as_str())) {
+        for split in &splits {
+            let cell = |model: &String| {
+                let value = models[model][split][measure].as_f64()?;
+                let ends = intervals.map(|intervals| &intervals[model][split][measure]);
+                let interval = ends.and_then(|ends| Some([ends[0].as_f64()?, ends[1].as_f64()?]));
+                Some(Measured { value, interval })
+            };
+            let cells: Vec<_> = scores.models.iter().map(cell).collect();
+            if cells.iter().any(Option::is_some) {
+                let of = task.map_or(split.clone(), |task| format!("{split}, {task}"));
+                scores.rows.push(Score { measure: spoken(measure), of, cells, scale: scale(measure) });
             }
         }
     }
-    out
+}
+
+/// A measure as it is spoken of.
+pub fn spoken(measure: &str) -> String {
+    match measure {
+        "bleu" => "BLEU".to_string(),
+        "chrf" => "chrF".to_string(),
+        "rouge_l" => "ROUGE-L".to_string(),
+        "token_f1" => "token F1".to_string(),
+        _ => measure.replace('_', " "),
+    }
+}
+
+/// How a measure is written.
+pub fn scale(measure: &str) -> Scale {
+    match measure {
+        "loss" | "perplexity" | "bleu" | "chrf" | "tokens" | "trained_tokens" | "rows" => Scale::Number,
+        _ => Scale::Share,
+    }
+}
+
+fn keys(table: Option<&Value>) -> Vec<String> {
+    table.and_then(Value::as_object).into_iter().flatten().map(|(name, _)| name.clone()).collect()
+}
+
+/// Adds what is not there yet.
+fn merge(names: &mut Vec<String>, more: Vec<String>) {
+    for name in more {
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
 }
 
 /// Answers to free prompts first, then to held-out rows.
@@ -36,23 +95,48 @@ pub fn samples(stats: &IndexMap<String, Value>) -> Vec<Sample> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use serde_json::json;
 
+    fn told(stats: Value) -> Vec<String> {
+        let Value::Object(stats) = stats else { return Vec::new() };
+        let line = |row: &Score| {
+            let cells = row.cells.iter().map(|cell| cell.map_or("-".to_string(), |cell| cell.told(row.scale)));
+            format!("{} ({}): {}", row.measure, row.of, cells.collect::<Vec<_>>().join(" | "))
+        };
+        scores(&stats.into_iter().collect()).rows.iter().map(line).collect()
+    }
+
     #[test]
     fn scores_pair_the_models_by_split() {
-        let models = json!({
-            "base": {"test": {"perplexity": 20.0, "exact_match": 0.0}},
-            "tuned": {"test": {"perplexity": 1.5, "exact_match": 0.9}, "val": {"perplexity": 1.4}},
+        let stats = json!({
+            "models": {
+                "base": {"test": {"loss": 3.0, "perplexity": 20.0, "rows": 9, "exact_match": 0.0}},
+                "tuned": {
+                    "test": {"perplexity": 1.5, "exact_match": 0.9, "bleu": 51.25},
+                    "val": {"perplexity": 1.4},
+                },
+            },
+            "intervals": {"tuned": {"test": {"exact_match": [0.8, 0.95]}}},
         });
-        let stats = IndexMap::from([("models".to_string(), models)]);
-        let told: Vec<_> = scores(&stats).into_iter().map(|s| (s.measure, s.split, s.base, s.tuned)).collect();
         let expected = [
-            ("perplexity", "val", None, Some(1.4)),
-            ("perplexity", "test", Some(20.0), Some(1.5)),
-            ("exact match", "test", Some(0.0), Some(0.9)),
+            "perplexity (val): - | 1.400",
+            "perplexity (test): 20.00 | 1.500",
+            "exact match (test): 0.0 % | 90.0 % (80.0 to 95.0)",
+            "BLEU (test): - | 51.25",
         ];
-        assert_eq!(told, expected.map(|(m, s, b, t)| (m.to_string(), s.to_string(), b, t)));
+        assert_eq!(told(stats), expected);
+    }
+
+    #[test]
+    fn datasets_are_told_where_there_are_several() {
+        let table = |share: f64| json!({"models": {"base": {"test": {"exact_match": share}}}});
+        let whole = json!({"base": {"test": {"exact_match": 0.5}}});
+        let one = told(json!({"models": whole, "tasks": {"chat": table(0.5)}}));
+        assert_eq!(one, ["exact match (test): 50.0 %"]);
+        let two = told(json!({"models": whole, "tasks": {"chat": table(0.25), "code": table(0.75)}}));
+        assert_eq!(two[1..], ["exact match (test, chat): 25.0 %", "exact match (test, code): 75.0 %"]);
     }
 }

@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 
 use pipe_engine::event::{NodeFinished, NodeOutcome, RunFinished};
+use serde::Serialize;
 
 use super::format::{bytes, clip, count, measure, percent, plural, seconds};
 use super::style::{BAD, BOLD, DIM, GOOD, NOTE, paint};
@@ -13,7 +14,7 @@ use super::table::{Align, Column, Table};
 pub struct Summary {
     pub run: RunFinished,
     pub nodes: Vec<NodeFinished>,
-    pub scores: Vec<Score>,
+    pub scores: Scores,
     pub samples: Vec<Sample>,
     pub outputs: Vec<(String, PathBuf)>,
     pub next: Vec<String>,
@@ -21,14 +22,29 @@ pub struct Summary {
     pub mixed: Vec<String>,
 }
 
-/// One measure of one split, for the base model and the tuned one.
+/// What was measured, with a column for each model.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Scores {
+    pub models: Vec<String>,
+    pub rows: Vec<Score>,
+}
+
+/// One measure of one split.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Score {
     pub measure: String,
-    pub split: String,
-    pub base: Option<f64>,
-    pub tuned: Option<f64>,
+    /// The split, and the dataset where it is one of several.
+    pub of: String,
+    /// In the order of the models.
+    pub cells: Vec<Option<Measured>>,
     pub scale: Scale,
+}
+
+/// A measure and its 95 % interval.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Measured {
+    pub value: f64,
+    pub interval: Option<[f64; 2]>,
 }
 
 /// How a measure is written.
@@ -40,7 +56,7 @@ pub enum Scale {
 }
 
 /// A question and what the models made of it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Sample {
     pub prompt: String,
     pub expected: Option<String>,
@@ -123,21 +139,15 @@ impl Summary {
     }
 
     fn score_table(&self, width: usize) -> Option<String> {
-        if self.scores.is_empty() {
+        if self.scores.rows.is_empty() {
             return None;
         }
-        let mut table = Table::new(&[
-            Column { head: "measure", align: Align::Left, drop: 0 },
-            Column { head: "base", align: Align::Right, drop: 0 },
-            Column { head: "tuned", align: Align::Right, drop: 0 },
-        ]);
-        for score in &self.scores {
-            let told = |value: Option<f64>| match (value, score.scale) {
-                (None, _) => String::new(),
-                (Some(value), Scale::Number) => measure(value),
-                (Some(value), Scale::Share) => percent(value),
-            };
-            table.row(vec![format!("{} ({})", score.measure, score.split), told(score.base), told(score.tuned)]);
+        let models = self.scores.models.iter().map(|model| Column { head: model, align: Align::Right, drop: 0 });
+        let measure = Column { head: "measure", align: Align::Left, drop: 0 };
+        let mut table = Table::new(&std::iter::once(measure).chain(models).collect::<Vec<_>>());
+        for score in &self.scores.rows {
+            let cells = score.cells.iter().map(|cell| cell.map(|cell| cell.told(score.scale)).unwrap_or_default());
+            table.row(std::iter::once(format!("{} ({})", score.measure, score.of)).chain(cells).collect());
         }
         Some(headed(&table.lines(width)))
     }
@@ -157,6 +167,19 @@ impl Summary {
     fn next_steps(&self) -> Option<String> {
         let rows: Vec<String> = self.next.iter().map(|line| format!("  {}", paint(NOTE, line))).collect();
         (!rows.is_empty()).then(|| format!("{}\n{}", paint(BOLD, "next"), rows.join("\n")))
+    }
+}
+
+impl Measured {
+    /// `87.0 % (82.1 to 91.0)`.
+    pub fn told(self, scale: Scale) -> String {
+        let written = |value: f64| match scale {
+            Scale::Number => measure(value),
+            Scale::Share => percent(value),
+        };
+        let bare = |value: f64| written(value).trim_end_matches(" %").to_string();
+        let interval = self.interval.map(|[low, high]| format!(" ({} to {})", bare(low), bare(high)));
+        written(self.value) + &interval.unwrap_or_default()
     }
 }
 
@@ -227,7 +250,7 @@ mod tests {
         Summary {
             run,
             nodes,
-            scores: Vec::new(),
+            scores: Scores::default(),
             samples: Vec::new(),
             outputs: Vec::new(),
             next: Vec::new(),
@@ -242,15 +265,18 @@ mod tests {
     #[test]
     fn a_run_ends_in_tables() {
         let mut summary = summary(&["train", "eval"], &["ingest.docker"]);
-        let score = |measure: &str, base, tuned, scale| Score {
+        let score = |measure: &str, base, tuned, interval, scale| Score {
             measure: measure.into(),
-            split: "test".into(),
-            base: Some(base),
-            tuned: Some(tuned),
+            of: "test".into(),
+            cells: vec![
+                Some(Measured { value: base, interval: None }),
+                Some(Measured { value: tuned, interval: Some(interval) }),
+            ],
             scale,
         };
-        summary.scores.push(score("perplexity", 23.456, 1.234, Scale::Number));
-        summary.scores.push(score("exact match", 0.012, 0.87, Scale::Share));
+        summary.scores.models = vec!["base".into(), "tuned".into()];
+        summary.scores.rows.push(score("perplexity", 23.456, 1.234, [1.1, 1.4], Scale::Number));
+        summary.scores.rows.push(score("exact match", 0.012, 0.87, [0.825, 0.91], Scale::Share));
         summary.samples.push(Sample {
             prompt: "list all\ncontainers".into(),
             expected: Some("docker ps -a".into()),
@@ -272,9 +298,9 @@ done: 2 run, 1 cached in 13.0 s
 rows
   ingest.docker  dropped 12 duplicate
 
-measure              base   tuned
-perplexity (test)   23.46   1.234
-exact match (test)  1.2 %  87.0 %
+measure              base                   tuned
+perplexity (test)   23.46  1.234 (1.100 to 1.400)
+exact match (test)  1.2 %   87.0 % (82.5 to 91.0)
 
 samples
   asked     list all containers

@@ -11,15 +11,15 @@ pub enum Align {
 
 /// One column: its head, its edge, and how early it goes when the window is narrow (0 stays).
 #[derive(Clone, Copy)]
-pub struct Column {
-    pub head: &'static str,
+pub struct Column<'a> {
+    pub head: &'a str,
     pub align: Align,
     pub drop: u8,
 }
 
 /// Rows of cells under columns.
-pub struct Table {
-    columns: Vec<Column>,
+pub struct Table<'a> {
+    columns: Vec<Column<'a>>,
     rows: Vec<Vec<String>>,
 }
 
@@ -27,8 +27,8 @@ pub struct Table {
 const FIRST_MIN: usize = 8;
 const GAP: usize = 2;
 
-impl Table {
-    pub fn new(columns: &[Column]) -> Table {
+impl<'a> Table<'a> {
+    pub fn new(columns: &[Column<'a>]) -> Table<'a> {
         Table { columns: columns.to_vec(), rows: Vec::new() }
     }
 
@@ -96,7 +96,7 @@ fn total(widths: &[usize]) -> usize {
 mod tests {
     use super::*;
 
-    fn sample() -> Table {
+    fn sample() -> Table<'static> {
         let mut table = Table::new(&[
             Column { head: "node", align: Align::Left, drop: 0 },
             Column { head: "rows", align: Align::Right, drop: 2 },

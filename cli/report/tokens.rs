@@ -95,11 +95,14 @@ fn styled(text: &str, trained: bool) -> String {
     lines.join("\n")
 }
 
-/// Control characters other than line breaks and tabs are shown, not sent to the terminal.
+/// Characters that control a display are shown, not sent to it: all but line breaks and tabs, and those that turn the
+/// direction of writing, with which a text can look like another.
 pub fn visible(text: &str) -> String {
+    let turns =
+        |c: char| matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     let shown = |c: char| match c {
         '\n' | '\t' => c.to_string(),
-        c if c.is_control() => format!("\\u{{{:x}}}", c as u32),
+        c if c.is_control() || turns(c) => format!("\\u{{{:x}}}", c as u32),
         c => c.to_string(),
     };
     text.chars().map(shown).collect()

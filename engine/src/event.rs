@@ -94,6 +94,17 @@ pub enum Event {
         perplexity: f64,
         trained_tokens: u64,
     },
+    /// An answer to a fixed prompt during training.
+    Sample {
+        node: NodeName,
+        step: u64,
+        prompt: String,
+        answer: String,
+        /// Share of different pairs of tokens.
+        distinct_2: f64,
+        /// Share of runs of four tokens that were there before.
+        repeated: f64,
+    },
     /// A number worth keeping, such as trainable parameters.
     Fact {
         node: NodeName,

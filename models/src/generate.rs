@@ -16,14 +16,15 @@ use crate::{Result, random};
 /// Prompt tokens read in one go at most, whatever the batch: bounds the memory of long prompts.
 const PROMPT_TOKENS: usize = 8192;
 
-/// Answers `prompts`, in their order, without the prompt and without the token that ended them. `done` hears how many
-/// rows are finished.
+/// Answers `prompts`, in their order, without the prompt and without the token that ended them. `ended` says of an answer
+/// so far that its last token completes it; `done` hears how many rows are finished.
 pub fn answer(
     decoder: &Decoder,
     prompts: &[Vec<i64>],
     settings: &Generation,
     pass: Pass,
     events: &Events,
+    ended: &(dyn Fn(&[i64]) -> bool + Sync),
     done: &mut (dyn FnMut(usize) + Send),
 ) -> Result<Vec<Vec<i64>>> {
     let mut answers = vec![Vec::new(); prompts.len()];
@@ -31,7 +32,7 @@ pub fn answer(
     let shared = Shared::new(decoder);
     let work = |_: usize, batch: &Vec<usize>| {
         let mut rows: Vec<Row> = batch.iter().map(|&index| Row::new(index, &prompts[index])).collect();
-        decode(shared.get(), &mut rows, settings, pass, events)?;
+        decode(shared.get(), &mut rows, settings, pass, events, ended)?;
         Ok(rows)
     };
     let lanes = lanes::suited(decoder.config.hidden);
@@ -91,7 +92,14 @@ fn batches(prompts: &[Vec<i64>], most: usize) -> Vec<Vec<usize>> {
 }
 
 /// Fills the rows' answers. Finished rows leave the batch at once.
-fn decode(decoder: &Decoder, rows: &mut [Row], settings: &Generation, pass: Pass, events: &Events) -> Result<()> {
+fn decode(
+    decoder: &Decoder,
+    rows: &mut [Row],
+    settings: &Generation,
+    pass: Pass,
+    events: &Events,
+    ended: &(dyn Fn(&[i64]) -> bool + Sync),
+) -> Result<()> {
     if settings.max_new_tokens == 0 {
         return Ok(());
     }
@@ -108,7 +116,7 @@ fn decode(decoder: &Decoder, rows: &mut [Row], settings: &Generation, pass: Pass
                 continue;
             }
             rows[row].ids.push(token);
-            if rows[row].answer().len() < settings.max_new_tokens {
+            if rows[row].answer().len() < settings.max_new_tokens && !ended(rows[row].answer()) {
                 kept.push(place);
             }
         }

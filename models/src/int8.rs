@@ -32,7 +32,8 @@ impl Int8 {
             // bitsandbytes quantises what the weights are in half precision.
             let row: Vec<f32> = row.iter().map(|value| f16::from_f32(*value).to_f32()).collect();
             let top = row.iter().fold(0.0f32, |most, value| most.max(value.abs()));
-            let share = 127.0 / top;
+            // PyTorch divides a number by a tensor as the number times reciprocals.
+            let share = (1.0 / top) * 127.0;
             codes.extend(row.iter().map(|value| (value * share).round_ties_even() as i8));
             absmax.push(top);
         }

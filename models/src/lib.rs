@@ -5,6 +5,7 @@
 
 pub mod adapter;
 pub mod attention;
+pub mod bitsandbytes;
 pub mod checkpoint;
 pub mod decoder;
 pub mod device;
@@ -39,6 +40,7 @@ pub mod steps;
 pub mod tensors;
 pub mod token_rows;
 pub mod train;
+pub mod train_samples;
 pub mod tuned;
 pub mod tunings;
 pub mod whole;

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::path::Path;
 
-use arrow::array::{Array, Int32Array, ListArray, RecordBatch, StringArray};
+use arrow::array::{Array, Int32Array, ListArray, RecordBatch, StringArray, UInt16Array};
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
@@ -24,6 +24,21 @@ pub struct PackRow {
     pub ids: Vec<i64>,
     pub labels: Vec<i64>,
     pub lengths: Vec<i64>,
+    /// Row of each document.
+    pub row_ids: Vec<String>,
+    /// Dataset of each document, from 0.
+    pub sources: Vec<u16>,
+}
+
+impl PackRow {
+    /// Lays another pack's documents behind these.
+    pub fn extend(&mut self, other: PackRow) {
+        self.ids.extend(other.ids);
+        self.labels.extend(other.labels);
+        self.lengths.extend(other.lengths);
+        self.row_ids.extend(other.row_ids);
+        self.sources.extend(other.sources);
+    }
 }
 
 impl TokenRow {
@@ -52,14 +67,19 @@ pub fn read_tokens(path: &Path) -> Result<Vec<TokenRow>> {
 
 /// Hands over the packs of a pack stage's file, one after the other.
 pub fn each_pack(path: &Path, mut take: impl FnMut(PackRow) -> Result<()>) -> Result<()> {
-    each_batch(path, &["input_ids", "labels", "lengths"], |batch| {
+    each_batch(path, &["input_ids", "labels", "lengths", "row_ids", "sources"], |batch| {
         for i in 0..batch.num_rows() {
             let ids = ints(path, batch, "input_ids", i)?;
             let labels = ints(path, batch, "labels", i)?;
             let lengths = ints(path, batch, "lengths", i)?;
             equal(path, ids.len(), labels.len())?;
             equal(path, ids.len(), lengths.iter().sum::<i64>() as usize)?;
-            take(PackRow { ids, labels, lengths })?;
+            let row_ids = item::<StringArray>(path, batch, "row_ids", i)?;
+            let sources = item::<UInt16Array>(path, batch, "sources", i)?;
+            equal(path, lengths.len(), row_ids.len())?;
+            equal(path, lengths.len(), sources.len())?;
+            let row_ids = row_ids.iter().map(|id| id.unwrap_or_default().to_string()).collect();
+            take(PackRow { ids, labels, lengths, row_ids, sources: sources.values().to_vec() })?;
         }
         Ok(())
     })
@@ -94,17 +114,21 @@ fn column<'a, A: Array + 'static>(path: &Path, batch: &'a RecordBatch, name: &st
 }
 
 fn ints(path: &Path, batch: &RecordBatch, name: &str, row: usize) -> Result<Vec<i64>> {
+    Ok(item::<Int32Array>(path, batch, name, row)?.values().iter().map(|&v| i64::from(v)).collect())
+}
+
+/// One row of a list column.
+fn item<A: Array + Clone + 'static>(path: &Path, batch: &RecordBatch, name: &str, row: usize) -> Result<A> {
     let list = column::<ListArray>(path, batch, name)?.value(row);
-    let values = list.as_any().downcast_ref::<Int32Array>();
-    let values = values.ok_or_else(|| broken(path, &format!("its column {name} does not hold 32-bit integers")))?;
-    Ok(values.values().iter().map(|&v| i64::from(v)).collect())
+    let values = list.as_any().downcast_ref::<A>().cloned();
+    values.ok_or_else(|| broken(path, &format!("the lists in its column {name} have an unexpected type")))
 }
 
 fn equal(path: &Path, tokens: usize, others: usize) -> Result<()> {
     if tokens == others {
         return Ok(());
     }
-    Err(broken(path, &format!("a row has {tokens} tokens, but {others} labels or document tokens")))
+    Err(broken(path, &format!("a row has {tokens} tokens or documents, but {others} that belong to them")))
 }
 
 fn broken(path: &Path, what: &str) -> ModelError {

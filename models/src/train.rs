@@ -17,6 +17,7 @@ use crate::optimizer::{Optimizer, Parameter};
 use crate::packs::{Chunk, Packs};
 use crate::schedule::LearningRate;
 use crate::steps::Steps;
+use crate::train_samples::Sampler;
 use crate::tuned::{self, Use};
 use crate::window::{self, Window};
 use crate::{ModelError, Result, adapter, load, loss, random, whole};
@@ -55,6 +56,7 @@ pub fn run(job: &TrainJob, events: &Events) -> Result<()> {
     };
     let base = Pass { training: None, fused: job.kernels, recompute, base_only: false };
     let lanes = window::lanes_for(&decoder, optimizer.parameters(), base);
+    let mut sampler = job.sampling.as_ref().map(Sampler::new).transpose()?;
 
     let outcome = loop {
         if !state.evaluated
@@ -72,6 +74,12 @@ pub fn run(job: &TrainJob, events: &Events) -> Result<()> {
             }
         }
         state.evaluated = true;
+        if let Some(sampler) = sampler.as_mut().filter(|sampler| sampler.is_due(state.step, plan.total)) {
+            match sampler.sample(&decoder, state.step, base, events) {
+                Err(ModelError::Cancelled) => break Err(ModelError::Cancelled),
+                sampled => sampled?,
+            }
+        }
         if plan.is_due(&job.save.every, state.step) && state.step < plan.total {
             checkpoints.save(&state, &optimizer, journal.lines())?;
         }

@@ -5,15 +5,19 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use arrow::array::{Array, Int32Array, ListArray};
-use arrow::array::{ArrayRef, Int32Builder, ListBuilder, RecordBatch, StringArray};
+use arrow::array::{
+    Array, ArrayRef, Float64Array, Int32Array, Int32Builder, Int64Array, ListArray, ListBuilder, RecordBatch,
+    StringArray, StringBuilder, UInt16Builder,
+};
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use pipe_files::ModelFiles;
-use pipe_job::{BaseWeights, Compute, EvalJob, Generation, MergeBase, MergeJob, ModelSource, QuantizeJob, WeightType};
+use pipe_job::{
+    Asked, BaseWeights, Compute, EvalJob, Generation, MergeBase, MergeJob, ModelSource, QuantizeJob, WeightType,
+};
 use pipe_models::events::Events;
 use pipe_models::{eval, merge, quantize};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures")
@@ -41,6 +45,20 @@ fn write(path: &Path, columns: Vec<(&str, ArrayRef)>) {
     writer.close().unwrap();
 }
 
+/// Every document is a row of its own length's name.
+fn row_ids(packs: &[&[Vec<i64>]]) -> ArrayRef {
+    let mut list = ListBuilder::new(StringBuilder::new());
+    packs.iter().for_each(|pack| list.append_value(pack.iter().map(|d| Some(format!("length {}", d.len())))));
+    Arc::new(list.finish())
+}
+
+/// The second document of every pack is from the second dataset.
+fn sources(packs: &[&[Vec<i64>]]) -> ArrayRef {
+    let mut list = ListBuilder::new(UInt16Builder::new());
+    packs.iter().for_each(|pack| list.append_value((0..pack.len()).map(|place| Some(place as u16))));
+    Arc::new(list.finish())
+}
+
 fn prompts() -> Vec<Vec<i64>> {
     serde_json::from_value(reference()["prompts"].clone()).unwrap()
 }
@@ -64,18 +82,21 @@ fn inputs(dir: &Path) {
         ("input_ids", lists(&packs.iter().map(|p| p.concat()).collect::<Vec<_>>())),
         ("labels", lists(&packs.iter().map(|p| p.iter().flat_map(masked).collect()).collect::<Vec<_>>())),
         ("lengths", lists(&packs.iter().map(|p| p.iter().map(|d| d.len() as i64).collect()).collect::<Vec<_>>())),
+        ("row_ids", row_ids(&packs)),
+        ("sources", sources(&packs)),
     ];
     write(&dir.join("packs.parquet"), columns);
 }
 
-fn run_eval(dir: &Path, model: ModelSource, batch: usize) -> (Value, Vec<(String, Vec<i64>)>) {
+fn eval_job(dir: &Path, model: ModelSource, batch: usize) -> EvalJob {
     inputs(dir);
-    let job = EvalJob {
+    EvalJob {
         whole: None,
         baseline: model.adapter.is_some(),
         model,
         packs: vec![("val".into(), dir.join("packs.parquet"))],
-        answers: vec![("test".into(), dir.join("tokens.parquet"))],
+        answers: vec![Asked { split: "test".into(), source: 0, rows: dir.join("tokens.parquet"), base_as: None }],
+        tokenizer: None,
         generation: Generation {
             max_new_tokens: 24,
             temperature: 0.0,
@@ -84,26 +105,58 @@ fn run_eval(dir: &Path, model: ModelSource, batch: usize) -> (Value, Vec<(String
             repetition_penalty: 1.0,
             seed: 0,
             stop: vec![2],
+            stop_texts: vec![],
             batch,
         },
         samples: vec![("hello".into(), vec![7, 8, 9])],
         output: dir.join("out"),
-    };
-    eval::eval(&job, &Events::to(std::io::sink())).unwrap();
-    let losses = serde_json::from_slice(&std::fs::read(dir.join("out/losses.json")).unwrap()).unwrap();
-    let file = File::open(dir.join("out/answers.parquet")).unwrap();
+    }
+}
+
+fn run_eval(dir: &Path, model: ModelSource, batch: usize) -> (Value, Vec<(String, Vec<i64>)>) {
+    let job = eval_job(dir, model, batch);
+    let rows = answered(dir, &job);
+    (losses(dir), rows)
+}
+
+/// The answers by model.
+fn answered(dir: &Path, job: &EvalJob) -> Vec<(String, Vec<i64>)> {
+    eval::eval(job, &Events::to(std::io::sink())).unwrap();
     let mut rows = Vec::new();
-    for batch in ParquetRecordBatchReaderBuilder::try_new(file).unwrap().build().unwrap() {
-        let batch = batch.unwrap();
-        let models = batch.column(0).as_any().downcast_ref::<StringArray>().unwrap().clone();
-        let ids = batch.column(3).as_any().downcast_ref::<ListArray>().unwrap().clone();
+    for batch in read(&dir.join("out/answers.parquet")) {
+        let (models, ids) = (column::<StringArray>(&batch, "model"), column::<ListArray>(&batch, "output_ids"));
         for i in 0..batch.num_rows() {
             let row = ids.value(i);
             let row = row.as_any().downcast_ref::<Int32Array>().unwrap();
             rows.push((models.value(i).to_owned(), row.values().iter().map(|&v| i64::from(v)).collect()));
         }
     }
-    (losses, rows)
+    rows
+}
+
+fn read(path: &Path) -> Vec<RecordBatch> {
+    let reader = ParquetRecordBatchReaderBuilder::try_new(File::open(path).unwrap()).unwrap().build().unwrap();
+    reader.map(Result::unwrap).collect()
+}
+
+fn column<A: Array + Clone + 'static>(batch: &RecordBatch, name: &str) -> A {
+    batch.column_by_name(name).unwrap().as_any().downcast_ref::<A>().unwrap().clone()
+}
+
+/// `{model: {split: {loss_sum, trained_tokens}}}`, summed over the documents.
+fn losses(dir: &Path) -> Value {
+    let mut sums = json!({});
+    for batch in read(&dir.join("out/losses.parquet")) {
+        let (models, splits) = (column::<StringArray>(&batch, "model"), column::<StringArray>(&batch, "split"));
+        let (loss, trained) =
+            (column::<Float64Array>(&batch, "loss_sum"), column::<Int64Array>(&batch, "trained_tokens"));
+        for i in 0..batch.num_rows() {
+            let sum = &mut sums[models.value(i)][splits.value(i)];
+            sum["loss_sum"] = json!(sum["loss_sum"].as_f64().unwrap_or(0.0) + loss.value(i));
+            sum["trained_tokens"] = json!(sum["trained_tokens"].as_i64().unwrap_or(0) + trained.value(i));
+        }
+    }
+    sums
 }
 
 fn answers(rows: &[(String, Vec<i64>)], model: &str) -> Vec<Vec<i64>> {
@@ -129,6 +182,49 @@ fn answers_and_losses_are_those_of_transformers_and_peft() {
             serde_json::from_slice(&std::fs::read(dir.path().join("out/samples.json")).unwrap()).unwrap();
         assert!(samples["base"]["hello"].is_array() && samples["tuned"]["hello"].is_array());
     }
+}
+
+#[test]
+fn every_document_has_a_loss_of_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    run_eval(dir.path(), source(&fixtures().join("tiny-llama"), BaseWeights::Dense, true), 8);
+    let batches = read(&dir.path().join("out/losses.parquet"));
+    let documents: usize = batches.iter().map(RecordBatch::num_rows).sum();
+    assert_eq!(documents, 2 * (prompts().len() - 2), "one line per model and document");
+    let batch = &batches[0];
+    let (tokens, trained) = (column::<Int64Array>(batch, "tokens"), column::<Int64Array>(batch, "trained_tokens"));
+    let (rows, loss) = (column::<StringArray>(batch, "row_id"), column::<Float64Array>(batch, "loss_sum"));
+    for i in 0..batch.num_rows() {
+        assert_eq!(rows.value(i), format!("length {}", tokens.value(i)));
+        assert_eq!(trained.value(i), tokens.value(i) - 2);
+        assert!(loss.value(i) > 0.0);
+    }
+    let sources = column::<arrow::array::UInt16Array>(batch, "source");
+    assert_eq!(&sources.values()[..2], &[0, 1]);
+}
+
+#[test]
+fn an_answer_ends_with_the_token_that_completes_a_stop_text() {
+    let tokenizer = pipe_files::tokenizer(&fixtures().join("tiny-llama")).unwrap();
+    let text = |ids: &[i64]| {
+        let ids: Vec<u32> = ids.iter().map(|&id| id as u32).collect();
+        tokenizer.decode(&ids, true).unwrap()
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let mut job = eval_job(dir.path(), source(&fixtures().join("tiny-llama"), BaseWeights::Dense, false), 8);
+    let free = answered(dir.path(), &job);
+    let longest = free.iter().max_by_key(|(_, ids)| ids.len()).unwrap();
+    let stop: String = text(&longest.1).chars().skip(4).take(3).collect();
+    job.generation.stop_texts = vec![stop.clone()];
+    job.tokenizer = Some(fixtures().join("tiny-llama"));
+    let mut cut = 0;
+    for ((_, free), (_, ids)) in free.iter().zip(answered(dir.path(), &job)) {
+        assert_eq!(&free[..ids.len()], ids.as_slice(), "what comes before is the same");
+        assert!(!text(&ids[..ids.len().saturating_sub(1)]).contains(&stop));
+        assert_eq!(text(free).contains(&stop), text(&ids).contains(&stop));
+        cut += usize::from(ids.len() < free.len());
+    }
+    assert!(cut > 0, "no answer holds {stop:?}");
 }
 
 fn run_merge(out: &Path, base: MergeBase, weights: BaseWeights) -> ModelFiles {
@@ -183,4 +279,39 @@ fn a_merged_qlora_model_answers_as_the_tuned_one_and_quantises() {
     let unknown = QuantizeJob { model: out, outputs: vec![("q9".into(), PathBuf::from("x"))] };
     let error = quantize::quantize(&unknown, &Events::to(std::io::sink())).unwrap_err();
     assert!(error.is_input() && error.to_string().contains("q4_k_m"), "{error}");
+}
+
+#[test]
+fn bitsandbytes_folders_hold_what_transformers_saves() {
+    let want = std::fs::read(fixtures().join("bitsandbytes/saved.json")).unwrap();
+    let want: Value = serde_json::from_slice(&want).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    for (kind, tensors) in want.as_object().unwrap() {
+        let out = dir.path().join(kind);
+        let job = QuantizeJob { model: fixtures().join("tiny-llama"), outputs: vec![(kind.clone(), out.clone())] };
+        quantize::quantize(&job, &Events::to(std::io::sink())).unwrap();
+        let bytes = std::fs::read(out.join("model.safetensors")).unwrap();
+        let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let tensors = tensors.as_object().unwrap();
+        let mut names: Vec<&str> = file.names().into_iter().collect();
+        names.sort_unstable();
+        assert_eq!(names, tensors.keys().map(String::as_str).collect::<Vec<_>>(), "{kind}");
+        for (name, want) in tensors {
+            let got = file.tensor(name).unwrap();
+            if name.contains("quant_state") {
+                assert_eq!(&serde_json::from_slice::<Value>(got.data()).unwrap(), want, "{name}");
+                continue;
+            }
+            assert_eq!(serde_json::json!(got.shape()), want["shape"], "{kind} {name}");
+            if let Some(hex) = want["bytes"].as_str() {
+                let own: String = got.data().iter().map(|byte| format!("{byte:02x}")).collect();
+                assert_eq!(own, hex, "{kind} {name}");
+            }
+        }
+        let config: Value = serde_json::from_slice(&std::fs::read(out.join("config.json")).unwrap()).unwrap();
+        assert_eq!(config["quantization_config"]["quant_method"], "bitsandbytes");
+        assert!(out.join("tokenizer.json").is_file());
+        let opened = ModelFiles::open(&out).unwrap_err();
+        assert!(opened.to_string().contains("quantization_config"), "{opened}");
+    }
 }

@@ -93,6 +93,7 @@ fn job(dir: &Path) -> TrainJob {
         save: SavePoints { every: EvalPoints::Never, keep: 1 },
         stopping: Stopping::default(),
         watchdog: None,
+        sampling: None,
         recompute: Recompute::Nothing,
         neftune_alpha: 0.0,
         z_loss: 0.0,

@@ -106,7 +106,9 @@ fn model_nodes(
         }
         let trained_on = tokenized.iter().filter(|tokens| tokens.has_train);
         let sources = trained_on.map(|tokens| label(&tokens.node)).collect();
-        let task = training::train(recipe, project, model, machine, splits.val, sources)?;
+        let samples = || data::samples(recipe, project, model);
+        let sampling = training::sampling(recipe, project, model, samples)?;
+        let task = training::train(recipe, project, model, machine, splits.val, (sources, sampling))?;
         nodes.push(node("train", TRAINED, inputs, task));
     }
     // What training leaves is an adapter for the base, or a model in the base's place.
@@ -115,9 +117,9 @@ fn model_nodes(
     let off = recipe.eval.as_ref().is_some_and(|toggle| toggle.on().is_none());
     if !off && (splits.val || splits.test || recipe.eval.is_some()) {
         let mut inputs: Vec<Input> = adapter().into_iter().collect();
-        data::evaluation_inputs(recipe, splits, tokenized, &mut inputs);
+        let sources = data::evaluation_inputs(recipe, splits, tokenized, &mut inputs);
         let samples = data::samples(recipe, project, model)?;
-        let task = training::eval(recipe, project, model, machine, samples, trains);
+        let task = training::eval(recipe, project, model, machine, samples, sources, trains);
         nodes.push(node("eval", MEASURES, inputs, task));
     }
     let companions = data::companions(recipe, project, model)?;

@@ -1,62 +1,79 @@
 //! `eval`: how good the model is on held-out rows, base and tuned side by side.
 //!
-//! Perplexity comes from packed rows, exact match from greedy answers to each row's prompt (its ids before the first
+//! Perplexity comes from packed rows, every other measure from answers to each row's prompt (its ids before the first
 //! trained token). The worker computes losses and token ids; everything that needs text happens here. The output is
 //! `eval.json` (the table), `answers.parquet` (one line per model and row) and `samples.json`.
 
+mod answering;
+mod answers;
+mod asked;
+mod bleu;
+mod bootstrap;
+mod checks;
+mod choices;
+mod chrf;
+mod documents;
+mod general;
+mod losses;
+mod questions;
+mod rouge;
+mod score;
+pub mod section;
+mod sheet;
+mod squad;
+mod text;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use arrow::array::{Array, BooleanArray, RecordBatch, StringArray};
-use arrow::datatypes::{DataType, Field, Schema};
 use pipe_engine::task::{Context, Resources, SourceFile, Summary, Task, TaskError, View};
-use pipe_job::{BaseWeights, Compute, EvalJob, Generation};
-use serde::{Deserialize, Serialize};
+use pipe_job::{Asked, BaseWeights, Compute, EvalJob};
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 use tokenizers::Tokenizer;
 
 use crate::companions::tokenizer_part;
+use crate::inspect;
 use crate::model::BaseModel;
 use crate::recipe::Metric;
-use crate::rows::{TableWriter, batches, int_list, list_column, text_column};
 use crate::worker::Worker;
+pub use answering::{Answering, TrainingSamples};
+use answers::Decoder;
+pub use checks::Check;
+pub use choices::{ChoiceSection, Choices};
+use questions::Questions;
+use score::Measure;
+use sheet::Sheet;
 
 /// Everything evaluation depends on besides its inputs (`adapter`, `packs.SPLIT`, `tokens.SPLIT.N`).
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Eval {
     pub metrics: Vec<Metric>,
     pub samples: Vec<(String, String)>,
-    pub max_new_tokens: usize,
-    pub temperature: f64,
+    pub answering: Answering,
     pub baseline: bool,
     pub base: BaseWeights,
     pub compute: Compute,
-    /// Token texts that end an answer, besides the model's own end tokens.
-    pub stop: Vec<String>,
-    /// Rows answered together; cannot change greedy answers but for rounding.
-    pub batch: usize,
-    /// Where the rows' tokenizer is.
+    /// Rows answered per split at most.
+    pub max_rows: Option<usize>,
+    /// Samples of the bootstrap behind each interval; 0 for no intervals.
+    pub resamples: usize,
+    pub checks: Vec<Check>,
+    pub choices: Vec<Choices>,
+    /// Tokens of a window of general text.
+    pub sequence_len: usize,
+    /// Training rows put before each prompt for the base model; 0 for no such answers.
+    pub few_shot: usize,
+    /// Files of general text; their content is part of the key, their names are not.
     #[serde(skip)]
-    pub tokenizer: PathBuf,
+    pub general: Vec<PathBuf>,
+    /// What the datasets of each split are called changes nothing that is measured.
+    #[serde(skip)]
+    pub sources: BTreeMap<String, Vec<String>>,
     #[serde(skip)]
     pub model: BaseModel,
     #[serde(skip)]
     pub worker: Worker,
-}
-
-/// Loss totals of one model on one split, as the worker writes them.
-#[derive(Clone, Copy, Debug, Deserialize)]
-struct Losses {
-    loss_sum: f64,
-    tokens: u64,
-    trained_tokens: u64,
-}
-
-/// A row's prompt and the answer it should get, as text.
-struct Expected {
-    prompt: String,
-    answer: String,
 }
 
 impl Task for Eval {
@@ -65,7 +82,7 @@ impl Task for Eval {
     }
 
     fn version(&self) -> String {
-        format!("2+{}", pipe_job::NUMERICS)
+        format!("3+{}", pipe_job::NUMERICS)
     }
 
     fn params(&self) -> Value {
@@ -76,9 +93,12 @@ impl Task for Eval {
         let mut files = self.model.weight_sources();
         files.push(SourceFile {
             role: "tokenizer".into(),
-            path: self.tokenizer.clone(),
+            path: self.answering.tokenizer.clone(),
             view: View::Part { name: "tokenizer-files", bytes: tokenizer_part },
         });
+        let whole = |role: String, path: &PathBuf| SourceFile { role, path: path.clone(), view: View::Whole };
+        files.extend(self.choices.iter().enumerate().map(|(i, own)| whole(format!("choices.{i}"), &own.path)));
+        files.extend(self.general.iter().enumerate().map(|(i, path)| whole(format!("general.{i}"), path)));
         files
     }
 
@@ -88,77 +108,120 @@ impl Task for Eval {
 
     fn run(&self, ctx: &Context) -> Result<Summary, TaskError> {
         self.model.require()?;
-        let tokenizer = pipe_files::tokenizer(&self.tokenizer).map_err(|e| TaskError::Failed(e.to_string()))?;
+        let measures = self.measures()?;
+        let tokenizer =
+            pipe_files::tokenizer(&self.answering.tokenizer).map_err(|e| TaskError::Failed(e.to_string()))?;
+        let decoder = Decoder { tokenizer: &tokenizer, stops: &self.answering.stop };
         let scratch = ctx.work.join("eval");
         std::fs::create_dir_all(&scratch).map_err(TaskError::io("making the evaluation's scratch folder"))?;
-        let job = self.job(ctx, &tokenizer, &scratch)?;
-        let answered = job.answers.clone();
+        let questions = Questions::prepare(self, ctx, &tokenizer, &scratch)?;
+        let (asked, mut warnings) = self.asked(ctx, &measures, &scratch)?;
+        let job = self.job(ctx, &tokenizer, asked.clone(), &questions, &scratch)?;
         let report = self.worker.run(pipe_job::Task::Eval(Box::new(job)), ctx)?;
-        let mut table = losses_table(&scratch.join("losses.json"))?;
-        let expected = read_expected(&answered, &tokenizer)?;
-        if !answered.is_empty() {
-            let answers = scratch.join("answers.parquet");
-            score_answers(&answers, &expected, &tokenizer, &ctx.out().join("answers.parquet"), &mut table)?;
+        let mut sheet = Sheet::default();
+        let losses = losses::read(&scratch.join("losses.parquet"))?;
+        for ((model, split), losses) in losses.iter().filter(|((_, split), _)| !questions.has(split)) {
+            sheet.add(model, split, losses::block(losses));
         }
-        let samples = self.decode_samples(&scratch.join("samples.json"), &tokenizer)?;
+        questions.score(&losses, &mut sheet, &ctx.out().join("choices.parquet"))?;
+        let expected = answers::expected(&asked, &decoder)?;
+        if !asked.is_empty() {
+            let given = scratch.join("answers.parquet");
+            let scored = answers::score(&given, &expected, measures, &decoder, &mut sheet)?;
+            scored.write(&expected, &self.sources, &ctx.out().join("answers.parquet"))?;
+        }
+        let samples = self.decode_samples(&scratch.join("samples.json"), &decoder)?;
         write_json(&ctx.out().join("samples.json"), &samples)?;
-        write_json(&ctx.out().join("eval.json"), &json!({ "models": table }))?;
+        let table = sheet.to_json(&self.sources, self.resamples);
+        write_json(&ctx.out().join("eval.json"), &table)?;
         let mut summary = report.into_summary();
-        summary.rows = Some(expected.values().map(|rows| rows.len() as u64).sum());
-        summary.stats.insert("models".into(), json!(table));
+        summary.rows = Some(expected.len() as u64);
+        if let Value::Object(table) = table {
+            summary.stats.extend(table);
+        }
         summary.stats.insert("samples".into(), samples);
+        warnings.extend(questions.warnings());
+        summary.warnings.extend(warnings);
         Ok(summary)
     }
 }
 
 impl Eval {
-    fn job(&self, ctx: &Context, tokenizer: &Tokenizer, scratch: &Path) -> Result<EvalJob, TaskError> {
-        let wants = |metric| self.metrics.contains(&metric);
-        let inputs = |prefix: &str, wanted: bool| -> Vec<(String, PathBuf)> {
-            let named = ctx.inputs.iter().filter(|_| wanted).filter_map(|(role, path)| {
-                let split = role.strip_prefix(prefix)?.split('.').next()?;
-                Some((split.to_string(), path.clone()))
-            });
-            named.collect()
-        };
-        let samples = self.samples.iter().map(|(prompt, rendered)| {
-            let encoding = tokenizer.encode(rendered.as_str(), false);
-            let encoding = encoding.map_err(|e| TaskError::Failed(format!("tokenising a sample: {e}")))?;
-            Ok((prompt.clone(), encoding.get_ids().iter().map(|&id| i64::from(id)).collect()))
+    /// What answers are measured by.
+    fn measures(&self) -> Result<Vec<Measure>, TaskError> {
+        let metrics = self.metrics.iter().filter_map(|metric| Some(Measure::Metric(*metric, metric.formula()?)));
+        let mut measures: Vec<Measure> = metrics.collect();
+        for check in &self.checks {
+            let checker = check.checker().map_err(|why| TaskError::Input(format!("eval.checks: {why}")))?;
+            measures.push(Measure::Check(check.name.clone().unwrap_or_default(), checker));
+        }
+        Ok(measures)
+    }
+
+    fn job(
+        &self,
+        ctx: &Context,
+        tokenizer: &Tokenizer,
+        answers: Vec<Asked>,
+        questions: &Questions,
+        scratch: &Path,
+    ) -> Result<EvalJob, TaskError> {
+        let wants_loss = self.metrics.contains(&Metric::Perplexity);
+        let packs = ctx.inputs.iter().filter(|_| wants_loss).filter_map(|(role, path)| {
+            let split = role.strip_prefix("packs.")?;
+            Some((split.to_string(), path.clone()))
         });
         Ok(EvalJob {
             model: self.model.source(ctx.input_opt("adapter"), self.base, self.compute),
             whole: ctx.input_opt("model").map(Path::to_path_buf),
             baseline: self.baseline,
-            packs: inputs("packs.", wants(Metric::Perplexity)),
-            answers: inputs("tokens.", wants(Metric::ExactMatch)),
-            generation: self.generation(tokenizer),
-            samples: samples.collect::<Result<_, TaskError>>()?,
+            packs: packs.chain(questions.packs()).collect(),
+            answers,
+            generation: self.answering.generation(tokenizer),
+            tokenizer: Some(self.answering.tokenizer.clone()),
+            samples: answering::encode(&self.samples, tokenizer)?,
             output: scratch.to_path_buf(),
         })
     }
 
-    fn generation(&self, tokenizer: &Tokenizer) -> Generation {
-        let info = pipe_files::TokenizerInfo::read(&self.tokenizer).ok();
-        let own = info.map(|info| info.stops).unwrap_or_default().into_iter().map(i64::from);
-        let named = self.stop.iter().filter_map(|token| tokenizer.token_to_id(token)).map(i64::from);
-        let mut stop: Vec<i64> = own.chain(named).collect();
-        stop.sort_unstable();
-        stop.dedup();
-        Generation {
-            max_new_tokens: self.max_new_tokens,
-            temperature: self.temperature,
-            top_p: 1.0,
-            top_k: 0,
-            repetition_penalty: 1.0,
-            seed: 0,
-            stop,
-            batch: self.batch,
+    /// The rows that are answered, none where no measure needs answers; and what is to be said of them.
+    fn asked(
+        &self,
+        ctx: &Context,
+        measures: &[Measure],
+        scratch: &Path,
+    ) -> Result<(Vec<Asked>, Vec<String>), TaskError> {
+        let asked = ctx.inputs.iter().filter(|_| !measures.is_empty()).filter_map(|(role, path)| {
+            let (split, source) = role.strip_prefix("tokens.")?.split_once('.')?;
+            let source = source.parse().ok()?;
+            Some(Asked { split: split.to_string(), source, rows: path.clone(), base_as: None })
+        });
+        let mut asked: Vec<Asked> = asked.collect();
+        if let Some(most) = self.max_rows {
+            asked = asked::limited(asked, most, scratch)?;
         }
+        if self.few_shot == 0 || asked.is_empty() {
+            return Ok((asked, Vec::new()));
+        }
+        let tables: Vec<&Path> =
+            ctx.inputs.iter().filter(|(role, _)| role.starts_with("shots.")).map(|(_, p)| p.as_path()).collect();
+        let info = pipe_files::TokenizerInfo::read(&self.answering.tokenizer).ok();
+        let room = asked::Room {
+            context: inspect::context_length(&self.model.path).map_or(usize::MAX, |length| length as usize),
+            answer: self.answering.max_new_tokens,
+            bos: info.and_then(|info| info.bos).map(|bos| bos.id as i32),
+        };
+        let shots = asked::shots(&tables, self.few_shot, &asked, room)?;
+        let warning = (shots.rows < self.few_shot).then(|| {
+            format!("eval.few_shot: {} of {} training rows fit before the longest prompt", shots.rows, self.few_shot)
+        });
+        let primed = asked::primed(&asked, &shots, scratch)?;
+        asked.extend(primed);
+        Ok((asked, warning.into_iter().collect()))
     }
 
     /// `[{"prompt":..., "base":..., "tuned":...}]` from the worker's `{model: {prompt: ids}}`.
-    fn decode_samples(&self, path: &Path, tokenizer: &Tokenizer) -> Result<Value, TaskError> {
+    fn decode_samples(&self, path: &Path, decoder: &Decoder<'_>) -> Result<Value, TaskError> {
         if self.samples.is_empty() {
             return Ok(json!([]));
         }
@@ -168,114 +231,13 @@ impl Eval {
             row.insert("prompt".into(), json!(prompt));
             for (model, answers) in &written {
                 if let Some(ids) = answers.get(prompt) {
-                    row.insert(model.clone(), json!(decode(tokenizer, ids)?));
+                    row.insert(model.clone(), json!(decoder.answer(ids)?));
                 }
             }
             Ok(Value::Object(row))
         });
         rows.collect::<Result<Vec<_>, TaskError>>().map(Value::Array)
     }
-}
-
-type Table = BTreeMap<String, BTreeMap<String, Map<String, Value>>>;
-
-fn losses_table(path: &Path) -> Result<Table, TaskError> {
-    let losses: BTreeMap<String, BTreeMap<String, Losses>> = read_json(path)?;
-    let mut table = Table::new();
-    for (model, splits) in losses {
-        for (split, sums) in splits {
-            let loss = sums.loss_sum / sums.trained_tokens.max(1) as f64;
-            let row = table.entry(model.clone()).or_default().entry(split).or_default();
-            row.insert("loss".into(), json!(loss));
-            row.insert("perplexity".into(), json!(loss.exp()));
-            row.insert("tokens".into(), json!(sums.tokens));
-            row.insert("trained_tokens".into(), json!(sums.trained_tokens));
-        }
-    }
-    Ok(table)
-}
-
-/// Expected answers by (split, row id), from the rows' own labels.
-fn read_expected(
-    files: &[(String, PathBuf)],
-    tokenizer: &Tokenizer,
-) -> Result<BTreeMap<String, BTreeMap<String, Expected>>, TaskError> {
-    let mut expected: BTreeMap<String, BTreeMap<String, Expected>> = BTreeMap::new();
-    for (split, path) in files {
-        let rows = expected.entry(split.clone()).or_default();
-        for batch in batches(path, &["row_id", "input_ids", "labels"], 1024)? {
-            let batch = batch?;
-            let (names, ids) = (text_column(&batch, "row_id")?, list_column(&batch, "input_ids")?);
-            let labels = list_column(&batch, "labels")?;
-            for i in 0..batch.num_rows() {
-                let (ids, labels) = (int_list(ids, i)?, int_list(labels, i)?);
-                let start = labels.iter().position(|&label| label != -100).unwrap_or(labels.len());
-                let end = labels[start..].iter().position(|&label| label == -100).map_or(labels.len(), |n| start + n);
-                let row = Expected {
-                    prompt: decode(tokenizer, &ids[..start])?,
-                    answer: decode(tokenizer, &ids[start..end])?,
-                };
-                rows.insert(names.value(i).to_string(), row);
-            }
-        }
-    }
-    Ok(expected)
-}
-
-/// Compares the worker's answers with the expected ones: writes the readable table and adds `exact_match` and `rows`.
-fn score_answers(
-    answers: &Path,
-    expected: &BTreeMap<String, BTreeMap<String, Expected>>,
-    tokenizer: &Tokenizer,
-    out: &Path,
-    table: &mut Table,
-) -> Result<(), TaskError> {
-    let mut columns: [Vec<String>; 6] = Default::default();
-    let mut exact = Vec::new();
-    let mut counts: BTreeMap<(String, String), (u64, u64)> = BTreeMap::new();
-    for batch in batches(answers, &["model", "split", "row_id", "output_ids"], 1024)? {
-        let batch = batch?;
-        let (models, splits) = (text_column(&batch, "model")?, text_column(&batch, "split")?);
-        let (names, outputs) = (text_column(&batch, "row_id")?, list_column(&batch, "output_ids")?);
-        for i in 0..batch.num_rows() {
-            let (model, split, row_id) = (models.value(i), splits.value(i), names.value(i));
-            let Some(row) = expected.get(split).and_then(|rows| rows.get(row_id)) else { continue };
-            let answer = decode(tokenizer, int_list(outputs, i)?)?;
-            let same = answer == row.answer;
-            let count = counts.entry((model.to_string(), split.to_string())).or_default();
-            count.0 += u64::from(same);
-            count.1 += 1;
-            exact.push(same);
-            let cells = [model.into(), split.into(), row_id.into(), row.prompt.clone(), row.answer.clone(), answer];
-            columns.iter_mut().zip(cells).for_each(|(column, cell)| column.push(cell));
-        }
-    }
-    for ((model, split), (right, rows)) in counts {
-        let row = table.entry(model).or_default().entry(split).or_default();
-        row.insert("exact_match".into(), json!(right as f64 / rows.max(1) as f64));
-        row.insert("rows".into(), json!(rows));
-    }
-    write_answers(columns, exact, out)
-}
-
-fn write_answers(columns: [Vec<String>; 6], exact: Vec<bool>, out: &Path) -> Result<(), TaskError> {
-    let names = ["model", "split", "row_id", "prompt", "expected", "answer"];
-    let mut fields: Vec<Field> = names.iter().map(|name| Field::new(*name, DataType::Utf8, false)).collect();
-    fields.push(Field::new("exact", DataType::Boolean, false));
-    let schema = Arc::new(Schema::new(fields));
-    let mut arrays: Vec<Arc<dyn Array>> = Vec::new();
-    arrays.extend(columns.into_iter().map(|column| Arc::new(StringArray::from(column)) as Arc<dyn Array>));
-    arrays.push(Arc::new(BooleanArray::from(exact)));
-    let batch = RecordBatch::try_new(schema.clone(), arrays).map_err(|e| TaskError::Failed(e.to_string()))?;
-    let mut writer = TableWriter::create(out, schema)?;
-    writer.write(&batch)?;
-    writer.finish().map(|_| ())
-}
-
-fn decode(tokenizer: &Tokenizer, ids: &[i32]) -> Result<String, TaskError> {
-    let ids: Vec<u32> = ids.iter().filter_map(|&id| u32::try_from(id).ok()).collect();
-    let text = tokenizer.decode(&ids, true).map_err(|e| TaskError::Failed(format!("decoding tokens: {e}")))?;
-    Ok(text.trim().to_string())
 }
 
 fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, TaskError> {
@@ -287,3 +249,6 @@ fn write_json(path: &Path, value: &Value) -> Result<(), TaskError> {
     let text = serde_json::to_string_pretty(value).map_err(|e| TaskError::Failed(e.to_string()))?;
     std::fs::write(path, text + "\n").map_err(TaskError::io(format!("writing {}", path.display())))
 }
+
+#[cfg(test)]
+mod tests;

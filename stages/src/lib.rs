@@ -34,5 +34,6 @@ pub mod size;
 pub mod split;
 pub mod template;
 pub mod tokenize;
+pub mod track;
 pub mod train;
 pub mod worker;

@@ -1,4 +1,5 @@
-//! `quantize`: a model as GGUF files of the wanted types, tokenizer and chat template inside.
+//! `quantize`: a model as GGUF files of the wanted types, or as folders in bitsandbytes' layout, tokenizer and chat template
+//! inside.
 
 use pipe_engine::task::{Context, Resources, SourceFile, Summary, Task, TaskError};
 use pipe_job::QuantizeJob;
@@ -57,7 +58,10 @@ impl Task for Quantize {
                 self.model.path.clone()
             }
         };
-        let file = |kind: &QuantType| ctx.out().join(format!("model-{}.gguf", kind.name()));
+        let file = |kind: &QuantType| {
+            let end = if kind.is_gguf() { ".gguf" } else { "" };
+            ctx.out().join(format!("model-{}{end}", kind.name()))
+        };
         let outputs = self.types.iter().map(|kind| (kind.name(), file(kind))).collect();
         let report = self.worker.run(pipe_job::Task::Quantize(Box::new(QuantizeJob { model, outputs })), ctx)?;
         Ok(report.into_summary())

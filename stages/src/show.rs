@@ -21,7 +21,12 @@ use tokenizers::Tokenizer;
 
 pub use self::roles::Roles;
 pub use self::spread::{Spread, spreads};
+use crate::compile::base_model;
 use crate::conversation::Example;
+use crate::fetch::Need;
+use crate::project::Project;
+use crate::recipe::Recipe;
+use crate::rows::{LINEAGE_FILE, REMARKS_FILE};
 
 /// One row of a table.
 #[derive(Clone, Debug, PartialEq)]
@@ -54,9 +59,8 @@ pub fn rows(
     output: &Path,
     limit: usize,
     row_id: Option<&str>,
-    tokenizer: Option<&Path>,
+    tokenizer: Option<&Tokenizer>,
 ) -> Result<Vec<Row>, TaskError> {
-    let tokenizer = tokenizer.and_then(|path| pipe_files::tokenizer(path).ok());
     let mut found = Vec::new();
     for path in tables(output)? {
         let table = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
@@ -69,7 +73,7 @@ pub fn rows(
                 }
                 let values = values(&batch, i);
                 if row_id.is_none_or(|wanted| has_id(&values, wanted)) {
-                    found.push(row(&table, values, tokenizer.as_ref()));
+                    found.push(row(&table, values, tokenizer));
                 }
             }
         }
@@ -77,12 +81,25 @@ pub fn rows(
     Ok(found)
 }
 
+/// The tokenizer at `path`; `None` where there is none that can be read.
+pub fn tokenizer(path: &Path) -> Option<Tokenizer> {
+    pipe_files::tokenizer(path).ok()
+}
+
+/// Where the tokenizer of a recipe's rows is: that of `tokenizer_config` if it is there, else the base model's.
+pub fn tokenizer_of(recipe: &Recipe, project: &Project) -> Option<PathBuf> {
+    let named = recipe.tokenizer_config.as_ref();
+    let named = named.map(|path| project.model(path, None, Need::Tokenizer)).filter(|path| path.exists());
+    named.or_else(|| base_model(recipe, project).map(|model| model.path))
+}
+
 fn tables(output: &Path) -> Result<Vec<PathBuf>, TaskError> {
     let failed = || TaskError::io(format!("listing {}", output.display()));
     let entries = std::fs::read_dir(output).map_err(failed())?;
     let mut paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
     paths.retain(|path| path.extension().is_some_and(|e| e == "parquet"));
-    paths.retain(|path| path.file_stem().is_some_and(|stem| stem != "lineage"));
+    // Rows alone: not where they came from, nor what was said of them.
+    paths.retain(|path| path.file_name().is_some_and(|name| name != LINEAGE_FILE && name != REMARKS_FILE));
     paths.sort();
     Ok(paths)
 }
@@ -225,8 +242,10 @@ mod tests {
         let mut writer = TableWriter::create(&folder.path().join("train.parquet"), schema).unwrap();
         writer.write(&batch).unwrap();
         writer.finish().unwrap();
+        // What was said of rows is no row.
+        std::fs::copy(folder.path().join("train.parquet"), folder.path().join(REMARKS_FILE)).unwrap();
         let found = rows(folder.path(), 5, None, None).unwrap();
-        assert_eq!(found[0].table, "train");
+        assert_eq!((found.len(), found[0].table.as_str()), (1, "train"));
         assert_eq!(found[0].values["labels"], json!([-100, 2]));
         assert_eq!(rows(folder.path(), 5, Some("ab"), None).unwrap().len(), 1);
         assert!(rows(folder.path(), 5, Some("x"), None).unwrap().is_empty());

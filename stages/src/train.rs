@@ -15,6 +15,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::companions::tokenizer_part;
+use crate::eval::TrainingSamples;
 use crate::memory::{self, Tokens};
 use crate::model::BaseModel;
 use crate::size;
@@ -44,6 +45,9 @@ pub struct Train {
     /// Can only fail a run.
     #[serde(skip)]
     pub watchdog: Option<Watchdog>,
+    /// Answers on the way change nothing that is trained.
+    #[serde(skip)]
+    pub sampling: Option<TrainingSamples>,
     /// What the datasets are called changes nothing that is trained.
     #[serde(skip)]
     pub sources: Vec<String>,
@@ -116,6 +120,7 @@ impl Task for Train {
             save: self.save,
             stopping: self.stopping,
             watchdog: self.watchdog,
+            sampling: self.sampling.as_ref().map(TrainingSamples::job).transpose()?,
             recompute: self.recompute,
             neftune_alpha: self.neftune_alpha,
             z_loss: self.z_loss,

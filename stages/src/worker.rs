@@ -231,6 +231,9 @@ fn translate(event: pipe_job::Event, node: &NodeName) -> Option<Event> {
         pipe_job::Event::Eval { step, split, loss, perplexity, trained_tokens } => {
             Event::Eval { node, step, split, loss, perplexity, trained_tokens }
         }
+        pipe_job::Event::Sample { step, prompt, answer, distinct_2, repeated } => {
+            Event::Sample { node, step, prompt, answer, distinct_2, repeated }
+        }
         _ => return None,
     })
 }

@@ -40,6 +40,21 @@ fn project() -> Project {
 }
 
 #[test]
+fn a_gguf_and_a_folder_become_folders() {
+    let project = project();
+    let quantised = project.pipe(&["quantize", "model", "--type", "f32", "--output", "model.gguf"]);
+    assert_eq!(quantised.code, 0, "{}", quantised.stderr);
+    for (source, out) in [("model", "copy"), ("model.gguf", "unpacked")] {
+        let said = project.pipe(&["convert", source, "--output", out, "--dtype", "float32"]);
+        assert_eq!(said.code, 0, "{}", said.stderr);
+        assert!(project.path("work").join(out).join("tokenizer.json").is_file());
+    }
+    let weights = |folder: &str| std::fs::read(project.path("work").join(folder).join("model.safetensors")).unwrap();
+    assert!(weights("copy") == weights("unpacked"), "the same weights from either");
+    assert_eq!(project.pipe(&["convert", "model", "--output", "copy"]).code, 2, "nothing is overwritten");
+}
+
+#[test]
 fn a_recipe_from_rows_to_a_quantised_model() {
     let project = project();
     let said = project.pipe(&["run", "recipe.yml"]);

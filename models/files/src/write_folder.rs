@@ -3,9 +3,8 @@
 //! What is written loads in transformers without any trust in this program, also when the source was a GGUF. Equal
 //! input gives equal bytes: no times, no paths, no map order.
 
-use std::fs::File;
-use std::io::{BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::collections::HashMap;
+use std::path::Path;
 
 use rayon::prelude::*;
 use serde_json::{Map, Value as Json, json};
@@ -14,148 +13,62 @@ use crate::blocks::TensorType;
 use crate::encode::encode;
 use crate::model::transposed;
 use crate::parts::Place;
+use crate::shard_writer::{ShardWriter, StoredTensor};
 use crate::special::{TokenizerInfo, json_file};
 use crate::{FilesError, Gguf, ModelFiles, Source, gguf_config, older_tokenizer, tokenizer};
 
 /// Writes a folder's weights one tensor at a time, in the order announced.
 #[derive(Debug)]
 pub struct FolderWriter {
-    folder: PathBuf,
+    shards: ShardWriter,
     kind: TensorType,
-    /// Tensor names with element counts, per shard.
-    shards: Vec<Vec<Planned>>,
-    shard: usize,
-    next: usize,
-    file: Option<BufWriter<File>>,
+    /// Names of tensors that are stored as `[inputs, outputs]`, with their inputs.
+    turned: HashMap<String, usize>,
     bytes: Vec<u8>,
-}
-
-#[derive(Clone, Debug)]
-struct Planned {
-    name: String,
-    /// As stored.
-    shape: Vec<usize>,
-    transposed: bool,
-    elements: usize,
 }
 
 impl FolderWriter {
     /// Plans the shards of `tensors` in `kind` (F32, F16 or Bf16). A shard holds at most `max_bytes`
     /// unless a single tensor is larger.
     pub fn create(folder: &Path, tensors: &[Place], kind: TensorType, max_bytes: u64) -> Result<Self, FilesError> {
-        std::fs::create_dir_all(folder).map_err(FilesError::write(folder))?;
-        let mut shards: Vec<Vec<Planned>> = vec![Vec::new()];
-        let mut filled = 0u64;
-        for place in tensors {
-            let elements: usize = place.shape.iter().product();
-            let size = kind.bytes(elements) as u64;
-            if filled > 0 && filled + size > max_bytes {
-                shards.push(Vec::new());
-                filled = 0;
-            }
-            filled += size;
-            let (name, shape) = (place.name.clone(), place.stored_shape());
-            let planned = Planned { name, shape, transposed: place.transposed, elements };
-            if let Some(shard) = shards.last_mut() {
-                shard.push(planned);
-            }
-        }
-        Ok(Self { folder: folder.to_owned(), kind, shards, shard: 0, next: 0, file: None, bytes: Vec::new() })
+        let stored = tensors.iter().map(|place| StoredTensor::of(place, kind)).collect();
+        let turned = tensors.iter().filter(|place| place.transposed);
+        let turned = turned.map(|place| (place.name.clone(), place.stored_shape()[0])).collect();
+        Ok(Self { shards: ShardWriter::create(folder, stored, max_bytes)?, kind, turned, bytes: Vec::new() })
     }
 
     /// Writes the next tensor, in the network's orientation; `name` and length must be the announced ones.
     pub fn write(&mut self, name: &str, values: &[f32]) -> Result<(), FilesError> {
-        let path = self.path(self.shard);
-        let planned = self.shards.get(self.shard).and_then(|s| s.get(self.next));
-        if planned.is_none_or(|p| p.name != name || p.elements != values.len()) {
-            let what = "was written out of turn".to_owned();
-            return Err(FilesError::Tensor { path, name: name.to_owned(), what });
-        }
-        let turned = planned.filter(|p| p.transposed).map(|p| transposed(values, p.shape[0]));
-        let values = turned.as_deref().unwrap_or(values);
-        if self.file.is_none() {
-            self.file = Some(self.start(&path)?);
-        }
-        let (step, size) = (1 << 16, self.kind.bytes(1 << 16));
-        self.bytes.resize(self.kind.bytes(values.len()), 0);
-        self.bytes.par_chunks_mut(size).zip(values.par_chunks(step)).for_each(|(d, s)| {
-            encode(self.kind, s, None, d);
-        });
-        if let Some(file) = &mut self.file {
-            file.write_all(&self.bytes).map_err(FilesError::write(&path))?;
-        }
-        self.next += 1;
-        if self.next == self.shards[self.shard].len() {
-            self.end(&path)?;
-            self.shard += 1;
-            self.next = 0;
-        }
-        Ok(())
+        let turned = self.turned.get(name).map(|inputs| transposed(values, *inputs));
+        floats(self.kind, turned.as_deref().unwrap_or(values), &mut self.bytes);
+        self.shards.write(name, &self.bytes)
     }
 
     /// Writes the index where there are several shards.
     pub fn finish(self) -> Result<(), FilesError> {
-        if self.shard != self.shards.len() {
-            let name = self.shards[self.shard][self.next].name.clone();
-            let what = "was never written".to_owned();
-            return Err(FilesError::Tensor { path: self.folder, name, what });
-        }
-        if self.shards.len() < 2 {
-            return Ok(());
-        }
-        let mut map = Map::new();
-        let mut total = 0;
-        for (shard, tensors) in self.shards.iter().enumerate() {
-            let file = self.path(shard);
-            for tensor in tensors {
-                total += self.kind.bytes(tensor.elements);
-                map.insert(tensor.name.clone(), json!(file.file_name().and_then(|f| f.to_str())));
-            }
-        }
-        let index = json!({"metadata": {"total_size": total}, "weight_map": map});
-        write_json(&self.folder.join("model.safetensors.index.json"), &index)
+        self.shards.finish()
     }
+}
 
-    fn path(&self, shard: usize) -> PathBuf {
-        let count = self.shards.len();
-        let name = match count {
-            1 => "model.safetensors".to_owned(),
-            _ => format!("model-{:05}-of-{count:05}.safetensors", shard + 1),
-        };
-        self.folder.join(name)
-    }
-
-    /// Creates the current shard with its header.
-    fn start(&self, path: &Path) -> Result<BufWriter<File>, FilesError> {
-        let dtype = match self.kind {
+impl StoredTensor {
+    /// A network's tensor in one of the floating-point types.
+    pub fn of(place: &Place, kind: TensorType) -> Self {
+        let dtype = match kind {
             TensorType::F16 => "F16",
             TensorType::Bf16 => "BF16",
             _ => "F32",
         };
-        let mut header = Map::new();
-        header.insert("__metadata__".to_owned(), json!({"format": "pt"}));
-        let mut at = 0;
-        for tensor in &self.shards[self.shard] {
-            let end = at + self.kind.bytes(tensor.elements);
-            let entry = json!({"dtype": dtype, "shape": tensor.shape, "data_offsets": [at, end]});
-            header.insert(tensor.name.clone(), entry);
-            at = end;
-        }
-        let mut text = Json::Object(header).to_string().into_bytes();
-        text.resize(text.len().next_multiple_of(8), b' ');
-        let mut file = BufWriter::with_capacity(1 << 20, File::create(path).map_err(FilesError::write(path))?);
-        file.write_all(&(text.len() as u64).to_le_bytes()).map_err(FilesError::write(path))?;
-        file.write_all(&text).map_err(FilesError::write(path))?;
-        Ok(file)
+        let bytes = kind.bytes(place.shape.iter().product());
+        Self { name: place.name.clone(), dtype, shape: place.stored_shape(), bytes }
     }
+}
 
-    fn end(&mut self, path: &Path) -> Result<(), FilesError> {
-        let Some(file) = self.file.take() else {
-            return Ok(());
-        };
-        let file = file.into_inner().map_err(|e| FilesError::write(path)(e.into_error()))?;
-        file.sync_all().map_err(FilesError::write(path))
-    }
+/// The bytes of `values` in a floating-point type.
+pub fn floats(kind: TensorType, values: &[f32], bytes: &mut Vec<u8>) {
+    let step = 1 << 16;
+    bytes.resize(kind.bytes(values.len()), 0);
+    let pairs = bytes.par_chunks_mut(kind.bytes(step)).zip(values.par_chunks(step));
+    pairs.for_each(|(d, s)| encode(kind, s, None, d));
 }
 
 /// Writes `config.json` and `generation_config.json` for weights stored as `kind`: the source's own with the type
@@ -274,7 +187,7 @@ fn copy_tokenizer(source: &Path, folder: &Path) -> Result<(), FilesError> {
     }
 }
 
-fn write_json(path: &Path, value: &Json) -> Result<(), FilesError> {
+pub(crate) fn write_json(path: &Path, value: &Json) -> Result<(), FilesError> {
     write(path, format!("{value:#}\n").as_bytes())
 }
 

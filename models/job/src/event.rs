@@ -16,6 +16,9 @@ pub enum Event {
     Metric(Metric),
     /// One evaluation during training. `loss` is nats per trained token.
     Eval { step: u64, split: String, loss: f64, perplexity: f64, trained_tokens: u64 },
+    /// An answer to a fixed prompt during training. `distinct_2` is the share of different pairs of tokens, `repeated` that of
+    /// runs of four tokens that were there before.
+    Sample { step: u64, prompt: String, answer: String, distinct_2: f64, repeated: f64 },
     /// Something a person should know that does not stop the work.
     Warning { message: String },
     /// A fact worth keeping with the run, such as trainable parameters or the device.

@@ -14,11 +14,12 @@ mod train;
 
 pub use adapter::{Adapter, Freeze, Init, Lora, Targets};
 pub use event::{Event, Metric};
-pub use model::{EvalJob, Generation, MergeBase, MergeJob, ModelSource, QuantizeJob, WeightType};
+pub use model::{Asked, EvalJob, Generation, MergeBase, MergeJob, ModelSource, QuantizeJob, WeightType};
 pub use optimizer::{LoraPlus, Optimizer, OptimizerKind, Schedule, ScheduleKind, Warmup};
 pub use serve::{Ask, End, Sampling, ServeJob};
 pub use train::{
-    BaseWeights, Batching, Compute, EvalPoints, Order, Recompute, SavePoints, Stopping, TrainJob, Watchdog,
+    BaseWeights, Batching, Compute, EvalPoints, Order, Recompute, SavePoints, Stopping, TrainJob, TrainSamples,
+    Watchdog,
 };
 
 use std::path::PathBuf;
@@ -31,7 +32,7 @@ pub const UNPACKED_TRAINING_BYTES: u64 = 1 << 30;
 
 /// Part of the stage version of everything the worker computes: changes with libtorch's release or with any kernel that
 /// can change output bytes.
-pub const NUMERICS: &str = "libtorch-2.13.0.k2";
+pub const NUMERICS: &str = "libtorch-2.13.0.k3";
 
 /// One piece of work for the worker.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

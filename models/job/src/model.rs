@@ -34,15 +34,28 @@ pub struct EvalJob {
     pub baseline: bool,
     /// Packed Parquet files to measure loss on: (split, file).
     pub packs: Vec<(String, PathBuf)>,
-    /// Token Parquet files (`row_id, input_ids, labels, length`) whose prompts (ids before the first trained label) are
-    /// answered: (split, file).
-    pub answers: Vec<(String, PathBuf)>,
+    /// Rows to answer.
+    pub answers: Vec<Asked>,
     pub generation: Generation,
+    /// Where the tokenizer is; needed for stop texts alone.
+    pub tokenizer: Option<PathBuf>,
     /// Prompts, already tokenised, for free samples: (name, ids).
     pub samples: Vec<(String, Vec<i64>)>,
-    /// Folder to write to: `losses.json` (per model and split: `loss_sum`, `tokens`, `trained_tokens`),
-    /// `answers.parquet` (`model, split, row_id, output_ids`) and `samples.json`.
+    /// Folder to write to: `losses.parquet` (`model, split, source, row_id, loss_sum, tokens, trained_tokens`, one line per
+    /// document), `answers.parquet` (`model, split, source, row_id, output_ids`) and `samples.json`.
     pub output: PathBuf,
+}
+
+/// Rows whose prompts are answered.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Asked {
+    pub split: String,
+    /// Which dataset of the split the rows are from; returned with their answers.
+    pub source: u16,
+    /// Token Parquet file (`row_id, input_ids, labels, length`); a prompt is the ids before the first trained label.
+    pub rows: PathBuf,
+    /// Asked of the base model alone, whose answers are then filed under this name.
+    pub base_as: Option<String>,
 }
 
 /// How to generate. Greedy when `temperature` is 0.
@@ -56,6 +69,9 @@ pub struct Generation {
     pub seed: u64,
     /// Ids that end an answer; not part of it.
     pub stop: Vec<i64>,
+    /// Texts that end an answer; they, and what the last token has behind them, are still part of it.
+    #[serde(default)]
+    pub stop_texts: Vec<String>,
     /// Rows decoded together at most.
     pub batch: usize,
 }
@@ -81,10 +97,10 @@ pub struct MergeJob {
     pub output: PathBuf,
 }
 
-/// Quantise a model folder or GGUF to one file per type.
+/// Quantise a model folder or GGUF to one file or folder per type.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct QuantizeJob {
     pub model: PathBuf,
-    /// GGUF type name in lower case (`q8_0`, `q4_k_m`, `f16`...) and the file to write.
+    /// GGUF type name in lower case (`q8_0`, `q4_k_m`, `f16`...) and the file to write, or `nf4` or `int8` and the folder.
     pub outputs: Vec<(String, PathBuf)>,
 }

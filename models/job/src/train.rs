@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Adapter, ModelSource, Optimizer, Schedule};
+use crate::{Adapter, Generation, ModelSource, Optimizer, Schedule};
 
 /// Train an adapter (or the whole model) on packed rows.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -25,6 +25,8 @@ pub struct TrainJob {
     pub save: SavePoints,
     pub stopping: Stopping,
     pub watchdog: Option<Watchdog>,
+    /// Prompts that are answered during training; changes nothing that is trained.
+    pub sampling: Option<TrainSamples>,
     pub recompute: Recompute,
     /// Noise scale of NEFTune on the embeddings (arXiv 2310.05914), 0 for none.
     pub neftune_alpha: f64,
@@ -39,6 +41,18 @@ pub struct TrainJob {
     pub checkpoints: PathBuf,
     /// A checkpoint folder of this very run to go on from, instead of the newest.
     pub resume: Option<PathBuf>,
+}
+
+/// Answers to fixed prompts during training.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TrainSamples {
+    /// Optimizer steps between two looks; there is one before the first step and one after the last as well.
+    pub every: u64,
+    /// Prompts, already tokenised: (name, ids).
+    pub prompts: Vec<(String, Vec<i64>)>,
+    pub generation: Generation,
+    /// Where the tokenizer is.
+    pub tokenizer: PathBuf,
 }
 
 /// How frozen linear weights are held in memory.

@@ -1,12 +1,13 @@
 //! The data half of the pipeline: one chain of nodes per dataset, then one pack per split.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use pipe_engine::plan::{Input, Node};
 use pipe_engine::problem::Problem;
 use serde_json::Map;
 
-use super::{EXAMPLES, PACKS, RAW, RENDERED, Splits, TOKENS, evaluates, input, node, problem};
+use super::{EXAMPLES, PACKS, RAW, RENDERED, Splits, TOKENS, evaluates, input, label, node, problem};
 use crate::augment::Augment;
 use crate::clean::{Clean, contamination};
 use crate::companions::Companions;
@@ -64,23 +65,41 @@ pub fn packs(recipe: &Recipe, splits: Splits, tokenized: &[Tokenized], nodes: &m
     }
 }
 
-/// Wires evaluation to the packs and tokens of the splits it measures.
-pub fn evaluation_inputs(recipe: &Recipe, splits: Splits, tokenized: &[Tokenized], inputs: &mut Vec<Input>) {
-    for split in [SplitName::Val, SplitName::Test] {
+/// Wires evaluation to the packs and tokens of the splits it measures; returns the names of each split's datasets.
+pub fn evaluation_inputs(
+    recipe: &Recipe,
+    splits: Splits,
+    tokenized: &[Tokenized],
+    inputs: &mut Vec<Input>,
+) -> BTreeMap<String, Vec<String>> {
+    let mut sources = BTreeMap::new();
+    let section = super::eval_section(recipe);
+    let named = section.splits.unwrap_or_default();
+    if section.few_shot.is_some() {
+        for (i, tokens) in tokenized.iter().filter(|tokens| tokens.has_train).enumerate() {
+            inputs.push(input(format!("shots.{i}"), &tokens.node, Some("train.parquet"), TOKENS));
+        }
+    }
+    for split in [SplitName::Train, SplitName::Val, SplitName::Test] {
         let name = split_name(split);
-        if !splits.has(split) || !evaluates(recipe, split) {
+        // Training rows are measured where they are asked for by name.
+        let wanted = if split == SplitName::Train { named.contains(&split) } else { evaluates(recipe, split) };
+        let own: Vec<&Tokenized> = tokenized.iter().filter(|tokens| tokens.has(split)).collect();
+        if !splits.has(split) || !wanted || own.is_empty() {
             continue;
         }
         inputs.push(input(format!("packs.{name}"), &format!("pack.{name}"), Some("packs.parquet"), PACKS));
+        sources.insert(name.to_string(), own.iter().map(|tokens| label(&tokens.node)).collect());
         // Answers are generated for the test rows; where there are none, for the validation rows.
         if split == SplitName::Val && splits.test {
             continue;
         }
         let file = format!("{name}.parquet");
-        for (i, tokens) in tokenized.iter().filter(|tokens| tokens.has(split)).enumerate() {
+        for (i, tokens) in own.into_iter().enumerate() {
             inputs.push(input(format!("tokens.{name}.{i}"), &tokens.node, Some(&file), TOKENS));
         }
     }
+    sources
 }
 
 /// The `eval.samples` prompts, each with the text the model is given.

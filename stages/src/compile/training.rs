@@ -2,6 +2,8 @@
 //!
 //! Every default and derived value of these stages is decided here, as transformers, PEFT and Axolotl decide them.
 
+use std::collections::BTreeMap;
+
 use indexmap::IndexMap;
 use pipe_engine::problem::Problem;
 use pipe_job::{
@@ -13,7 +15,7 @@ use pipe_job::{
 use super::{Machine, continued, data};
 use crate::companions::Companions;
 use crate::convert::Convert;
-use crate::eval::Eval;
+use crate::eval::{Answering, Eval, TrainingSamples};
 use crate::merge::Merge;
 use crate::model::BaseModel;
 use crate::project::Project;
@@ -27,6 +29,8 @@ use crate::train::Train;
 
 /// Length of answers in evaluation when nothing is said.
 const MAX_NEW_TOKENS: u64 = 128;
+/// Bootstrap samples behind an interval when nothing is said.
+const RESAMPLES: u64 = 1000;
 /// Rows answered together when nothing is said.
 const ANSWER_BATCH: u64 = 32;
 /// Checkpoints kept when nothing is said; Axolotl's default.
@@ -37,14 +41,14 @@ const WATCHDOG_PATIENCE: u64 = 3;
 /// Muon's momentum, torch's default.
 const MUON_MOMENTUM: f64 = 0.95;
 
-/// The training stage of a recipe; `sources` are the names of the datasets it trains on.
+/// The training stage of a recipe; `sources` are the names of the datasets it trains on, `sampling` what it answers meanwhile.
 pub fn train(
     recipe: &Recipe,
     project: &Project,
     model: &BaseModel,
     machine: &Machine,
     has_val: bool,
-    sources: Vec<String>,
+    (sources, sampling): (Vec<String>, Option<TrainingSamples>),
 ) -> Result<Train, Problem> {
     let threshold = recipe.loss_watchdog_threshold;
     let patience = recipe.loss_watchdog_patience.unwrap_or(WATCHDOG_PATIENCE);
@@ -63,6 +67,7 @@ pub fn train(
         watchdog: threshold.map(|threshold| Watchdog { threshold, patience }),
         z_loss: recipe.z_loss.unwrap_or(0.0),
         sources,
+        sampling,
         resume: match &recipe.resume_from_checkpoint {
             Some(Resume::Folder(folder)) => Some(project.resolve(folder)),
             Some(Resume::Newest) | None => None,
@@ -85,27 +90,59 @@ pub fn train(
     })
 }
 
-/// The evaluation stage; `samples` pairs each prompt with its rendered text.
+/// What training answers on its way, where `eval.sample_every` asks for it; `samples` renders the prompts.
+pub fn sampling(
+    recipe: &Recipe,
+    project: &Project,
+    model: &BaseModel,
+    samples: impl Fn() -> Result<Vec<(String, String)>, Problem>,
+) -> Result<Option<TrainingSamples>, Problem> {
+    let section = eval_section(recipe);
+    let Some(every) = section.sample_every else { return Ok(None) };
+    let answering = answering(recipe, project, model, &section);
+    Ok(Some(TrainingSamples { every, prompts: samples()?, answering }))
+}
+
+fn answering(recipe: &Recipe, project: &Project, model: &BaseModel, section: &EvalSection) -> Answering {
+    Answering {
+        max_new_tokens: section.max_new_tokens.unwrap_or(MAX_NEW_TOKENS) as usize,
+        temperature: section.temperature.unwrap_or(0.0),
+        stop_tokens: recipe.eot_tokens.clone().unwrap_or_default(),
+        stop: section.stop.clone().unwrap_or_default(),
+        batch: section.batch_size.unwrap_or(ANSWER_BATCH) as usize,
+        tokenizer: data::tokenizer_path(recipe, project, Some(model)).unwrap_or_else(|| model.path.clone()),
+    }
+}
+
+/// The evaluation stage; `samples` pairs each prompt with its rendered text, `sources` are the datasets' names by split.
 pub fn eval(
     recipe: &Recipe,
     project: &Project,
     model: &BaseModel,
     machine: &Machine,
     samples: Vec<(String, String)>,
+    sources: BTreeMap<String, Vec<String>>,
     tuned: bool,
 ) -> Eval {
     let section = eval_section(recipe);
+    let sequence_len = recipe.eval_sequence_len.or(recipe.sequence_len).unwrap_or(512);
+    let at = |path: Option<&str>| project.resolve(path.unwrap_or_default());
+    let choices = section.choices.iter().flatten();
     Eval {
-        metrics: section.metrics.unwrap_or_else(|| vec![Metric::Perplexity, Metric::ExactMatch]),
         samples,
-        max_new_tokens: section.max_new_tokens.unwrap_or(MAX_NEW_TOKENS) as usize,
-        temperature: section.temperature.unwrap_or(0.0),
+        answering: answering(recipe, project, model, &section),
+        choices: choices.map(|own| own.resolve(at(own.path.as_deref()), sequence_len)).collect(),
+        sequence_len: if section.general.is_some() { sequence_len as usize } else { 0 },
+        general: section.general.iter().flat_map(|files| &files.0).map(|path| project.resolve(path)).collect(),
+        metrics: section.metrics.unwrap_or_else(|| vec![Metric::Perplexity, Metric::ExactMatch]),
         baseline: tuned && section.baseline.unwrap_or(true),
+        max_rows: section.max_rows.map(|rows| rows as usize),
+        resamples: section.resamples.unwrap_or(RESAMPLES) as usize,
+        checks: section.checks.unwrap_or_default(),
+        few_shot: section.few_shot.unwrap_or(0) as usize,
         base: base_weights(recipe),
         compute: compute(recipe, machine),
-        stop: recipe.eot_tokens.clone().unwrap_or_default(),
-        batch: section.batch_size.unwrap_or(ANSWER_BATCH) as usize,
-        tokenizer: data::tokenizer_path(recipe, project, Some(model)).unwrap_or_else(|| model.path.clone()),
+        sources,
         model: model.clone(),
         worker: machine.worker.clone(),
     }

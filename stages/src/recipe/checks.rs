@@ -10,8 +10,8 @@ mod methods;
 mod model;
 mod points;
 mod shaping;
+mod trackers;
 mod training;
-mod unserved;
 
 use pipe_engine::document::Node;
 use pipe_engine::problem::{Problem, Severity};
@@ -46,7 +46,7 @@ pub(super) fn run(recipe: &Recipe, tree: &Node, tainted: &Tainted, project: &Pro
     files::check(&mut facts);
     model::check(&mut facts);
     counts::check(&mut facts);
-    unserved::check(&mut facts);
+    trackers::check(&mut facts);
 }
 
 impl Facts<'_> {

@@ -35,6 +35,8 @@ const EXAMPLES: &[(&str, Examples)] = &[
     ("AugmentSection", AUGMENT),
     ("MixSection", &[("max_rows", "10000")]),
     ("EvalSection", EVAL),
+    ("Check", CHECK),
+    ("ChoiceSection", CHOICES),
     ("MergeSection", &[("max_shard_size", "\"5GB\"")]),
     ("QuantizeSection", &[("types", "[\"q8_0\", \"q4_k_m\"]")]),
     ("ReportSection", &[("title", "\"Mistral on alpaca\""), ("samples", "3")]),
@@ -95,6 +97,10 @@ const RECIPE: Examples = &[
     ("save_total_limit", "4"),
     ("early_stopping_patience", "3"),
     ("logging_steps", "1"),
+    ("report_to", "\"tensorboard\""),
+    ("mlflow_tracking_uri", "\"http://localhost:5000\""),
+    ("mlflow_experiment_name", "\"docker-commands\""),
+    ("mlflow_run_name", "\"first-try\""),
     ("output_dir", "\"./outputs/mistral\""),
     ("clean", "{\"dedup\": \"exact\"}"),
     ("split", "{\"val\": 0.05, \"test\": 0.05}"),
@@ -183,4 +189,22 @@ const EVAL: Examples = &[
     ("max_rows", "100"),
     ("batch_size", "16"),
     ("temperature", "0.7"),
+    ("stop", "[\"\\n\\n\"]"),
+    ("resamples", "1000"),
+    ("checks", "[{\"name\": \"is_docker\", \"regex\": \"^docker \"}]"),
+    ("choices", "[{\"path\": \"questions.jsonl\"}]"),
+    ("general", "\"wiki.txt\""),
+    ("few_shot", "4"),
+];
+
+const CHECK: Examples =
+    &[("name", "\"is_docker\""), ("regex", "\"^docker \""), ("template", "\"{{ answer | length < 80 }}\"")];
+
+const CHOICES: Examples = &[
+    ("path", "\"questions.jsonl\""),
+    ("name", "\"arc\""),
+    ("prompt", "\"Question: {{ question }}\\nAnswer:\""),
+    ("choices", "\"choices\""),
+    ("answer", "\"answer\""),
+    ("delimiter", "\" \""),
 ];

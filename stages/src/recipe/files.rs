@@ -32,6 +32,15 @@ pub(super) fn check(facts: &mut Facts<'_>) {
             one(facts, "clean.contamination_files", path, "data");
         }
     }
+    if let Some(eval) = recipe.eval.as_ref().and_then(|toggle| toggle.on()) {
+        for path in eval.general.iter().flat_map(|files| &files.0) {
+            one(facts, "eval.general", path, "text");
+        }
+        for (i, path) in eval.choices.iter().flatten().enumerate().filter_map(|(i, own)| Some((i, own.path.as_ref()?)))
+        {
+            one(facts, &format!("eval.choices[{i}].path"), path, "file of questions");
+        }
+    }
     for (list, datasets) in [("datasets", &recipe.datasets), ("test_datasets", &recipe.test_datasets)] {
         for (i, dataset) in datasets.iter().flatten().enumerate() {
             let at = format!("{list}[{i}]");

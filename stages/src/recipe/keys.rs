@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::dataset::Dataset;
-use super::sections::{ConvertSection, EvalSection, MergeSection, QuantizeSection, ReportSection, ResourcesSection};
+use super::sections::{ConvertSection, MergeSection, QuantizeSection, ReportSection, ResourcesSection};
 use super::training::{BestMetric, InitLoraWeights, OptimArgs, PeftSection, Resume, SchedulerKwargs};
 use super::values::{
     AdapterName, AutoFlag, Checkpointing, ExcessLength, OptimizerName, SchedulerName, SpecialTokensInContent, Strategy,
@@ -17,8 +17,10 @@ use super::values::{
 };
 use crate::augment::AugmentSection;
 use crate::clean::CleanSection;
+use crate::eval::section::EvalSection;
 use crate::mix::MixSection;
 use crate::split::SplitSection;
+use crate::track::ReportTo;
 
 /// A fine-tuning recipe: Axolotl's flat keys, plus a section for each thing Axolotl has no key for.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -294,6 +296,23 @@ pub struct Recipe {
     /// Optimizer steps between lines on the terminal; every step is recorded.
     #[schemars(range(min = 1))]
     pub logging_steps: Option<u64>,
+    /// Who is told what training measures, beside the run's record: one tracker, or a list of them.
+    pub report_to: Option<ReportTo>,
+    /// The same as `report_to: tensorboard`; `false` leaves it out.
+    #[schemars(extend("default" = false))]
+    pub use_tensorboard: Option<bool>,
+    /// The same as `report_to: mlflow`; `false` leaves it out.
+    #[schemars(extend("default" = false))]
+    pub use_mlflow: Option<bool>,
+    /// MLflow's server over HTTP, or the folder of its file store; by default `.pipe/mlruns`. Credentials come from the environment.
+    #[schemars(regex(pattern = r"\S"))]
+    pub mlflow_tracking_uri: Option<String>,
+    /// Experiment of the run in MLflow; setting it switches MLflow on.
+    #[schemars(regex(pattern = r"\S"))]
+    pub mlflow_experiment_name: Option<String>,
+    /// Name of the run in MLflow; the run's id by default.
+    #[schemars(regex(pattern = r"\S"))]
+    pub mlflow_run_name: Option<String>,
     /// Folder for the final artifacts.
     #[schemars(extend("default" = "./model-out"))]
     pub output_dir: Option<String>,

@@ -120,9 +120,9 @@ const INERT_FLAGS: Grouped = &[
         "the kernels are built in",
     ),
     (
-        "use_wandb use_mlflow hf_mlflow_log_artifacts use_comet comet_online use_swanlab swanlab_log_model \
-         swanlab_log_completions use_trackio use_tensorboard use_otel_metrics include_tokens_per_second include_tkps",
-        "runs are recorded under .pipe/runs, and nothing is sent anywhere",
+        "use_wandb hf_mlflow_log_artifacts use_comet comet_online use_swanlab swanlab_log_model \
+         swanlab_log_completions use_trackio use_otel_metrics include_tokens_per_second include_tkps",
+        "runs are recorded under .pipe/runs; trackers that are written to are named in `report_to`",
     ),
     ("hf_use_auth_token", "nothing is uploaded"),
     (
@@ -158,14 +158,14 @@ const INERT: Grouped = &[
     ),
     (
         "wandb_name wandb_run_id wandb_mode wandb_project wandb_entity wandb_watch wandb_log_model \
-         mlflow_tracking_uri mlflow_experiment_name mlflow_run_name comet_api_key comet_workspace comet_project_name \
+         comet_api_key comet_workspace comet_project_name \
          comet_experiment_key comet_mode comet_experiment_config swanlab_project swanlab_experiment_name \
          swanlab_description swanlab_mode swanlab_workspace swanlab_api_key swanlab_web_host swanlab_api_host \
          swanlab_lark_webhook_url swanlab_lark_secret swanlab_completion_log_interval \
          swanlab_completion_max_buffer trackio_project_name trackio_run_name trackio_space_id otel_metrics_host \
          otel_metrics_port profiler_steps profiler_steps_start eval_table_size gradio_title gradio_share \
          gradio_server_name gradio_server_port gradio_max_new_tokens gradio_temperature",
-        "runs are recorded under .pipe/runs, and nothing is sent anywhere",
+        "runs are recorded under .pipe/runs; trackers that are written to are named in `report_to`",
     ),
     ("hub_model_id hub_strategy hub_revision push_dataset_to_hub push_to_hub_model_id", "nothing is uploaded"),
     (
@@ -237,7 +237,7 @@ const SHAPES: &[(&str, Shape)] = &[
     ("relora_prune_method", Shape::Words("magnitude random reset")),
     (
         "torch_compile_backend expert_backend moe_grouped_backend wandb_name wandb_run_id wandb_mode wandb_project \
-         wandb_entity wandb_watch wandb_log_model mlflow_tracking_uri mlflow_experiment_name mlflow_run_name \
+         wandb_entity wandb_watch wandb_log_model \
          comet_api_key comet_workspace comet_project_name comet_experiment_key comet_mode swanlab_project \
          swanlab_experiment_name swanlab_description swanlab_mode swanlab_workspace swanlab_api_key swanlab_web_host \
          swanlab_api_host swanlab_lark_webhook_url swanlab_lark_secret trackio_project_name trackio_run_name \
@@ -501,6 +501,12 @@ const KNOWN_VALUES: &[KnownValues] = &[
         values: "cosine_warmup_with_min_lr reduce_lr_on_plateau warmup_stable_decay greedy",
         why: "this schedule is not supported",
         instead: "cosine",
+    },
+    KnownValues {
+        key: "report_to",
+        values: "all wandb comet comet_ml swanlab trackio neptune clearml dagshub dvclive flyte codecarbon azure_ml",
+        why: "this tracker is not written to yet",
+        instead: "tensorboard",
     },
     KnownValues { key: "adapter", values: "llama-adapter mora", why: "this adapter is not supported", instead: "lora" },
     KnownValues {

@@ -1,47 +1,7 @@
-//! Sections that Axolotl has no key for, except clean, split, augment and mix, which live with their stages.
+//! Sections that Axolotl has no key for, except clean, split, augment, mix and eval, which live with their stages.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-
-/// Measure the base and the tuned model.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct EvalSection {
-    /// What to measure; perplexity when unset, and exact match of greedy answers where a test split exists.
-    pub metrics: Option<Vec<Metric>>,
-    /// Splits to measure on; those that exist when unset.
-    pub splits: Option<Vec<SplitName>>,
-    /// Prompts to answer freely with both models.
-    pub samples: Option<Vec<String>>,
-    /// Answer `samples` during training, every so many optimizer steps.
-    #[schemars(range(min = 1))]
-    pub sample_every: Option<u64>,
-    /// Longest answer, in tokens.
-    #[schemars(range(min = 1), extend("default" = 128))]
-    pub max_new_tokens: Option<u64>,
-    /// Measure the base model as well.
-    #[schemars(extend("default" = true))]
-    pub baseline: Option<bool>,
-    /// Rows answered per split at most; all when unset.
-    #[schemars(range(min = 1))]
-    pub max_rows: Option<u64>,
-    /// Rows answered together.
-    #[schemars(range(min = 1), extend("default" = 16))]
-    pub batch_size: Option<u64>,
-    /// Randomness of answers; 0 is greedy.
-    #[schemars(range(min = 0.0), extend("default" = 0.0))]
-    pub temperature: Option<f64>,
-}
-
-/// What evaluation measures.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Metric {
-    /// exp of the mean loss per trained token.
-    Perplexity,
-    /// Share of greedy answers equal to the reference, surrounding white space aside.
-    ExactMatch,
-}
 
 /// The three parts of the rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

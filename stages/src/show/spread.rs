@@ -62,6 +62,15 @@ impl Spread {
         self.shares[(trained * 10).checked_div(length).unwrap_or(0).min(9) as usize] += 1;
     }
 
+    /// Takes the rows of another table in.
+    pub fn join(&mut self, other: Spread) {
+        self.lengths.extend(other.lengths);
+        self.lengths.sort_unstable();
+        self.tokens += other.tokens;
+        self.trained += other.trained;
+        self.shares.iter_mut().zip(other.shares).for_each(|(share, rows)| *share += rows);
+    }
+
     /// The length that this share of the rows does not exceed.
     pub fn quantile(&self, share: f64) -> u32 {
         let at = (share * self.lengths.len() as f64).ceil() as usize;

@@ -1,7 +1,7 @@
 //! When to evaluate, save and warm up, and the sections that need something to work on.
 
 use super::Facts;
-use crate::recipe::sections::{Metric, SplitName};
+use crate::recipe::sections::{MergeOnto, SplitName};
 use crate::recipe::values::Strategy;
 
 /// Keys that hold rows out of training.
@@ -147,11 +147,7 @@ fn sections(facts: &mut Facts<'_>) {
                 facts.error("no-eval-data", &format!("eval.splits[{i}]"), message, Some(remedy.to_string()));
             }
         }
-        if !val
-            && !test
-            && eval.splits.is_none()
-            && eval.metrics.as_ref().is_some_and(|m| m.contains(&Metric::ExactMatch) || m.contains(&Metric::Perplexity))
-        {
+        if !val && !test && eval.splits.is_none() && eval.metrics.as_ref().is_some_and(|metrics| !metrics.is_empty()) {
             let message = "`eval.metrics` asks for measures, and the recipe holds out no rows for them".to_string();
             facts.error("no-eval-data", "eval.metrics", message, Some("split.val".to_string()));
         }
@@ -161,8 +157,9 @@ fn sections(facts: &mut Facts<'_>) {
         }
     }
     let untrained = recipe.train == Some(false) && recipe.lora_model_dir.is_none();
-    let merges = recipe.merge.as_ref().is_some_and(|toggle| toggle.on().is_some());
-    if untrained && merges {
+    // The original base itself may be written as a folder.
+    let merges = recipe.merge.as_ref().and_then(|toggle| toggle.on());
+    if untrained && merges.is_some_and(|section| section.base != Some(MergeOnto::Original)) {
         facts.conflict(
             ["train", "merge"],
             "nothing is trained, so there is no adapter to merge",

@@ -12,6 +12,7 @@ pub(super) fn check(facts: &mut Facts<'_>) {
         mixing(facts, &mix);
     }
     augment(facts);
+    eval(facts);
 }
 
 fn clean(facts: &mut Facts<'_>) {
@@ -138,6 +139,11 @@ fn augment(facts: &mut Facts<'_>) {
         return;
     }
     mistakes(facts, "augment", section.mistakes());
+}
+
+fn eval(facts: &mut Facts<'_>) {
+    let Some(section) = facts.recipe.eval.as_ref().and_then(|toggle| toggle.on()) else { return };
+    mistakes(facts, "eval", section.mistakes());
 }
 
 fn mistakes(facts: &mut Facts<'_>, section: &str, found: Vec<Mistake>) {

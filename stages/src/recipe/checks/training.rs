@@ -1,6 +1,9 @@
 //! Adapters, number formats, batches, optimizer and schedule.
 
+use pipe_engine::problem::Severity;
+
 use super::Facts;
+use crate::recipe::OptimizerName;
 use crate::recipe::values::{AdapterName, AutoFlag, SchedulerName, Targets};
 
 pub(super) fn check(facts: &mut Facts<'_>) {
@@ -9,6 +12,18 @@ pub(super) fn check(facts: &mut Facts<'_>) {
     batches(facts);
     targets(facts);
     schedule(facts);
+    optimizer(facts);
+}
+
+/// Optimizers with small state are accepted; what they save is memory, and an adapter's state is small.
+fn optimizer(facts: &mut Facts<'_>) {
+    use OptimizerName as Name;
+    let smaller = [Name::AdamwTorch4bit, Name::AoAdamw4bit, Name::Lion8bit, Name::PagedLion8bit];
+    let small = facts.recipe.optimizer.is_some_and(|name| smaller.contains(&name));
+    if small && facts.sound(&["optimizer"]) {
+        let message = "`optimizer` keeps its state in 32 bits here, which is exact; only memory differs".to_string();
+        facts.say(Severity::Notice, "optimizer-state", "optimizer", message, None);
+    }
 }
 
 fn adapter(facts: &mut Facts<'_>) {

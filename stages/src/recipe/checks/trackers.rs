@@ -1,0 +1,36 @@
+//! Trackers: what is named exists, and what is said of one has it switched on.
+
+use super::Facts;
+use crate::track::{TrackerName, address, trackers};
+
+pub(super) fn check(facts: &mut Facts<'_>) {
+    let recipe = facts.recipe;
+    let named = recipe.report_to.as_ref().map(|list| list.0.as_slice()).unwrap_or_default();
+    if named.len() > 1 && named.contains(&TrackerName::None) && facts.sound(&["report_to"]) {
+        let message = "`report_to` names `none` beside others".to_string();
+        facts.error("unfit-value", "report_to", message, Some("report_to: none, or the others alone".to_string()));
+    }
+    for (key, switch) in [("use_tensorboard", recipe.use_tensorboard), ("use_mlflow", recipe.use_mlflow)] {
+        if switch == Some(true) && named.contains(&TrackerName::None) {
+            facts.conflict(["report_to", key], "`none` switches every tracker off", key);
+        }
+    }
+    let uri = recipe.mlflow_tracking_uri.as_deref();
+    if uri.is_some_and(|uri| address(uri, facts.project).is_none()) && facts.sound(&["mlflow_tracking_uri"]) {
+        // The address may hold a password, and is not repeated.
+        let message =
+            "`mlflow_tracking_uri` is neither an HTTP address nor a folder; databases and hosted services are \
+                       written to through `mlflow server`"
+                .to_string();
+        let suggestion = Some("http://localhost:5000".to_string());
+        facts.error("unfit-value", "mlflow_tracking_uri", message, suggestion);
+    }
+    if !trackers(recipe).contains(&TrackerName::Mlflow) {
+        for key in ["mlflow_tracking_uri", "mlflow_run_name"] {
+            if facts.written(key) && facts.sound(&[key, "report_to", "use_mlflow"]) {
+                let message = format!("`{key}` does nothing: MLflow is not among the trackers");
+                facts.warning("no-effect", key, message, Some("report_to: mlflow".to_string()));
+            }
+        }
+    }
+}
