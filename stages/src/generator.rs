@@ -5,9 +5,8 @@
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Write};
-use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -61,8 +60,8 @@ struct Table {
 }
 
 impl Generator {
-    /// Starts the worker and waits until the model is in memory. The worker dies with the thread that calls this. `on_gone` hears, once, how a worker that had been ready
-    /// ended.
+    /// Starts the worker and waits until the model is in memory. The worker dies with the thread that calls this. `on_gone`
+    /// hears, once, how a worker that had been ready ended.
     ///
     /// # Errors
     /// As [`Worker::run`]; a model that cannot be loaded is the input's fault or the machine's, as the worker says.
@@ -71,14 +70,7 @@ impl Generator {
         job: ServeJob,
         on_gone: Box<dyn FnOnce(String) + Send>,
     ) -> Result<Generator, TaskError> {
-        let mut child = Command::new(&worker.program)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            // Ctrl-C reaches the whole foreground group; what it means is decided here.
-            .process_group(0)
-            .spawn()
-            .map_err(TaskError::io(format!("starting {}", worker.program.display())))?;
+        let mut child = worker.start()?;
         let none = || TaskError::Failed("the worker has no input or output".into());
         let (stdin, stdout) = (child.stdin.take().ok_or_else(none)?, child.stdout.take().ok_or_else(none)?);
         let log = keep_last_lines(child.stderr.take());

@@ -75,7 +75,11 @@ impl Worker {
         conclude(ended?, status, &log)
     }
 
-    fn start(&self) -> Result<Child, TaskError> {
+    /// The worker with its input, output and messages piped, in a process group of its own.
+    ///
+    /// # Errors
+    /// The program is not there or cannot be started.
+    pub(crate) fn start(&self) -> Result<Child, TaskError> {
         Command::new(&self.program)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
