@@ -6,6 +6,7 @@ mod continued;
 mod data;
 mod training;
 
+pub(crate) use data::tokenizer_path;
 pub use pipe_job::EvalPoints;
 pub use training::save_points;
 use training::{eval_section, evaluates};

@@ -21,9 +21,8 @@ use tokenizers::Tokenizer;
 
 pub use self::roles::Roles;
 pub use self::spread::{Spread, spreads};
-use crate::compile::base_model;
+use crate::compile::{base_model, tokenizer_path};
 use crate::conversation::Example;
-use crate::fetch::Need;
 use crate::project::Project;
 use crate::recipe::Recipe;
 use crate::rows::{LINEAGE_FILE, REMARKS_FILE};
@@ -86,11 +85,9 @@ pub fn tokenizer(path: &Path) -> Option<Tokenizer> {
     pipe_files::tokenizer(path).ok()
 }
 
-/// Where the tokenizer of a recipe's rows is: that of `tokenizer_config` if it is there, else the base model's.
+/// Where the tokenizer of a recipe's rows is, as its stages look for it.
 pub fn tokenizer_of(recipe: &Recipe, project: &Project) -> Option<PathBuf> {
-    let named = recipe.tokenizer_config.as_ref();
-    let named = named.map(|path| project.model(path, None, Need::Tokenizer)).filter(|path| path.exists());
-    named.or_else(|| base_model(recipe, project).map(|model| model.path))
+    tokenizer_path(recipe, project, base_model(recipe, project).as_ref())
 }
 
 fn tables(output: &Path) -> Result<Vec<PathBuf>, TaskError> {
