@@ -191,20 +191,22 @@ fn points(steps: &BTreeMap<u64, Map<String, Value>>, name: &str) -> Vec<(f64, f6
 /// Evaluation's table: a row per measure and split, a column per model.
 pub fn scores(source: &Source<'_>) -> Scores {
     let Some(eval) = source.finished().find(|node| node.node.stage() == "eval") else { return Scores::default() };
-    table(eval.stats.get("models").unwrap_or(&Value::Null))
+    let at = |name: &str| eval.stats.get(name).unwrap_or(&Value::Null);
+    table(at("models"), at("intervals"))
 }
 
-fn table(models: &Value) -> Scores {
+/// `intervals` holds pairs in the places where `models` holds numbers.
+fn table(models: &Value, intervals: &Value) -> Scores {
     let Some(models) = models.as_object() else { return Scores::default() };
     let mut rows: IndexMap<(String, String), Vec<(String, String)>> = IndexMap::new();
-    for (i, splits) in models.values().enumerate() {
+    for (i, (model, splits)) in models.iter().enumerate() {
         for (split, measures) in splits.as_object().into_iter().flatten() {
             let Some(measures) = measures.as_object() else { continue };
-            for (name, value) in measures.iter().filter(|(name, _)| !is_bound(name, measures)) {
+            for (name, value) in measures {
                 let Some(value) = value.as_f64() else { continue };
                 let cells = rows.entry((split.clone(), name.clone())).or_default();
                 cells.resize(models.len(), Default::default());
-                cells[i] = (number(name, value), interval(name, measures));
+                cells[i] = (number(name, value), interval(name, &intervals[model][split][name]));
             }
         }
     }
@@ -216,15 +218,8 @@ fn table(models: &Value) -> Scores {
     Scores { models: models.keys().cloned().collect(), rows: rows.into_iter().map(row).collect() }
 }
 
-/// Whether a number is an end of another's interval.
-fn is_bound(name: &str, measures: &Map<String, Value>) -> bool {
-    let of = name.strip_suffix("_low").or_else(|| name.strip_suffix("_high"));
-    of.is_some_and(|of| measures.contains_key(of))
-}
-
-fn interval(name: &str, measures: &Map<String, Value>) -> String {
-    let end = |end: &str| measures.get(&format!("{name}_{end}")).and_then(Value::as_f64);
-    match (end("low"), end("high")) {
+fn interval(name: &str, ends: &Value) -> String {
+    match (ends[0].as_f64(), ends[1].as_f64()) {
         (Some(low), Some(high)) => format!("{} to {}", number(name, low), number(name, high)),
         _ => String::new(),
     }
@@ -248,7 +243,7 @@ pub fn headline(source: &Source<'_>) -> Option<(String, f64, Option<f64>)> {
     let measures = measures.as_object()?;
     let share = measures.iter().find(|(name, value)| {
         let is_share = value.as_f64().is_some_and(|v| (0.0..=1.0).contains(&v));
-        is_share && !PLAIN.contains(&name.as_str()) && !is_bound(name, measures)
+        is_share && !PLAIN.contains(&name.as_str())
     });
     let (name, value) = share?;
     let base = models.get("base").and_then(|base| base.get(split)?.get(name)?.as_f64());
@@ -297,9 +292,9 @@ mod tests {
     fn any_measure_has_its_row_and_interval() {
         let models = json!({
             "base": {"test": {"perplexity": 110.3, "rows": 132}},
-            "tuned": {"test": {"perplexity": 1.072, "rows": 132, "rouge_l": 0.5, "rouge_l_low": 0.4, "rouge_l_high": 0.62}},
+            "tuned": {"test": {"perplexity": 1.072, "rows": 132, "rouge_l": 0.5}},
         });
-        let scores = table(&models);
+        let scores = table(&models, &json!({"tuned": {"test": {"rouge_l": [0.4, 0.62]}}}));
         assert_eq!(scores.models, ["base", "tuned"]);
         let told: Vec<String> = scores
             .rows
