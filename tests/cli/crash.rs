@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::harness::{Project, copy_folder, fixture, rows, set};
+use super::harness::{Project, rows, set};
 
 #[test]
 fn a_killed_run_is_carried_on() {
@@ -49,10 +49,7 @@ pub fn digests(events: &[serde_json::Value]) -> std::collections::BTreeMap<Strin
 
 /// A whole recipe with a tiny training that writes a checkpoint at every step.
 pub fn with_training() -> Project {
-    let worker = std::path::Path::new(env!("CARGO_BIN_EXE_pipe")).with_file_name("pipe-torch");
-    assert!(worker.is_file(), "{} is missing; test the whole workspace, which builds it", worker.display());
-    let project = Project::new();
-    copy_folder(&fixture("tiny-llama"), &project.path("work/model"));
+    let project = Project::with_worker();
     project.write("rows.jsonl", &rows(0..60));
     project.write("recipe.yml", TRAINING);
     project

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::harness::{Project, copy_folder, fixture, rows, set};
+use super::harness::{Project, fixture, rows, set};
 
 /// Evaluates without training, so that it takes a second.
 const RECIPE: &str = "\
@@ -21,8 +21,7 @@ output_dir: out
 ";
 
 pub fn project() -> Project {
-    let project = Project::new();
-    copy_folder(&fixture("tiny-llama"), &project.path("work/model"));
+    let project = Project::with_worker();
     project.write("rows.jsonl", &rows(0..20));
     project.write("one.jsonl", &rows(20..32));
     project.write("two.jsonl", &rows(32..40));

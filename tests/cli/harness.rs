@@ -43,6 +43,15 @@ impl Project {
         project
     }
 
+    /// With the tiny model under `model`, for what the worker does.
+    pub fn with_worker() -> Project {
+        let worker = Path::new(env!("CARGO_BIN_EXE_pipe")).with_file_name("pipe-torch");
+        assert!(worker.is_file(), "{} is missing; test the whole workspace, which builds it", worker.display());
+        let project = Project::new();
+        copy_folder(&fixture("tiny-llama"), &project.path("work/model"));
+        project
+    }
+
     /// A path within the temporary folder; the project itself is `work`.
     pub fn path(&self, name: &str) -> PathBuf {
         self.root.path().join(name)

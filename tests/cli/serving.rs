@@ -11,10 +11,7 @@ use super::harness::{Project, copy_folder, fixture};
 
 /// The tiny model, a PEFT adapter of it, and the same adapter with twice the strength.
 fn project() -> Project {
-    let worker = std::path::Path::new(env!("CARGO_BIN_EXE_pipe")).with_file_name("pipe-torch");
-    assert!(worker.is_file(), "{} is missing; test the whole workspace, which builds it", worker.display());
-    let project = Project::new();
-    copy_folder(&fixture("tiny-llama"), &project.path("work/model"));
+    let project = Project::with_worker();
     copy_folder(&fixture("generation/adapter"), &project.path("work/calm/adapter"));
     copy_folder(&fixture("generation/adapter"), &project.path("work/strong"));
     project.edit("strong/adapter_config.json", "\"lora_alpha\": 8", "\"lora_alpha\": 16");

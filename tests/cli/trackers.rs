@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
 
-use super::harness::{DATA_RECIPE, Project, Ran, copy_folder, fixture, rows, set};
+use super::harness::{DATA_RECIPE, Project, Ran, rows, set};
 
 const TRAINING: &str = "\
 adapter: lora
@@ -25,10 +25,7 @@ eval:
 ";
 
 fn project(keys: &str) -> Project {
-    let worker = Path::new(env!("CARGO_BIN_EXE_pipe")).with_file_name("pipe-torch");
-    assert!(worker.is_file(), "{} is missing; test the whole workspace, which builds it", worker.display());
-    let project = Project::new();
-    copy_folder(&fixture("tiny-llama"), &project.path("work/model"));
+    let project = Project::with_worker();
     project.write("rows.jsonl", &rows(0..40));
     let recipe = DATA_RECIPE.replace("train: false\neval: false\n", TRAINING);
     project.write("recipe.yml", &format!("{recipe}{keys}"));

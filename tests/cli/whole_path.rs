@@ -1,6 +1,6 @@
 //! The whole path with a tiny model: tokenize, train, eval, convert, merge, quantize. Needs the worker beside the binary.
 
-use super::harness::{Project, Ran, copy_folder, fixture, rows, set};
+use super::harness::{Project, Ran, rows, set};
 
 const RECIPE: &str = "\
 base_model: model
@@ -30,10 +30,7 @@ output_dir: out
 ";
 
 fn project() -> Project {
-    let worker = std::path::Path::new(env!("CARGO_BIN_EXE_pipe")).with_file_name("pipe-torch");
-    assert!(worker.is_file(), "{} is missing; test the whole workspace, which builds it", worker.display());
-    let project = Project::new();
-    copy_folder(&fixture("tiny-llama"), &project.path("work/model"));
+    let project = Project::with_worker();
     project.write("rows.jsonl", &rows(0..40));
     project.write("recipe.yml", RECIPE);
     project
