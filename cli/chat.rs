@@ -101,12 +101,19 @@ pub fn chat(args: &ChatArgs) -> Outcome {
     let interrupt = Interrupt::listen()?;
     let mut conversation = Conversation::start(loading, sampling, args.system.clone(), &worker)?;
     conversation.adapt(adapter.as_deref())?;
+    warn(&conversation);
     if let Some(prompt) = &args.prompt {
         let answered = answer(&mut conversation, prompt, &interrupt)?.0;
         report::bytes(b"\n");
         return if answered.end == Ending::Stopped { Err(Failure::interrupted()) } else { Ok(()) };
     }
     talk(&mut conversation, &interrupt)
+}
+
+fn warn(conversation: &Conversation) {
+    if let Some(warning) = conversation.warning() {
+        report::warning(warning);
+    }
 }
 
 /// What Ctrl-C means: the end of the answer that is being given, or of the program where there is none.
@@ -206,6 +213,7 @@ fn obey(conversation: &mut Conversation, command: &str) -> Outcome {
         ("adapter", folder) => {
             conversation.adapt(Some(&alone::existing(std::path::Path::new(folder))?))?;
             report::note(&format!("{folder} answers"));
+            warn(conversation);
         }
         _ => return Err(Failure::invalid(format!("there is no command `/{command}`")).hint("/help lists them")),
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use clap::Args;
 use pipe_engine::digest::Digest;
-use pipe_engine::event::Silent;
+use pipe_engine::event::{Event, Sink};
 use pipe_engine::plan::{self, Input, Node, NodeName};
 use pipe_engine::schedule::{self, Options};
 use pipe_engine::state::Selection;
@@ -52,10 +52,13 @@ pub struct EvalArgs {
 
 pub fn eval(args: &EvalArgs) -> Outcome {
     let model = alone::existing(&args.model)?;
+    let adapter = args.adapter.as_deref().map(alone::existing).transpose()?;
     let longest = inspect::context_length(&model).unwrap_or(LONGEST).min(LONGEST);
     let keys = json!({
         "base_model": model,
         "train": false,
+        // An adapter folder that has a tokenizer also has the template it was trained with.
+        "tokenizer_config": adapter.as_ref().filter(|folder| folder.join("tokenizer.json").is_file()),
         "sequence_len": args.sequence_len.unwrap_or(longest),
         "test_datasets": [{ "path": alone::existing(&args.data)?, "type": args.kind }],
         "eval": { "metrics": ["perplexity", "exact_match"], "baseline": false },
@@ -63,8 +66,8 @@ pub fn eval(args: &EvalArgs) -> Outcome {
     let made = alone::recipe(&keys, &args.set)?;
     let machine = Machine::here(pipe_stages::worker::Worker { program: job::worker()? });
     let mut nodes = compile(&made.opened.recipe, &made.opened.project, &machine).map_err(Failure::problems)?;
-    if let Some(adapter) = &args.adapter {
-        wire(&mut nodes, &alone::existing(adapter)?);
+    if let Some(adapter) = &adapter {
+        wire(&mut nodes, adapter);
     }
     let plan = plan::plan(nodes).map_err(|e| Failure::stage(e.to_string()))?;
     let store = made.opened.store()?;
@@ -73,7 +76,7 @@ pub fn eval(args: &EvalArgs) -> Outcome {
     ctrlc::set_handler(move || stop.cancel()).map_err(|e| Failure::stage(format!("cannot listen for Ctrl-C: {e}")))?;
     let selection = Selection { until: vec!["eval".to_string()], ..Selection::default() };
     let options = Options { selection, ..Options::default() };
-    let ended = schedule::run(&plan, &store, &options, Arc::new(Silent), &cancel);
+    let ended = schedule::run(&plan, &store, &options, Arc::new(OnlyWarnings), &cancel);
     let ended = ended.map_err(|e| Failure::stage(e.to_string()))?;
     if ended.interrupted {
         return Err(Failure::interrupted());
@@ -130,6 +133,19 @@ fn text(measures: &Value) -> String {
     lines.extend(counts.iter().filter_map(|(name, number)| Some((name.to_string(), count(number.as_u64()?)))));
     let widest = lines.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
     lines.iter().map(|(name, told)| format!("{name:<widest$}  {told}")).collect::<Vec<_>>().join("\n")
+}
+
+/// What evaluation has to say of the model, and nothing of the stages before it.
+struct OnlyWarnings;
+
+impl Sink for OnlyWarnings {
+    fn emit(&self, event: Event) {
+        if let Event::NodeFinished(done) = &event
+            && done.node.stage() == "eval"
+        {
+            done.warnings.iter().for_each(|warning| report::warning(warning));
+        }
+    }
 }
 
 /// Gives the eval node an adapter that lies outside the store.

@@ -186,6 +186,7 @@ pub fn models(loading: &Loading, name: Option<&str>, adapters: &[(Option<String>
         held.push((name, folder.clone()));
     }
     models.insert(0, Arc::new(Model { name: base_name, adapter: None, prompter: base }));
+    models.iter().filter_map(|model| model.prompter.warning.as_deref()).for_each(report::warning);
     Ok((models, held))
 }
 

@@ -99,6 +99,15 @@ impl Conversation {
         Ok(Conversation { loading, generator, base, adapted: None, sampling, system, messages: Vec::new() })
     }
 
+    /// What is to be said of how the model or the adapter that answers is written to.
+    pub fn warning(&self) -> Option<&str> {
+        self.prompter().warning.as_deref()
+    }
+
+    fn prompter(&self) -> &Prompter {
+        self.adapted.as_ref().map_or(&self.base, |(_, prompter)| prompter)
+    }
+
     /// Answers with the PEFT adapter in `folder` from here on, or with the base alone. The conversation stays.
     pub fn adapt(&mut self, folder: Option<&Path>) -> Result<(), TaskError> {
         let Some(folder) = folder else {
@@ -139,7 +148,7 @@ impl Conversation {
     }
 
     fn answer(&mut self, on_text: &mut dyn FnMut(&str), wanted: &dyn Fn() -> bool) -> Result<Answered, TaskError> {
-        let prompter = self.adapted.as_ref().map_or(&self.base, |(_, prompter)| prompter);
+        let prompter = self.prompter();
         let system = self.system.iter().map(|system| message("system", system));
         let messages: Vec<Message> = system.chain(self.messages.iter().cloned()).collect();
         let ids = prompter.conversation(&messages, None, &Map::new()).map_err(TaskError::Input)?;

@@ -120,7 +120,9 @@ fn model_nodes(
         let mut inputs: Vec<Input> = adapter().into_iter().collect();
         let sources = data::evaluation_inputs(recipe, splits, tokenized, &mut inputs);
         let samples = data::samples(recipe, project, model)?;
-        let task = training::eval(recipe, project, model, machine, samples, sources, trains);
+        // A model that is trained here learns what its rows are written with.
+        let written = if trains { None } else { data::written(recipe, project, model)? };
+        let task = training::eval(recipe, project, model, machine, (samples, written), sources, trains);
         nodes.push(node("eval", MEASURES, inputs, task));
     }
     let companions = data::companions(recipe, project, model)?;

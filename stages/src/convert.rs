@@ -37,7 +37,7 @@ impl Task for Convert {
     }
 
     fn version(&self) -> String {
-        "2".into()
+        "3".into()
     }
 
     fn params(&self) -> Value {

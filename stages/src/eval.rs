@@ -33,6 +33,7 @@ use serde_json::{Map, Value, json};
 use tokenizers::Tokenizer;
 
 use crate::companions::tokenizer_part;
+use crate::fingerprint::{self, Written, fingerprint};
 use crate::inspect;
 use crate::model::BaseModel;
 use crate::recipe::Metric;
@@ -70,6 +71,9 @@ pub struct Eval {
     /// What the datasets of each split are called changes nothing that is measured.
     #[serde(skip)]
     pub sources: BTreeMap<String, Vec<String>>,
+    /// How the rows' conversations are written, where the model was trained elsewhere; decides nothing that is measured.
+    #[serde(skip)]
+    pub written: Option<Written>,
     #[serde(skip)]
     pub model: BaseModel,
     #[serde(skip)]
@@ -141,6 +145,7 @@ impl Task for Eval {
         }
         summary.stats.insert("samples".into(), samples);
         warnings.extend(questions.warnings());
+        warnings.extend(self.told_template(ctx, &tokenizer));
         summary.warnings.extend(warnings);
         Ok(summary)
     }
@@ -182,6 +187,16 @@ impl Eval {
             samples: answering::encode(&self.samples, tokenizer)?,
             output: scratch.to_path_buf(),
         })
+    }
+
+    /// Whether the rows are written otherwise than what the model was trained on.
+    fn told_template(&self, ctx: &Context, rows: &Tokenizer) -> Option<String> {
+        let (text, special) = self.written.as_ref()?.texts().ok()??;
+        let trained = ctx.input_opt("adapter").or(self.model.adapter.as_deref()).unwrap_or(&self.model.path);
+        // The adapter may have brought its tokenizer; the ids it was trained on are the base model's.
+        let own = pipe_files::tokenizer(&self.model.path).ok();
+        let used = fingerprint(&text, &special, own.as_ref().unwrap_or(rows));
+        fingerprint::warning(trained, &used, "set chat_template to the one that it was trained with")
     }
 
     /// The rows that are answered, none where no measure needs answers; and what is to be said of them.

@@ -14,6 +14,7 @@ pub mod conversation;
 pub mod convert;
 pub mod eval;
 pub mod fetch;
+mod fingerprint;
 pub mod generator;
 pub mod import;
 pub mod ingest;

@@ -31,7 +31,7 @@ impl Task for Merge {
     }
 
     fn version(&self) -> String {
-        format!("3+{}", pipe_job::NUMERICS)
+        format!("4+{}", pipe_job::NUMERICS)
     }
 
     fn params(&self) -> Value {

@@ -4,9 +4,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use pipe_engine::task::TaskError;
-use pipe_files::{Tokenizer, TokenizerInfo};
+use pipe_files::{TemplateFingerprint, Tokenizer, TokenizerInfo};
 use serde_json::{Map, Value, json};
 
+use crate::fingerprint::{self, fingerprint};
 use crate::template::render::{ChatTemplate, SpecialTexts, TemplateError, find, special_texts};
 
 /// A message of a conversation, as OpenAI and chat templates have it.
@@ -19,7 +20,18 @@ pub struct Prompter {
     template: Result<ChatTemplate, String>,
     /// Ids that end an answer.
     pub stops: Vec<i64>,
+    /// What is to be said of it: that conversations are not written as the model was trained on.
+    pub warning: Option<String>,
+    used: Option<TemplateFingerprint>,
 }
+
+/// What to do where the template is another one: it was named.
+const NAMED: &str = "leave the chat template out, and its own is used";
+/// It is the model's or the adapter's own, and not as it was.
+const EDITED: &str =
+    "its chat_template was changed after training: put back the one it was trained with, or train it anew";
+/// It is the base model's, for the adapter has none beside it.
+const ABSENT: &str = "name the chat template that it was trained with, or put it beside the adapter";
 
 /// How a model's own files say it is sampled from; absent where they are silent.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -41,36 +53,56 @@ impl Prompter {
         let info = TokenizerInfo::read(model).map_err(input)?;
         let special =
             SpecialTexts { bos: text(&info.bos), eos: text(&info.eos), pad: text(&info.pad), unk: text(&info.unk) };
-        let template = match template {
-            Some(name) => Ok(named(name, &special)?),
+        let texts = match template {
+            Some(name) => Ok(named(name, special)?),
             None => match find(&model.display().to_string()) {
-                Ok((text, special)) => Ok(ChatTemplate::parse(&text, &special).map_err(input)?),
+                Ok(texts) => Ok(texts),
                 Err(error @ TemplateError::None { .. }) => Err(error.to_string()),
                 Err(error) => return Err(input(error)),
             },
         };
-        let mut prompter = Prompter { tokenizer: Arc::new(tokenizer), template, stops: info.stop_ids() };
-        prompter.stop_at_turns();
-        Ok(prompter)
+        let how = if template.is_some() { NAMED } else { EDITED };
+        Prompter::new(Arc::new(tokenizer), texts, info.stop_ids(), (model, how))
     }
 
     /// The same model tuned by the adapter in `folder`: with the template that lies beside it, where one does.
     pub fn adapted(&self, folder: &Path, model: &Path, template: Option<&str>) -> Result<Prompter, TaskError> {
-        let own = pipe_files::TemplateTexts::read(folder).ok().filter(|texts| texts.chat_template.is_some());
-        let template = match (own, template) {
-            (Some(own), None) => {
-                let mut special = special_texts(&own);
-                if special == SpecialTexts::default() {
-                    special = crate::template::render::specials(model).map_err(input)?;
-                }
-                Ok(ChatTemplate::parse(&own.chat_template.unwrap_or_default(), &special).map_err(input)?)
-            }
-            _ => return Self::open(model, template),
+        let own = pipe_files::TemplateTexts::read(folder).ok();
+        let Some((text, texts)) = own.and_then(|own| Some((own.chat_template.clone()?, own))) else {
+            let how = if template.is_some() { NAMED } else { ABSENT };
+            return Ok(Self::open(model, template)?.checked(folder, how));
         };
+        if template.is_some() {
+            return Ok(Self::open(model, template)?.checked(folder, NAMED));
+        }
+        let mut special = special_texts(&texts);
+        if special == SpecialTexts::default() {
+            special = crate::template::render::specials(model).map_err(input)?;
+        }
         let stops = TokenizerInfo::read(model).map_err(input)?.stop_ids();
-        let mut prompter = Prompter { tokenizer: self.tokenizer.clone(), template, stops };
+        Prompter::new(self.tokenizer.clone(), Ok((text, special)), stops, (folder, EDITED))
+    }
+
+    fn new(
+        tokenizer: Arc<Tokenizer>,
+        texts: Result<(String, SpecialTexts), String>,
+        stops: Vec<i64>,
+        (trained, cure): (&Path, &str),
+    ) -> Result<Prompter, TaskError> {
+        let used = texts.as_ref().ok().map(|(text, special)| fingerprint(text, special, &tokenizer));
+        let template = match texts {
+            Ok((text, special)) => Ok(ChatTemplate::parse(&text, &special).map_err(input)?),
+            Err(why) => Err(why),
+        };
+        let mut prompter = Prompter { tokenizer, template, stops, used, warning: None };
         prompter.stop_at_turns();
-        Ok(prompter)
+        Ok(prompter.checked(trained, cure))
+    }
+
+    /// With a warning where the model or adapter at `trained` was trained on conversations that were written otherwise.
+    fn checked(mut self, trained: &Path, cure: &str) -> Prompter {
+        self.warning = self.used.as_ref().and_then(|used| fingerprint::warning(trained, used, cure));
+        self
     }
 
     /// A conversation as the tokens after which an answer begins.
@@ -179,10 +211,9 @@ pub fn message(role: &str, content: &str) -> Message {
     [("role", json!(role)), ("content", json!(content))].into_iter().map(|(k, v)| (k.to_string(), v)).collect()
 }
 
-fn named(name: &str, special: &SpecialTexts) -> Result<ChatTemplate, TaskError> {
+fn named(name: &str, special: SpecialTexts) -> Result<(String, SpecialTexts), TaskError> {
     let (text, own) = find(name).map_err(input)?;
-    let special = if own == SpecialTexts::default() { special } else { &own };
-    ChatTemplate::parse(&text, special).map_err(input)
+    Ok((text, if own == SpecialTexts::default() { special } else { own }))
 }
 
 fn text(token: &Option<pipe_files::SpecialToken>) -> String {

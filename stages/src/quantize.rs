@@ -26,7 +26,7 @@ impl Task for Quantize {
     }
 
     fn version(&self) -> String {
-        format!("3+{}", pipe_job::NUMERICS)
+        format!("4+{}", pipe_job::NUMERICS)
     }
 
     fn params(&self) -> Value {

@@ -41,6 +41,7 @@ use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 
 use crate::conversation::Example;
+use crate::fingerprint::Written;
 use crate::reuse::{Forward, Remark, RemarkReader, RemarkWriter, Reuse, Weave, with_ids};
 use crate::rows::{TableWriter, batches, text_column, workers};
 use prompts::PromptStyle;
@@ -256,25 +257,17 @@ impl Template {
     /// The template, ready to render; none where no row needs one.
     pub fn load(&self) -> Result<Option<ChatTemplate>, TaskError> {
         let wrong = |error: render::TemplateError| TaskError::Input(error.to_string());
-        let (text, mut special) = match &self.source {
-            TemplateSource::Unused => return Ok(None),
-            TemplateSource::Text(text) => (text.clone(), SpecialTexts::default()),
-            TemplateSource::File(path) | TemplateSource::Model(path) => {
-                render::find(&path.to_string_lossy()).map_err(wrong)?
-            }
-        };
-        if let Some(path) = &self.tokenizer {
-            let info = pipe_files::TemplateTexts::read(path).map_err(|e| TaskError::Input(e.to_string()))?;
-            special = render::special_texts(&info);
-        }
-        let own = [&self.special.bos, &self.special.eos, &self.special.pad, &self.special.unk];
-        let all = [&mut special.bos, &mut special.eos, &mut special.pad, &mut special.unk];
-        all.into_iter().zip(own).filter(|(_, own)| !own.is_empty()).for_each(|(slot, own)| slot.clone_from(own));
+        let Some((text, special)) = self.written().texts().map_err(wrong)? else { return Ok(None) };
         let mut template = ChatTemplate::parse(&text, &special).map_err(wrong)?;
         if let Some(day) = &self.day {
             template.set_day(day);
         }
         Ok(Some(template))
+    }
+
+    /// How conversations are written.
+    pub fn written(&self) -> Written {
+        Written { source: self.source.clone(), tokenizer: self.tokenizer.clone(), special: self.special.clone() }
     }
 
     /// Whether the tokenizer brings a template of its own that renders an exchange in another way.

@@ -1,6 +1,6 @@
 //! The whole path with a tiny model: tokenize, train, eval, convert, merge, quantize. Needs the worker beside the binary.
 
-use super::harness::{Project, Ran, rows, set};
+use super::harness::{Project, Ran, copy_folder, rows, set};
 
 const RECIPE: &str = "\
 base_model: model
@@ -119,8 +119,66 @@ fn template_goes_along(project: &Project) {
     }
     let gguf = std::fs::read(project.path("work/out/gguf/model-q8_0.gguf")).unwrap();
     assert!(gguf.windows(12).any(|bytes| bytes == b"<|im_start|>"));
+    other_templates_are_told(project);
     project.write("recipe.yml", &plain);
     assert_eq!(project.run(&[]).executed, set(&[]));
+    assert!(!project.path("work/out/adapter/template_fingerprint.json").exists(), "no conversation was trained on");
+}
+
+/// Whoever writes to the model otherwise than it was trained hears of it; nobody else does.
+fn other_templates_are_told(project: &Project) {
+    const TEMPLATE: &str = "another chat template";
+    let chat = |model: &str, more: &[&str]| {
+        let args = [&["chat", model, "--prompt", "hi", "--temperature", "0", "--max-new-tokens", "2"], more].concat();
+        let said = project.pipe(&args);
+        assert_eq!(said.code, 0, "{}", said.stderr);
+        said.stderr
+    };
+    let adapter: &[&str] = &["--adapter", "out/adapter"];
+    let gguf = "out/gguf/model-q8_0.gguf";
+    for (model, more) in [("model", adapter), ("out/merged", &[]), (gguf, &[]), ("model", &[])] {
+        assert_eq!(chat(model, more), "", "{model}");
+        let named = [more, &["--chat-template", "llama3"]].concat();
+        let told = chat(model, &named);
+        assert_eq!(told.contains(TEMPLATE), (model, more) != ("model", &[]), "{model}: {told}");
+    }
+    let whole = |from: &str, to: &str| copy_folder(&project.path("work").join(from), &project.path("work").join(to));
+    whole("out/merged", "edited");
+    project.write("edited/chat_template.jinja", &project.read("edited/chat_template.jinja").replace("im_end", "end"));
+    assert!(chat("edited", &[]).contains(TEMPLATE));
+    // The adapter alone, without what lies beside it, is written to with the base model's template.
+    whole("out/adapter", "bare");
+    for file in ["chat_template.jinja", "tokenizer.json", "tokenizer_config.json"] {
+        std::fs::remove_file(project.path("work/bare").join(file)).unwrap();
+    }
+    assert!(chat("model", &["--adapter", "bare"]).contains(TEMPLATE));
+    assert_eq!(chat("model", &["--adapter", "bare", "--chat-template", "chatml"]), "");
+    // A base whose tokens are others.
+    whole("model", "other");
+    let mut tokenizer: serde_json::Value = serde_json::from_str(&project.read("other/tokenizer.json")).unwrap();
+    let vocabulary = &mut tokenizer["model"]["vocab"];
+    let (a, e) = (vocabulary["a"].clone(), vocabulary["e"].clone());
+    (vocabulary["a"], vocabulary["e"]) = (e, a);
+    project.write("other/tokenizer.json", &tokenizer.to_string());
+    assert!(chat("other", adapter).contains("another tokenizer"));
+    let row = r#"{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "docker ps"}]}"#;
+    project.write("chat.jsonl", row);
+    let eval = |model: &str, more: &[&str]| {
+        let args =
+            [&["eval", model, "--data", "chat.jsonl", "--json", "--set", "eval.max_new_tokens=2"], more].concat();
+        let said = project.pipe(&args);
+        assert_eq!(said.code, 0, "{}", said.stderr);
+        assert!(said.json()["eval_loss"].as_f64().unwrap() > 0.0);
+        said.stderr
+    };
+    for more in [&[][..], &["--set", "chat_template=chatml"]] {
+        assert_eq!(eval("model", &[adapter, more].concat()), "");
+    }
+    for (model, more) in [("model", adapter), (gguf, &[])] {
+        let named = [more, &["--set", "chat_template=llama3"]].concat();
+        assert!(eval(model, &named).contains(TEMPLATE), "{model}");
+    }
+    assert!(eval("other", adapter).contains("another tokenizer"));
 }
 
 /// Weights replaced in place reach what reads weights; an API key reaches nothing that is written.

@@ -30,6 +30,7 @@ mod shard_writer;
 mod shards;
 mod special;
 mod targets;
+mod template_fingerprint;
 mod tokenizer;
 mod write_folder;
 mod write_gguf;
@@ -50,7 +51,10 @@ pub use rope::{Rope, RopeScaling};
 pub use shard_writer::{ShardWriter, StoredTensor};
 pub use special::{SpecialToken, TemplateTexts, TokenizerInfo, tokenizer_info};
 pub use targets::{Exceptions, Selector, Unmatched, WeightPattern, is_named};
+pub use template_fingerprint::TemplateFingerprint;
 pub use tokenizer::{tokenizer, tokenizer_json};
 pub use tokenizers::Tokenizer;
-pub use write_folder::{FolderWriter, floats, write_chat_template, write_config, write_tokenizer};
+pub use write_folder::{
+    FolderWriter, floats, write_chat_template, write_config, write_special_tokens, write_tokenizer,
+};
 pub use write_gguf::write_gguf;

@@ -15,6 +15,7 @@ use crate::model::transposed;
 use crate::parts::Place;
 use crate::shard_writer::{ShardWriter, StoredTensor};
 use crate::special::{TokenizerInfo, json_file};
+use crate::template_fingerprint::{self, TemplateFingerprint};
 use crate::{FilesError, Gguf, ModelFiles, Source, gguf_config, older_tokenizer, tokenizer};
 
 /// Writes a folder's weights one tensor at a time, in the order announced.
@@ -137,6 +138,9 @@ pub fn write_tokenizer(source: &Path, folder: &Path) -> Result<(), FilesError> {
         config.insert("chat_template".to_owned(), json!(template));
         write(&folder.join("chat_template.jinja"), template.as_bytes())?;
     }
+    if let Some(fingerprint) = TemplateFingerprint::read(source)? {
+        fingerprint.write(folder)?;
+    }
     write_json(&folder.join("tokenizer_config.json"), &Json::Object(config))
 }
 
@@ -147,18 +151,31 @@ pub fn write_chat_template(text: &str, folder: &Path) -> Result<(), FilesError> 
     if older.is_file() {
         write_json(&older, &json!({ "chat_template": text }))?;
     }
-    let path = folder.join("tokenizer_config.json");
-    let mut config = match std::fs::read(&path) {
-        Ok(bytes) => serde_json::from_slice(&bytes).map_err(|e| FilesError::damaged(&path, e.to_string()))?,
+    set(&folder.join("tokenizer_config.json"), &[("chat_template", text)])
+}
+
+/// Gives a folder that holds a tokenizer other special tokens: pairs of a key such as `eos_token` and a text.
+pub fn write_special_tokens(tokens: &[(&str, &str)], folder: &Path) -> Result<(), FilesError> {
+    let map = folder.join("special_tokens_map.json");
+    if map.is_file() {
+        set(&map, tokens)?;
+    }
+    set(&folder.join("tokenizer_config.json"), tokens)
+}
+
+/// Sets keys of a JSON object in a file, which is made where it is not there.
+fn set(path: &Path, pairs: &[(&str, &str)]) -> Result<(), FilesError> {
+    let mut object: Map<String, Json> = match std::fs::read(path) {
+        Ok(bytes) => serde_json::from_slice(&bytes).map_err(|e| FilesError::damaged(path, e.to_string()))?,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Map::new(),
-        Err(e) => return Err(FilesError::read(&path)(e)),
+        Err(e) => return Err(FilesError::read(path)(e)),
     };
-    config.insert("chat_template".to_owned(), json!(text));
-    write_json(&path, &Json::Object(config))
+    object.extend(pairs.iter().map(|(key, text)| ((*key).to_owned(), json!(text))));
+    write_json(path, &Json::Object(object))
 }
 
 fn copy_tokenizer(source: &Path, folder: &Path) -> Result<(), FilesError> {
-    const FILES: [&str; 11] = [
+    const FILES: [&str; 12] = [
         "tokenizer.json",
         "tokenizer_config.json",
         "special_tokens_map.json",
@@ -170,6 +187,7 @@ fn copy_tokenizer(source: &Path, folder: &Path) -> Result<(), FilesError> {
         "tiktoken.model",
         "vocab.json",
         "merges.txt",
+        template_fingerprint::FILE,
     ];
     for name in FILES {
         let (from, to) = (source.join(name), folder.join(name));

@@ -14,6 +14,7 @@ use crate::encode::encode;
 use crate::gguf::Value;
 use crate::mixture::{GgufKind, Mixture, Wanted};
 use crate::parts::Part;
+use crate::template_fingerprint::TemplateFingerprint;
 use crate::{FilesError, ModelConfig, ModelFiles, Source, gguf_config, gguf_names, gguf_tokenizer};
 
 const ALIGNMENT: usize = 32;
@@ -248,7 +249,9 @@ fn metadata(model: &ModelFiles, kind: GgufKind) -> Result<IndexMap<String, Value
 fn described(model: &ModelFiles) -> Result<IndexMap<String, Value>, FilesError> {
     let config = model.config();
     let tokenizer = gguf_tokenizer::metadata(model.path(), config.vocab)?;
-    Ok(gguf_config::metadata(config).into_iter().chain(tokenizer).collect())
+    let fingerprint = TemplateFingerprint::read(model.path())?.map(TemplateFingerprint::metadata);
+    let described = gguf_config::metadata(config).into_iter().chain(tokenizer);
+    Ok(described.chain(fingerprint.into_iter().flatten()).collect())
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use crate::augment::Augment;
 use crate::clean::{Clean, contamination};
 use crate::companions::Companions;
 use crate::fetch::Need;
+use crate::fingerprint::Written;
 use crate::ingest::files::reading;
 use crate::ingest::{DatasetKeys, FileFormat, Ingest, RowFormat, Shard};
 use crate::mix::Mix;
@@ -284,7 +285,6 @@ fn template(
     };
     let mut kwargs = recipe.chat_template_kwargs.clone().unwrap_or_default();
     kwargs.extend(dataset.chat_template_kwargs.clone().unwrap_or_default());
-    let special = recipe.special_tokens.clone().unwrap_or_default();
     Ok(Template {
         day: clock::day_of(&source),
         source,
@@ -292,13 +292,25 @@ fn template(
         kwargs: kwargs.into_iter().collect(),
         default_system: recipe.default_system_message.clone(),
         style,
-        special: SpecialTexts {
-            bos: special.bos_token.unwrap_or_default(),
-            eos: special.eos_token.unwrap_or_default(),
-            pad: special.pad_token.unwrap_or_default(),
-            unk: special.unk_token.unwrap_or_default(),
-        },
+        special: special(recipe),
     })
+}
+
+/// The recipe's own special tokens.
+fn special(recipe: &Recipe) -> SpecialTexts {
+    let special = recipe.special_tokens.clone().unwrap_or_default();
+    SpecialTexts {
+        bos: special.bos_token.unwrap_or_default(),
+        eos: special.eos_token.unwrap_or_default(),
+        pad: special.pad_token.unwrap_or_default(),
+        unk: special.unk_token.unwrap_or_default(),
+    }
+}
+
+/// How the rows' conversations are written, where some row is one.
+pub fn written(recipe: &Recipe, project: &Project, model: &BaseModel) -> Result<Option<Written>, Problem> {
+    let source = recipe.sources().into_iter().find(|source| uses_template(source.dataset));
+    source.map(|source| Ok(template(recipe, project, Some(model), source.dataset)?.written())).transpose()
 }
 
 /// Which template a dataset uses: its own key, the recipe's, or the tokenizer's.
@@ -351,7 +363,7 @@ pub fn companions(recipe: &Recipe, project: &Project, model: &BaseModel) -> Resu
         Some(dataset) => template_source(recipe, project, Some(&tokenizer), &dataset)?,
         None => TemplateSource::Unused,
     };
-    Ok(Companions { tokenizer, template })
+    Ok(Companions { tokenizer, template, special: special(recipe) })
 }
 
 fn prompt_style(recipe: &Recipe, tokenizer: Option<&Path>, dataset: &Dataset) -> Result<PromptStyle, Problem> {

@@ -16,6 +16,7 @@ use super::{Machine, continued, data};
 use crate::companions::Companions;
 use crate::convert::Convert;
 use crate::eval::{Answering, Eval, TrainingSamples};
+use crate::fingerprint::Written;
 use crate::merge::Merge;
 use crate::model::BaseModel;
 use crate::project::Project;
@@ -114,13 +115,14 @@ fn answering(recipe: &Recipe, project: &Project, model: &BaseModel, section: &Ev
     }
 }
 
-/// The evaluation stage; `samples` pairs each prompt with its rendered text, `sources` are the datasets' names by split.
+/// The evaluation stage; `samples` pairs each prompt with its rendered text, `written` is how the rows' conversations are
+/// where the model was trained elsewhere, `sources` are the datasets' names by split.
 pub fn eval(
     recipe: &Recipe,
     project: &Project,
     model: &BaseModel,
     machine: &Machine,
-    samples: Vec<(String, String)>,
+    (samples, written): (Vec<(String, String)>, Option<Written>),
     sources: BTreeMap<String, Vec<String>>,
     tuned: bool,
 ) -> Eval {
@@ -130,6 +132,7 @@ pub fn eval(
     let choices = section.choices.iter().flatten();
     Eval {
         samples,
+        written,
         answering: answering(recipe, project, model, &section),
         choices: choices.map(|own| own.resolve(at(own.path.as_deref()), sequence_len)).collect(),
         sequence_len: if section.general.is_some() { sequence_len as usize } else { 0 },
