@@ -254,7 +254,7 @@ fn tiles(source: &Source<'_>, training: &measures::Training) -> Vec<Tile> {
     if let Some((split, loss)) = training.evaluated() {
         tiles.push(tile(&format!("{split} loss"), measure(loss), format!("perplexity {}", measure(loss.exp()))));
     }
-    tiles.extend(measures::headline(source).map(|(name, tuned, base)| {
+    tiles.extend(measures::headline(source.finished()).map(|(name, tuned, base)| {
         let note = base.map(|base| format!("{} before", percent(base))).unwrap_or_default();
         tile(&name, percent(tuned), note)
     }));

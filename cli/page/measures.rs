@@ -4,16 +4,15 @@
 use std::collections::BTreeMap;
 
 use indexmap::IndexMap;
-use pipe_engine::event::{Event, NodeOutcome};
+use pipe_engine::event::{Event, NodeFinished, NodeOutcome};
 use pipe_engine::runs;
 use serde_json::{Map, Value};
 
 use super::chart::{Chart, Series, Style, Unit, chart, smoothed};
 use super::facts::{Answers, ScoreRow, Scores};
 use super::gather::Source;
-use crate::report::format::{count, measure, percent};
 use crate::report::scores as told;
-use crate::report::summary::Sample;
+use crate::report::summary::{self, Measured, Sample, Scale};
 
 /// Numbers of a step that are no curve of their own.
 const BESIDE: [&str; 9] = [
@@ -42,8 +41,6 @@ const LAST: usize = 10;
 const SMOOTHING: f64 = 0.9;
 /// Fewer steps are drawn as they are.
 const FEW: usize = 20;
-/// Measures that are counts or losses, never shares.
-const PLAIN: [&str; 6] = ["loss", "perplexity", "tokens", "trained_tokens", "rows", "bits_per_byte"];
 
 /// The numbers of every optimizer step and evaluation that is known of a run's training.
 #[derive(Default)]
@@ -121,7 +118,7 @@ impl Training {
             }
         }
         for name in self.others() {
-            charts.extend(chart(&name.replace('_', " "), Unit::Number, &self.series(&name)));
+            charts.extend(chart(&told::spoken(&name), Unit::Number, &self.series(&name)));
         }
         charts
     }
@@ -190,64 +187,34 @@ fn points(steps: &BTreeMap<u64, Map<String, Value>>, name: &str) -> Vec<(f64, f6
 
 /// Evaluation's table: a row per measure and split, a column per model.
 pub fn scores(source: &Source<'_>) -> Scores {
-    let Some(eval) = source.finished().find(|node| node.node.stage() == "eval") else { return Scores::default() };
-    let at = |name: &str| eval.stats.get(name).unwrap_or(&Value::Null);
-    table(at("models"), at("intervals"))
+    let eval = source.finished().find(|node| node.node.stage() == "eval");
+    eval.map(|eval| table(told::all_scores(&eval.stats))).unwrap_or_default()
 }
 
-/// `intervals` holds pairs in the places where `models` holds numbers.
-fn table(models: &Value, intervals: &Value) -> Scores {
-    let Some(models) = models.as_object() else { return Scores::default() };
-    let mut rows: IndexMap<(String, String), Vec<(String, String)>> = IndexMap::new();
-    for (i, (model, splits)) in models.iter().enumerate() {
-        for (split, measures) in splits.as_object().into_iter().flatten() {
-            let Some(measures) = measures.as_object() else { continue };
-            for (name, value) in measures {
-                let Some(value) = value.as_f64() else { continue };
-                let cells = rows.entry((split.clone(), name.clone())).or_default();
-                cells.resize(models.len(), Default::default());
-                cells[i] = (number(name, value), interval(name, &intervals[model][split][name]));
-            }
-        }
-    }
-    let row = |((split, measure), cells): ((String, String), _)| ScoreRow {
-        measure: measure.replace('_', " "),
-        split,
-        cells,
+fn table(all: summary::Scores) -> Scores {
+    let row = |score: &summary::Score| {
+        let written = |value: f64| score.scale().told(value);
+        let interval = |[low, high]: [f64; 2]| format!("{} to {}", written(low), written(high));
+        let cell = |cell: &Option<Measured>| {
+            cell.map(|cell| (written(cell.value), cell.interval.map(interval).unwrap_or_default())).unwrap_or_default()
+        };
+        ScoreRow { measure: score.spoken(), split: score.of(), cells: score.cells.iter().map(cell).collect() }
     };
-    Scores { models: models.keys().cloned().collect(), rows: rows.into_iter().map(row).collect() }
-}
-
-fn interval(name: &str, ends: &Value) -> String {
-    match (ends[0].as_f64(), ends[1].as_f64()) {
-        (Some(low), Some(high)) => format!("{} to {}", number(name, low), number(name, high)),
-        _ => String::new(),
-    }
-}
-
-fn number(name: &str, value: f64) -> String {
-    match PLAIN.contains(&name) {
-        true if value == value.trunc() && value >= 1000.0 => count(value as u64),
-        true if value == value.trunc() => format!("{value}"),
-        false if (0.0..=1.0).contains(&value) => percent(value),
-        _ => measure(value),
-    }
+    Scores { rows: all.rows.iter().map(row).collect(), models: all.models }
 }
 
 /// The measure that says most of a tuned model: the first share on test rows, else on others; beside the base's.
-pub fn headline(source: &Source<'_>) -> Option<(String, f64, Option<f64>)> {
-    let eval = source.finished().find(|node| node.node.stage() == "eval")?;
-    let models = eval.stats.get("models")?.as_object()?;
-    let tuned = models.get("tuned").or(models.values().next())?.as_object()?;
-    let (split, measures) = tuned.iter().max_by_key(|(split, _)| *split == "test")?;
-    let measures = measures.as_object()?;
-    let share = measures.iter().find(|(name, value)| {
-        let is_share = value.as_f64().is_some_and(|v| (0.0..=1.0).contains(&v));
-        is_share && !PLAIN.contains(&name.as_str())
-    });
-    let (name, value) = share?;
-    let base = models.get("base").and_then(|base| base.get(split)?.get(name)?.as_f64());
-    Some((format!("{} ({split})", name.replace('_', " ")), value.as_f64()?, base))
+pub fn headline<'a>(nodes: impl IntoIterator<Item = &'a NodeFinished>) -> Option<(String, f64, Option<f64>)> {
+    let eval = nodes.into_iter().find(|node| node.node.stage() == "eval")?;
+    let all = told::all_scores(&eval.stats);
+    let model = |name: &str| all.models.iter().position(|model| model == name);
+    let value = |score: &summary::Score, at: usize| score.cells.get(at).copied().flatten().map(|cell| cell.value);
+    let tuned = model("tuned").unwrap_or(0);
+    let shares = all.rows.iter().filter(|score| score.scale() == Scale::Share && value(score, tuned).is_some());
+    let first =
+        shares.min_by_key(|score| ["test", "val"].iter().position(|split| score.of() == *split).unwrap_or(2))?;
+    let base = model("base").filter(|&base| base != tuned).and_then(|base| value(first, base));
+    Some((format!("{} ({})", first.spoken(), first.of()), value(first, tuned)?, base))
 }
 
 /// At most `most` answers of each kind: to free prompts, and to held-out rows.
@@ -289,12 +256,16 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn any_measure_has_its_row_and_interval() {
-        let models = json!({
-            "base": {"test": {"perplexity": 110.3, "rows": 132}},
-            "tuned": {"test": {"perplexity": 1.072, "rows": 132, "rouge_l": 0.5}},
+    fn any_measure_has_its_row_and_interval_by_the_terminals_names() {
+        let stats = json!({
+            "models": {
+                "base": {"test": {"perplexity": 110.3, "rows": 1320}},
+                "tuned": {"test": {"perplexity": 1.072, "rows": 1320, "rouge_l": 0.5}},
+            },
+            "intervals": {"tuned": {"test": {"rouge_l": [0.4, 0.62]}}},
         });
-        let scores = table(&models, &json!({"tuned": {"test": {"rouge_l": [0.4, 0.62]}}}));
+        let Value::Object(stats) = stats else { return };
+        let scores = table(told::all_scores(&stats.into_iter().collect()));
         assert_eq!(scores.models, ["base", "tuned"]);
         let told: Vec<String> = scores
             .rows
@@ -306,7 +277,11 @@ mod tests {
             .collect();
         assert_eq!(
             told,
-            ["test perplexity 110.3[] 1.072[]", "test rows 132[] 132[]", "test rouge l [] 50.0 %[40.0 % to 62.0 %]"]
+            [
+                "test perplexity 110.3[] 1.072[]",
+                "test rows 1,320[] 1,320[]",
+                "test ROUGE-L [] 50.0 %[40.0 % to 62.0 %]"
+            ]
         );
     }
 

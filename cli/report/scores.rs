@@ -5,24 +5,36 @@ use serde_json::Value;
 
 use super::summary::{Measured, Sample, Scale, Score, Scores};
 
-/// Counts, and what perplexity says already.
+/// Counts, and what perplexity says already: the closing summary leaves them out.
 const UNTOLD: [&str; 4] = ["loss", "tokens", "trained_tokens", "rows"];
 /// With more rows than this, those of single datasets are left to `eval.json`.
 const MOST_ROWS: usize = 24;
 
+/// What is worth a line in the closing summary.
+pub fn scores(stats: &IndexMap<String, Value>) -> Scores {
+    let all = all_scores(stats);
+    let told = |scores: Scores| {
+        let rows = scores.rows.into_iter().filter(|row| !UNTOLD.contains(&row.name.as_str())).collect();
+        Scores { rows, ..scores }
+    };
+    let with_tasks = told(all.clone());
+    match with_tasks.rows.len() > MOST_ROWS {
+        true => told(Scores { rows: all.rows.into_iter().filter(|row| row.task.is_none()).collect(), ..all }),
+        false => with_tasks,
+    }
+}
+
 /// One row per measure and split, then per dataset where there are several: `models` is `{model: {split: {measure:
 /// number}}}`, `intervals` holds pairs in the same places, and `tasks` has both for every dataset.
-pub fn scores(stats: &IndexMap<String, Value>) -> Scores {
+pub fn all_scores(stats: &IndexMap<String, Value>) -> Scores {
     let (models, intervals) = (stats.get("models").unwrap_or(&Value::Null), stats.get("intervals"));
-    let names = keys(Some(models));
-    let mut scores = Scores { rows: Vec::new(), models: names };
+    let mut scores = Scores { rows: Vec::new(), models: keys(Some(models)) };
     rows(models, intervals, None, &mut scores);
     let tasks = stats.get("tasks").and_then(Value::as_object).filter(|tasks| tasks.len() > 1);
-    let mut with_tasks = scores.clone();
     for (task, tables) in tasks.into_iter().flatten() {
-        rows(&tables["models"], tables.get("intervals"), Some(task), &mut with_tasks);
+        rows(&tables["models"], tables.get("intervals"), Some(task), &mut scores);
     }
-    if with_tasks.rows.len() > MOST_ROWS { scores } else { with_tasks }
+    scores
 }
 
 fn rows(models: &Value, intervals: Option<&Value>, task: Option<&str>, scores: &mut Scores) {
@@ -34,7 +46,7 @@ fn rows(models: &Value, intervals: Option<&Value>, task: Option<&str>, scores: &
         table.as_object().into_iter().flatten().for_each(|(_, row)| merge(&mut measures, keys(Some(row))));
     }
     splits.sort_by_key(|split| ["train", "val", "test"].iter().position(|known| known == split).unwrap_or(3));
-    for measure in measures.iter().filter(|measure| !UNTOLD.contains(&measure.as_str())) {
+    for measure in &measures {
         for split in &splits {
             let cell = |model: &String| {
                 let value = models[model][split][measure].as_f64()?;
@@ -44,8 +56,8 @@ fn rows(models: &Value, intervals: Option<&Value>, task: Option<&str>, scores: &
             };
             let cells: Vec<_> = scores.models.iter().map(cell).collect();
             if cells.iter().any(Option::is_some) {
-                let of = task.map_or(split.clone(), |task| format!("{split}, {task}"));
-                scores.rows.push(Score { measure: spoken(measure), of, cells, scale: scale(measure) });
+                let (name, split, task) = (measure.clone(), split.clone(), task.map(str::to_string));
+                scores.rows.push(Score { name, split, task, cells });
             }
         }
     }
@@ -65,7 +77,8 @@ pub fn spoken(measure: &str) -> String {
 /// How a measure is written.
 pub fn scale(measure: &str) -> Scale {
     match measure {
-        "loss" | "perplexity" | "bleu" | "chrf" | "tokens" | "trained_tokens" | "rows" => Scale::Number,
+        "tokens" | "trained_tokens" | "rows" => Scale::Count,
+        "loss" | "perplexity" | "bleu" | "chrf" => Scale::Number,
         _ => Scale::Share,
     }
 }
@@ -103,8 +116,8 @@ mod tests {
     fn told(stats: Value) -> Vec<String> {
         let Value::Object(stats) = stats else { return Vec::new() };
         let line = |row: &Score| {
-            let cells = row.cells.iter().map(|cell| cell.map_or("-".to_string(), |cell| cell.told(row.scale)));
-            format!("{} ({}): {}", row.measure, row.of, cells.collect::<Vec<_>>().join(" | "))
+            let cells = row.cells.iter().map(|cell| cell.map_or("-".to_string(), |cell| cell.told(row.scale())));
+            format!("{} ({}): {}", row.spoken(), row.of(), cells.collect::<Vec<_>>().join(" | "))
         };
         scores(&stats.into_iter().collect()).rows.iter().map(line).collect()
     }

@@ -7,6 +7,7 @@ use pipe_engine::event::{NodeFinished, NodeOutcome, RunFinished};
 use serde::Serialize;
 
 use super::format::{bytes, clip, count, measure, percent, plural, seconds};
+use super::scores::{scale, spoken};
 use super::style::{BAD, BOLD, DIM, GOOD, NOTE, paint};
 use super::table::{Align, Column, Table};
 
@@ -32,12 +33,13 @@ pub struct Scores {
 /// One measure of one split.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Score {
-    pub measure: String,
-    /// The split, and the dataset where it is one of several.
-    pub of: String,
+    /// The measure's name in records.
+    pub name: String,
+    pub split: String,
+    /// The dataset, where it is one of several.
+    pub task: Option<String>,
     /// In the order of the models.
     pub cells: Vec<Option<Measured>>,
-    pub scale: Scale,
 }
 
 /// A measure and its 95 % interval.
@@ -53,6 +55,8 @@ pub enum Scale {
     Number,
     /// Between 0 and 1, written as a percentage.
     Share,
+    /// Of things that are counted.
+    Count,
 }
 
 /// A question and what the models made of it.
@@ -146,8 +150,8 @@ impl Summary {
         let measure = Column { head: "measure", align: Align::Left, drop: 0 };
         let mut table = Table::new(&std::iter::once(measure).chain(models).collect::<Vec<_>>());
         for score in &self.scores.rows {
-            let cells = score.cells.iter().map(|cell| cell.map(|cell| cell.told(score.scale)).unwrap_or_default());
-            table.row(std::iter::once(format!("{} ({})", score.measure, score.of)).chain(cells).collect());
+            let cells = score.cells.iter().map(|cell| cell.map(|cell| cell.told(score.scale())).unwrap_or_default());
+            table.row(std::iter::once(format!("{} ({})", score.spoken(), score.of())).chain(cells).collect());
         }
         Some(headed(&table.lines(width)))
     }
@@ -170,16 +174,38 @@ impl Summary {
     }
 }
 
+impl Score {
+    /// The measure as it is spoken of.
+    pub fn spoken(&self) -> String {
+        spoken(&self.name)
+    }
+
+    /// The split, and the dataset where it is one of several.
+    pub fn of(&self) -> String {
+        self.task.as_ref().map_or(self.split.clone(), |task| format!("{}, {task}", self.split))
+    }
+
+    pub fn scale(&self) -> Scale {
+        scale(&self.name)
+    }
+}
+
 impl Measured {
     /// `87.0 % (82.1 to 91.0)`.
     pub fn told(self, scale: Scale) -> String {
-        let written = |value: f64| match scale {
+        let bare = |value: f64| scale.told(value).trim_end_matches(" %").to_string();
+        let interval = self.interval.map(|[low, high]| format!(" ({} to {})", bare(low), bare(high)));
+        scale.told(self.value) + &interval.unwrap_or_default()
+    }
+}
+
+impl Scale {
+    pub fn told(self, value: f64) -> String {
+        match self {
             Scale::Number => measure(value),
             Scale::Share => percent(value),
-        };
-        let bare = |value: f64| written(value).trim_end_matches(" %").to_string();
-        let interval = self.interval.map(|[low, high]| format!(" ({} to {})", bare(low), bare(high)));
-        written(self.value) + &interval.unwrap_or_default()
+            Scale::Count => count(value as u64),
+        }
     }
 }
 
@@ -265,18 +291,18 @@ mod tests {
     #[test]
     fn a_run_ends_in_tables() {
         let mut summary = summary(&["train", "eval"], &["ingest.docker"]);
-        let score = |measure: &str, base, tuned, interval, scale| Score {
-            measure: measure.into(),
-            of: "test".into(),
+        let score = |name: &str, base, tuned, interval| Score {
+            name: name.into(),
+            split: "test".into(),
+            task: None,
             cells: vec![
                 Some(Measured { value: base, interval: None }),
                 Some(Measured { value: tuned, interval: Some(interval) }),
             ],
-            scale,
         };
         summary.scores.models = vec!["base".into(), "tuned".into()];
-        summary.scores.rows.push(score("perplexity", 23.456, 1.234, [1.1, 1.4], Scale::Number));
-        summary.scores.rows.push(score("exact match", 0.012, 0.87, [0.825, 0.91], Scale::Share));
+        summary.scores.rows.push(score("perplexity", 23.456, 1.234, [1.1, 1.4]));
+        summary.scores.rows.push(score("exact_match", 0.012, 0.87, [0.825, 0.91]));
         summary.samples.push(Sample {
             prompt: "list all\ncontainers".into(),
             expected: Some("docker ps -a".into()),
