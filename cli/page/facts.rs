@@ -31,6 +31,8 @@ pub struct Page {
     pub charts: Vec<Chart>,
     pub scores: Scores,
     pub answers: Vec<Answers>,
+    pub developing: Vec<Developing>,
+    pub variety: Option<Chart>,
     pub environment: Vec<(String, String)>,
     pub settings: Settings,
 }
@@ -202,6 +204,31 @@ pub struct Answers {
     pub samples: Vec<Sample>,
     /// There are more than are shown.
     pub more: u64,
+}
+
+/// Answers to a prompt while the model was trained.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Developing {
+    pub prompt: String,
+    pub said: Vec<Said>,
+    /// Answers between that are not shown.
+    pub left_out: u64,
+}
+
+/// An answer, and the steps after which it was given.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Said {
+    pub steps: String,
+    pub words: Vec<Words>,
+    /// Share of runs of four tokens that were there before, where there are many.
+    pub repeated: String,
+}
+
+/// Words of an answer that are new since the one before, or that are not.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Words {
+    pub text: String,
+    pub is_new: bool,
 }
 
 /// What was asked for.

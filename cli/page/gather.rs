@@ -78,6 +78,8 @@ pub fn page(source: &Source<'_>) -> Page {
         charts: training.charts(),
         scores: measures::scores(source),
         answers: measures::answers(source, section.samples.unwrap_or(3) as usize),
+        developing: training.samples.developing(),
+        variety: training.samples.chart(),
         environment: environment(source),
         settings: settings(source),
         ..Page::default()

@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 use super::chart::{Chart, Series, Style, Unit, chart, smoothed};
 use super::facts::{Answers, ScoreRow, Scores};
 use super::gather::Source;
+use super::samples::Samples;
 use crate::report::scores as told;
 use crate::report::summary::{self, Measured, Sample, Scale};
 
@@ -47,6 +48,7 @@ const FEW: usize = 20;
 pub struct Training {
     steps: BTreeMap<u64, Map<String, Value>>,
     evals: IndexMap<String, BTreeMap<u64, Map<String, Value>>>,
+    pub samples: Samples,
 }
 
 impl Training {
@@ -69,6 +71,7 @@ impl Training {
             }
             None => source.events.clone(),
         };
+        training.samples = Samples::of(&events);
         let measured = events.iter().filter(|e| matches!(e.event, Event::Metric { .. } | Event::Eval { .. }));
         for event in measured.filter_map(|event| serde_json::to_value(event).ok()) {
             if let Value::Object(event) = event {

@@ -9,6 +9,7 @@ mod gather;
 mod lineage;
 mod measures;
 mod rows;
+mod samples;
 
 pub use gather::flatten;
 

@@ -259,11 +259,29 @@ fn training_and_evaluation_are_drawn_with_their_numbers() {
     assert!(cells[4] <= tuned && tuned <= cells[5], "{cells:?}");
     assert!((tuned - perplexity).abs() <= 0.005 * perplexity, "{tuned} for {perplexity}");
     assert!(told.contains("asked Please list the 3 running container"), "{told}");
+    let changes = changes(&ran.events);
+    let of_steps = |page: &str| page.matches("<dt>step ").count();
+    assert!(changes > 2 && of_steps(&page) == changes, "{changes} answers");
+    assert!(told.contains("Answers during training") && told.contains("how varied the answers are"));
     // A run that finds everything shows the curves of the run that did the work, speed and memory too.
     let again = project.pipe(&["run", "recipe.yml", "--set", "output_dir=other"]);
     assert_eq!(again.code, 0);
-    let text = squeezed(&text(&project.read("other/report.html")));
+    let page = project.read("other/report.html");
+    assert_eq!(of_steps(&page), changes);
+    let text = squeezed(&text(&page));
     assert!(text.contains("train reused") && text.contains("tokens per second") && text.contains("0 run,"), "{text}");
+}
+
+/// How many different answers the prompts got one after the other.
+fn changes(events: &[serde_json::Value]) -> usize {
+    let of = |prompt: &str| {
+        let samples = events.iter().filter(|event| event["event"] == "sample" && event["prompt"] == prompt);
+        let mut answers: Vec<_> = samples.map(|event| &event["answer"]).collect();
+        assert!(answers.len() > 2, "{answers:?}");
+        answers.dedup();
+        answers.len()
+    };
+    of("Please list the 3 running container") + of("Please stop")
 }
 
 const TRAINING: &str = "\
@@ -279,5 +297,6 @@ eval_steps: 2
 eval:
   metrics: [perplexity]
   max_new_tokens: 4
-  samples: ['Please list the 3 running container']
+  samples: ['Please list the 3 running container', 'Please stop']
+  sample_every: 2
 ";
