@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::{
     cache, chat, convert, doctor, eval, fetch, merge, model, page, plan, quantize, recipes, run, runs, schema, serve,
-    show, template, validate, why,
+    show, template, ui, validate, why,
 };
 
 /// Fine-tune language models from one YAML recipe: rows in; a tuned, evaluated, quantised model out.
@@ -34,6 +34,7 @@ pub enum Command {
     Recipes(recipes::RecipesArgs),
     Runs(runs::RunsArgs),
     Report(page::ReportArgs),
+    Ui(ui::UiArgs),
     Cache(cache::CacheArgs),
     Template(template::TemplateArgs),
     Merge(merge::MergeArgs),

@@ -15,7 +15,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Semaphore, watch};
 
 use crate::failure::{Failure, exit_interrupted};
 
@@ -33,13 +33,13 @@ pub struct Place {
 }
 
 /// A wish to stop, raised by Ctrl-C or SIGTERM; a second one ends the process at once.
-#[derive(Clone, Default)]
-pub struct Stop(Arc<Notify>);
+#[derive(Clone)]
+pub struct Stop(Arc<watch::Sender<bool>>);
 
 impl Stop {
     /// Listens for the signals from here on.
     pub fn listen() -> Result<Stop, Failure> {
-        let stop = Stop::default();
+        let stop = Stop(Arc::new(watch::Sender::new(false)));
         let told = stop.clone();
         let mut before = false;
         let handler = move || {
@@ -54,7 +54,12 @@ impl Stop {
 
     /// Stops the server as a signal would.
     pub fn raise(&self) {
-        self.0.notify_one();
+        self.0.send_replace(true);
+    }
+
+    /// Waits until somebody wishes it.
+    pub async fn raised(&self) {
+        let _ = self.0.subscribe().wait_for(|raised| *raised).await;
     }
 }
 
@@ -90,7 +95,7 @@ pub async fn serve(listener: TcpListener, routes: Router, stop: Stop, grace: Dur
         };
         let (accepted, place) = tokio::select! {
             next = next => next,
-            () = stop.0.notified() => break,
+            () = stop.raised() => break,
         };
         // An error here is one client's, or that too many files are open: neither is mended by haste.
         let (Ok((stream, _)), Ok(place)) = (accepted, place) else {

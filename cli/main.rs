@@ -33,6 +33,7 @@ mod show;
 mod template;
 mod trackers;
 mod training;
+mod ui;
 mod validate;
 mod why;
 
@@ -69,6 +70,7 @@ fn dispatch(command: Command) -> Outcome {
         Command::Recipes(args) => recipes::recipes(&args),
         Command::Runs(args) => runs::runs(&args),
         Command::Report(args) => page::report(&args),
+        Command::Ui(args) => ui::ui(&args),
         Command::Cache(args) => cache::cache(&args),
         Command::Template(args) => template::template(&args),
         Command::Merge(args) => merge::merge(&args),

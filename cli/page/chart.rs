@@ -84,12 +84,13 @@ pub fn chart(title: &str, unit: Unit, series: &[Series]) -> Option<Chart> {
     let x = move |v: f64| LEFT + (v - x_low) / (x_high - x_low).max(f64::MIN_POSITIVE) * (RIGHT - LEFT);
     let y = move |v: f64| BOTTOM - (v - y_low) / (y_high - y_low) * (BOTTOM - TOP);
     let mut colour = 0;
-    let lines = series.iter().filter(|s| !s.points.is_empty()).map(|s| {
-        let line = line(s, colour % COLOURS, &x, &y, unit);
+    // A series without points keeps its colour from the others, so that each has the same in every chart.
+    let coloured = series.iter().map(|s| {
+        let own = colour % COLOURS;
         colour += usize::from(s.style != Style::Faint);
-        line
+        (s, own)
     });
-    let lines = lines.collect();
+    let lines = coloured.filter(|(s, _)| !s.points.is_empty()).map(|(s, own)| line(s, own, &x, &y, unit)).collect();
     let told = series.iter().find(|s| s.style != Style::Faint).or(series.first());
     Some(Chart {
         title: title.to_string(),

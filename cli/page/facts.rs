@@ -37,6 +37,60 @@ pub struct Page {
     pub settings: Settings,
 }
 
+/// The list of runs.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Runs {
+    /// The store's folder.
+    pub store: String,
+    /// The latest first.
+    pub runs: Vec<ListedRun>,
+}
+
+/// A run in the list.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct ListedRun {
+    pub id: String,
+    pub title: String,
+    pub recipe: String,
+    pub started: String,
+    pub result: String,
+    /// What became of its nodes, in words.
+    pub nodes: String,
+    pub seconds: Option<f64>,
+    /// The measure that says most, and its value.
+    pub measure: Option<(String, String)>,
+}
+
+/// Runs side by side.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Comparison {
+    pub runs: Vec<ComparedRun>,
+    pub charts: Vec<Chart>,
+    /// What is measured; in each run its value, and a word on it.
+    pub measures: Vec<(String, Vec<(String, String)>)>,
+    /// Keys of the recipes that are not the same in all.
+    pub keys: Vec<(String, Vec<String>)>,
+    /// The same of the stages, every default filled.
+    pub stages: Vec<(String, Vec<String>)>,
+}
+
+/// One of several runs.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct ComparedRun {
+    pub id: String,
+    pub name: String,
+    pub recipe: String,
+    pub started: String,
+    pub result: String,
+    pub colour: usize,
+}
+
+/// A page that there is none of.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Missing {
+    pub message: String,
+}
+
 /// A number worth seeing first.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Tile {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use indexmap::IndexMap;
 use pipe_engine::event::{Event, NodeFinished, NodeOutcome, Stamped};
+use pipe_engine::plan::NodeName;
 use pipe_engine::runs::{self, Run};
 use pipe_engine::store::Store;
 use pipe_stages::recipe::{Recipe, ReportSection};
@@ -54,14 +55,13 @@ impl<'a> Source<'a> {
     }
 }
 
-/// The facts of a run.
-pub fn page(source: &Source<'_>) -> Page {
+/// The facts of a run, with what `rows` tells of its rows.
+pub fn page(source: &Source<'_>, told: rows::Told) -> Page {
     let section = source.section();
     let nodes = nodes(source);
     let training = measures::Training::of(source);
-    let told = rows::Told::of(source);
     let mut page = Page {
-        title: section.title.clone().unwrap_or_else(|| stem(&source.run.about.recipe)),
+        title: title(source.run),
         run: source.run.id.clone(),
         recipe: source.run.about.recipe.clone(),
         started: started(source.run),
@@ -89,13 +89,16 @@ pub fn page(source: &Source<'_>) -> Page {
     page
 }
 
-fn stem(recipe: &str) -> String {
-    let path = std::path::Path::new(recipe);
-    path.file_stem().map_or_else(|| recipe.to_string(), |stem| stem.to_string_lossy().into_owned())
+/// What the recipe calls its report, else the recipe's own name.
+pub fn title(run: &Run) -> String {
+    let recipe = &run.about.recipe;
+    let title = run.about.document.pointer("/resolved/report/title").and_then(Value::as_str).map(str::to_string);
+    let stem = || Some(std::path::Path::new(recipe).file_stem()?.to_string_lossy().into_owned());
+    title.or_else(stem).unwrap_or_else(|| recipe.clone())
 }
 
 /// `2026-11-28 17:24:46 UTC`.
-fn started(run: &Run) -> String {
+pub fn started(run: &Run) -> String {
     let whole = run.started.split('.').next().unwrap_or(&run.started);
     format!("{} UTC", whole.trim_end_matches('Z').replace('T', " "))
 }
@@ -238,7 +241,8 @@ fn row_counts(source: &Source<'_>) -> Vec<(String, String)> {
     told.filter(|(_, line)| !line.is_empty()).collect()
 }
 
-fn tiles(source: &Source<'_>, training: &measures::Training) -> Vec<Tile> {
+/// The numbers worth seeing first.
+pub fn tiles(source: &Source<'_>, training: &measures::Training) -> Vec<Tile> {
     let tile = |name: &str, value: String, note: String| Tile { name: name.to_string(), value, note };
     let mut tiles = Vec::new();
     if let Some(finished) = &source.run.finished {
@@ -248,6 +252,7 @@ fn tiles(source: &Source<'_>, training: &measures::Training) -> Vec<Tile> {
     } else {
         let done = source.finished().count();
         tiles.push(tile("nodes", format!("{done} of {}", source.run.plan.len()), "have their output".to_string()));
+        tiles.extend(at_work(source).filter(|_| source.run.live));
     }
     if let Some((first, last, steps)) = training.loss() {
         let note = format!("from {}, mean of the last {}", measure(first), plural(steps, "step"));
@@ -270,6 +275,23 @@ fn tiles(source: &Source<'_>, training: &measures::Training) -> Vec<Tile> {
         tiles.push(tile("peak memory", bytes(node.peak_rss_bytes), format!("in {}", node.node)));
     }
     tiles
+}
+
+/// How far the node is that was last heard of.
+fn at_work(source: &Source<'_>) -> Option<Tile> {
+    let tile = |node: &NodeName, value: String, note: String| Tile { name: node.to_string(), value, note };
+    source.events.iter().rev().find_map(|stamped| match &stamped.event {
+        Event::Metric { node, step, total_steps, eta_seconds, .. } => {
+            let left = if *eta_seconds > 0.0 { format!("about {} left", seconds(*eta_seconds)) } else { String::new() };
+            Some(tile(node, format!("step {} of {}", count(*step), count(*total_steps)), left))
+        }
+        Event::NodeProgress { node, done, total, unit } => {
+            let value = if *total > 0 { format!("{} of {}", count(*done), count(*total)) } else { count(*done) };
+            Some(tile(node, value, unit.clone()))
+        }
+        Event::NodeStarted { node, .. } => Some(tile(node, "begun".to_string(), String::new())),
+        _ => None,
+    })
 }
 
 fn environment(source: &Source<'_>) -> Vec<(String, String)> {
@@ -334,6 +356,9 @@ pub fn flatten(path: &str, value: &Value, out: &mut Vec<(String, String)>) {
         }),
         Value::Null => {}
         Value::Array(items) if items.is_empty() => {}
+        Value::Array(items) if items.iter().all(Value::is_object) => {
+            items.iter().enumerate().for_each(|(i, item)| flatten(&format!("{path}[{i}]"), item, out));
+        }
         Value::String(text) => out.push((path.to_string(), text.clone())),
         other => out.push((path.to_string(), other.to_string())),
     }

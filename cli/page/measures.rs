@@ -8,7 +8,7 @@ use pipe_engine::event::{Event, NodeFinished, NodeOutcome};
 use pipe_engine::runs;
 use serde_json::{Map, Value};
 
-use super::chart::{Chart, Series, Style, Unit, chart, smoothed};
+use super::chart::{Chart, Series, Style, Unit, chart, smoothed, told_number};
 use super::facts::{Answers, ScoreRow, Scores};
 use super::gather::Source;
 use super::samples::Samples;
@@ -144,7 +144,7 @@ impl Training {
         let mut series = Vec::new();
         let line = |name: &str, points, style| Series { name: name.to_string(), points, style };
         match name {
-            "loss" | "grad_norm" if points.len() > FEW => {
+            _ if roughness(name) == Roughness::Rough && points.len() > FEW => {
                 let smooth = smoothed(&points, SMOOTHING);
                 series.push(line("each step", points, Style::Faint));
                 series.push(line("running mean", smooth, Style::Line));
@@ -180,6 +180,85 @@ impl Training {
         };
         series.into_iter().map(smooth).collect()
     }
+}
+
+/// Whether a curve jumps from step to step.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Roughness {
+    Smooth,
+    Rough,
+}
+
+fn roughness(name: &str) -> Roughness {
+    if matches!(name, "loss" | "grad_norm") { Roughness::Rough } else { Roughness::Smooth }
+}
+
+/// The curves of several runs over each other, in the runs' order.
+pub fn compared(runs: &[(String, Training)]) -> Vec<Chart> {
+    let mut charts: Vec<Chart> = Vec::new();
+    for (name, title, unit) in CURVES {
+        charts.extend(over_each_other(title, unit, runs, |training| training.points(name), roughness(name)));
+        if name == "loss" {
+            charts.extend(held_out_losses(runs));
+        }
+    }
+    let mut others: Vec<String> = runs.iter().flat_map(|(_, training)| training.others()).collect();
+    others.sort();
+    others.dedup();
+    for name in others {
+        let title = told::spoken(&name);
+        charts.extend(over_each_other(
+            &title,
+            Unit::Number,
+            runs,
+            |training| training.points(&name),
+            Roughness::Smooth,
+        ));
+    }
+    charts
+}
+
+fn held_out_losses(runs: &[(String, Training)]) -> Vec<Chart> {
+    let mut splits: Vec<&String> = runs.iter().flat_map(|(_, training)| training.evals.keys()).collect();
+    splits.sort();
+    splits.dedup();
+    let chart = |split: &String| {
+        let of = |training: &Training| training.evals.get(split).map(|evals| points(evals, "loss")).unwrap_or_default();
+        over_each_other(&format!("loss on held-out rows, {split}"), Unit::Number, runs, of, Roughness::Smooth)
+    };
+    splits.into_iter().filter_map(chart).collect()
+}
+
+/// One chart with a colour for each run; rough ones get their running mean over what it is the mean of.
+fn over_each_other(
+    title: &str,
+    unit: Unit,
+    runs: &[(String, Training)],
+    of: impl Fn(&Training) -> Vec<(f64, f64)>,
+    roughness: Roughness,
+) -> Option<Chart> {
+    let mut series = Vec::new();
+    let mut lasts = Vec::new();
+    for (run, training) in runs {
+        let points = of(training);
+        let line = |points, style, name: &str| Series { name: name.to_string(), points, style };
+        let points = match roughness {
+            Roughness::Rough if points.len() > FEW => {
+                let smooth = smoothed(&points, SMOOTHING);
+                series.push(line(points, Style::Faint, ""));
+                smooth
+            }
+            _ => points,
+        };
+        let last = points.iter().rev().find(|point| point.1.is_finite());
+        lasts.extend(last.map(|point| format!("{run} {}", told_number(point.1, unit))));
+        let style = if points.len() <= FEW { Style::Dots } else { Style::Line };
+        series.push(line(points, style, run));
+    }
+    let mut chart = chart(title, unit, &series)?;
+    let what = if roughness == Roughness::Rough { "running mean, last" } else { "last" };
+    chart.summary = format!("{what}: {}", lasts.join(", "));
+    Some(chart)
 }
 
 fn points(steps: &BTreeMap<u64, Map<String, Value>>, name: &str) -> Vec<(f64, f64)> {

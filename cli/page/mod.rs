@@ -1,23 +1,26 @@
-//! `pipe report`: a run as one HTML page that needs nothing else: no network, no script, no other file.
+//! `pipe report`: a run as one HTML page that needs nothing else: no network, no script, no other file; and the pages that
+//! `pipe ui` serves.
 //!
-//! `gather` turns the run's record and outputs into plain values, `page.html.jinja` shows them. Every value is escaped on its
-//! way out, and the page itself forbids whatever it does not bring along.
+//! `gather` turns the run's record and outputs into plain values, `frame` and its templates show them.
 
 mod chart;
+mod compare;
 mod facts;
+mod frame;
 mod gather;
 mod lineage;
 mod measures;
 mod rows;
 mod samples;
 
+pub use frame::{Part, Served, address, body, served};
 pub use gather::flatten;
+pub use rows::Memory;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use minijinja::value::{Serde, Value};
-use minijinja::{AutoEscape, Environment, Error, Output, State, context, escape_formatter};
 use pipe_engine::digest::Digest;
 use pipe_engine::runs::Run;
 use pipe_engine::store::Store;
@@ -25,7 +28,6 @@ use pipe_stages::recipe::Recipe;
 
 use crate::args::StoreArgs;
 use crate::failure::{Failure, Outcome};
-use crate::report::{format, tokens};
 use crate::{open, report, runs};
 
 /// Bytes within which a page says what it is about.
@@ -37,7 +39,10 @@ pub struct ReportArgs {
     /// A run's id, its start or its end.
     #[arg(value_name = "RUN", default_value = "last")]
     run: String,
-    /// Where the page goes; `-` is standard output. Default: report.html in the run's record.
+    /// Other runs to lay beside it: curves over each other, measures, keys of the recipes that differ.
+    #[arg(long, value_name = "RUN", num_args = 1..)]
+    compare: Vec<String>,
+    /// Where the page goes; `-` is standard output. Default: report.html or compare.html in the run's record.
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
     #[command(flatten)]
@@ -47,11 +52,17 @@ pub struct ReportArgs {
 pub fn report(args: &ReportArgs) -> Outcome {
     let store = Store::peek(open::store_here(&args.store));
     let run = runs::find(&store, &args.run)?;
-    let page = html(&store, &run)?;
+    let (page, name) = if args.compare.is_empty() {
+        (html(&store, &run)?, "report.html")
+    } else {
+        let others = args.compare.iter().map(|name| runs::find(&store, name)).collect::<Result<Vec<_>, _>>()?;
+        let runs = comparable([vec![run.clone()], others].concat())?;
+        (frame::file(&compared(&store, &runs), "")?, "compare.html")
+    };
     match args.output.as_deref() {
         Some(path) if path == Path::new("-") => report::bytes(page.as_bytes()),
         path => {
-            let path = path.map_or_else(|| store.runs().join(&run.id).join("report.html"), Path::to_path_buf);
+            let path = path.map_or_else(|| store.runs().join(&run.id).join(name), Path::to_path_buf);
             write(&path, &page)?;
             report::print(&path.display().to_string());
         }
@@ -64,8 +75,42 @@ pub fn report(args: &ReportArgs) -> Outcome {
 /// # Errors
 /// The template does not fit the facts, which is this program's fault.
 pub fn html(store: &Store, run: &Run) -> Result<String, Failure> {
-    let page = gather::page(&gather::Source::of(store, run));
-    render(&page, &content(run)).map_err(|error| Failure::stage(format!("the page cannot be made: {error:#}")))
+    let source = gather::Source::of(store, run);
+    frame::file(&Part::Run(Box::new(gather::page(&source, rows::Told::of(&source)))), &content(run))
+}
+
+/// The content of a run's page, for whoever makes it again and again.
+pub fn run(store: &Store, run: &Run, memory: &Memory) -> Part {
+    let source = gather::Source::of(store, run);
+    Part::Run(Box::new(gather::page(&source, memory.told(&source))))
+}
+
+/// The content of the list of runs.
+pub fn listed(store: &Store) -> Part {
+    Part::Runs(compare::listed(store))
+}
+
+/// Runs that can be compared, each once.
+///
+/// # Errors
+/// There are too few or too many.
+pub fn comparable(runs: Vec<Run>) -> Result<Vec<Run>, Failure> {
+    let mut seen = BTreeSet::new();
+    let runs: Vec<Run> = runs.into_iter().filter(|run| seen.insert(run.id.clone())).collect();
+    match runs.len() {
+        2..=chart::COLOURS => Ok(runs),
+        n => Err(Failure::invalid(format!("choose two to {} different runs to compare, not {n}", chart::COLOURS))),
+    }
+}
+
+/// The content of a page that compares runs.
+pub fn compared(store: &Store, runs: &[Run]) -> Part {
+    Part::Comparison(Box::new(compare::comparison(store, runs)))
+}
+
+/// The content in the place of a page that there is not.
+pub fn missing(message: String) -> Part {
+    Part::Missing(facts::Missing { message })
 }
 
 /// The page of a run that has just ended, in the recipe's `output_dir`; `None` where the recipe wants none. One that is
@@ -120,33 +165,4 @@ fn content(run: &Run) -> String {
     let resolved = run.about.document.get("resolved");
     let section = resolved.and_then(|recipe| recipe.get("report"));
     Digest::of_canonical(&serde_json::json!([outputs, section, env!("CARGO_PKG_VERSION")])).to_string()
-}
-
-fn render(page: &facts::Page, content: &str) -> Result<String, Error> {
-    let mut environment = Environment::new();
-    environment.set_auto_escape_callback(|_| AutoEscape::Html);
-    environment.set_formatter(shown);
-    environment.add_filter("count", format::count);
-    environment.add_filter("seconds", format::seconds);
-    environment.add_filter("bytes", format::bytes);
-    environment.add_filter("percent", format::percent);
-    environment.add_template("page.html", include_str!("page.html.jinja"))?;
-    environment.add_template("run.html", include_str!("run.html.jinja"))?;
-    // What is not known before the page is made cannot be written into a row: only this script runs.
-    let nonce = Digest::of(serde_json::to_string(page).unwrap_or_default().as_bytes()).to_string();
-    environment.get_template("page.html")?.render(context! {
-        page => Serde(page),
-        content => content,
-        style => include_str!("page.css"),
-        script => include_str!("page.js"),
-        nonce => nonce,
-    })
-}
-
-/// Writes a value escaped, with the characters that control a display made visible.
-fn shown(out: &mut Output<'_>, state: &mut State<'_, '_>, value: &Value) -> Result<(), Error> {
-    match value.as_str() {
-        Some(text) if !value.is_safe() => escape_formatter(out, state, &Value::from(tokens::visible(text))),
-        _ => escape_formatter(out, state, value),
-    }
 }

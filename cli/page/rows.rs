@@ -1,8 +1,10 @@
 //! Tokenised rows on the page: how long they are, who wrote what of them is trained, and some in full.
 
 use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
 
 use indexmap::IndexMap;
+use pipe_engine::digest::Digest;
 use pipe_engine::event::NodeFinished;
 use pipe_stages::project::Project;
 use pipe_stages::show::{self, Row, Spread, Token};
@@ -18,11 +20,13 @@ const DATASETS: usize = 8;
 const SHOWN: usize = 4;
 /// Tokens shown of a row.
 const TOKENS: usize = 600;
+/// Pages whose rows are remembered.
+const REMEMBERED: usize = 16;
 /// What stands between messages has no author.
 const AROUND: &str = "template";
 
 /// What is told of rows.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Told {
     pub lengths: Vec<Histogram>,
     pub roles: Roles,
@@ -42,6 +46,29 @@ impl Told {
         let roles = roles(looked_at.iter().flat_map(|(_, rows)| rows).flat_map(|row| &row.tokens));
         let shown = shown(&looked_at);
         Told { lengths, roles: Roles { rows, of, roles }, rows: shown }
+    }
+}
+
+/// What was told before: whoever makes a run's page again and again reads its rows once.
+#[derive(Default)]
+pub struct Memory(Mutex<IndexMap<Digest, Told>>);
+
+impl Memory {
+    pub fn told(&self, source: &Source<'_>) -> Told {
+        let read = source.finished().filter(|node| ["tokenize", "template"].contains(&node.node.stage()));
+        let read: Vec<_> = read.map(|node| (node.node.as_str(), node.output)).collect();
+        let key = Digest::of_canonical(&serde_json::json!([source.run.id, read]));
+        let locked = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(told) = locked().get(&key) {
+            return told.clone();
+        }
+        let told = Told::of(source);
+        let mut memory = locked();
+        if memory.len() >= REMEMBERED {
+            memory.shift_remove_index(0);
+        }
+        memory.insert(key, told.clone());
+        told
     }
 }
 

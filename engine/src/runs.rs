@@ -87,10 +87,46 @@ pub fn list(store: &Store) -> Vec<Run> {
     runs
 }
 
-/// The run whose id is, starts with or ends with `id`; the latest of several. `last` is the latest of all.
+/// The run whose id is `id`, else the latest whose id starts or ends with it. `last` is the latest of all.
 pub fn find(store: &Store, id: &str) -> Option<Run> {
     let matches = |run: &Run| id == "last" || run.id.starts_with(id) || run.id.ends_with(id);
-    list(store).into_iter().rev().find(matches)
+    open(store, id).or_else(|| list(store).into_iter().rev().find(matches))
+}
+
+/// The run in the folder `id`.
+pub fn open(store: &Store, id: &str) -> Option<Run> {
+    let is_name = !id.is_empty() && !id.contains(['/', '\0']) && id != "." && id != "..";
+    is_name.then(|| read(&store.runs().join(id))).flatten()
+}
+
+/// What of a run can be seen without reading its record: equal pulses, equal records.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Pulse {
+    pub id: String,
+    /// Bytes of its events so far.
+    pub events: u64,
+    /// Outputs that it has or uses so far, in bytes of their list.
+    pub pins: u64,
+    pub finished: bool,
+    pub live: bool,
+}
+
+/// The pulses of all runs, in no order.
+pub fn pulses(store: &Store) -> Vec<Pulse> {
+    let entries = fs::read_dir(store.runs()).into_iter().flatten().flatten();
+    entries.filter_map(|entry| pulse(store, &entry.file_name().to_string_lossy())).collect()
+}
+
+/// The pulse of the run in the folder `id`.
+pub fn pulse(store: &Store, id: &str) -> Option<Pulse> {
+    let folder = store.runs().join(id);
+    let size = |name: &str| folder.join(name).metadata().map(|metadata| metadata.len());
+    size("run.json").ok()?;
+    // In this order: who finishes writes that down, and only then lets go of the lock.
+    let live = Lock::is_held(&folder.join("lock"));
+    let finished = size("finished.json").is_ok();
+    let (events, pins) = (size("events.jsonl").unwrap_or(0), size("pins").unwrap_or(0));
+    Some(Pulse { id: id.to_string(), events, pins, finished, live: live && !finished })
 }
 
 /// What happened in a run; a torn last line is left out.
@@ -230,9 +266,13 @@ fn planned(node: &crate::plan::Node) -> PlannedNode {
 
 fn read(folder: &Path) -> Option<Run> {
     let mut run: Run = serde_json::from_slice(&fs::read(folder.join("run.json")).ok()?).ok()?;
+    // Its folder is what it is found by, whatever is written inside.
+    run.id = folder.file_name()?.to_string_lossy().into_owned();
+    // The lock first: who finishes writes that down before letting go of it.
+    let is_held = Lock::is_held(&folder.join("lock"));
     let finished = fs::read(folder.join("finished.json")).ok();
     run.finished = finished.and_then(|bytes| serde_json::from_slice(&bytes).ok());
-    run.live = run.finished.is_none() && Lock::is_held(&folder.join("lock"));
+    run.live = run.finished.is_none() && is_held;
     Some(run)
 }
 

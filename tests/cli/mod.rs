@@ -19,4 +19,5 @@ mod reuse;
 mod serving;
 mod sharing;
 mod trackers;
+mod ui;
 mod whole_path;

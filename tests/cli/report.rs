@@ -3,16 +3,16 @@
 use super::harness::{DATA_RECIPE, Project, rows};
 
 /// Elements of HTML and SVG that have no end tag here.
-const VOID: [&str; 5] = ["meta", "link", "br", "hr", "img"];
+const VOID: [&str; 6] = ["meta", "link", "br", "hr", "img", "input"];
 
 /// An element's name and attributes.
-struct Tag {
-    name: String,
-    attributes: Vec<(String, String)>,
+pub struct Tag {
+    pub name: String,
+    pub attributes: Vec<(String, String)>,
 }
 
 /// The elements of a page, which must be well formed: every attribute quoted, every element closed in order.
-fn tags(page: &str) -> Vec<Tag> {
+pub fn tags(page: &str) -> Vec<Tag> {
     let (mut tags, mut open, mut rest) = (Vec::new(), Vec::<String>::new(), page);
     while let Some(at) = rest.find('<') {
         let text = &rest[at + 1..];
@@ -84,9 +84,9 @@ fn checked(page: &str) -> Vec<Tag> {
 }
 
 /// The page's text, tags and entities resolved.
-fn text(page: &str) -> String {
+pub fn text(page: &str) -> String {
     let mut out = String::new();
-    let body = &page[page.find("<body>").expect("a body")..page.find("<script").expect("a script")];
+    let body = &page[page.find("<body").expect("a body")..page.find("<script").expect("a script")];
     for piece in body.split('<') {
         out.push_str(piece.split_once('>').map_or(piece, |(_, text)| text));
         out.push(' ');
@@ -95,7 +95,7 @@ fn text(page: &str) -> String {
     entities.iter().fold(out, |text, (entity, plain)| text.replace(entity, plain))
 }
 
-fn squeezed(text: &str) -> String {
+pub fn squeezed(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
