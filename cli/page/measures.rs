@@ -4,8 +4,9 @@
 use std::collections::BTreeMap;
 
 use indexmap::IndexMap;
-use pipe_engine::event::{Event, NodeFinished, NodeOutcome};
-use pipe_engine::runs;
+use pipe_engine::digest::Digest;
+use pipe_engine::event::{Event, NodeFinished, NodeOutcome, Stamped};
+use pipe_engine::runs::{self, Run};
 use serde_json::{Map, Value};
 
 use super::chart::{Chart, Series, Style, Unit, chart, smoothed, told_number};
@@ -69,7 +70,7 @@ impl Training {
                 });
                 trained.map(|run| runs::events(source.store, &run.id)).unwrap_or_default()
             }
-            None => source.events.clone(),
+            None => [before_resuming(source), source.events.clone()].concat(),
         };
         training.samples = Samples::of(&events);
         let measured = events.iter().filter(|e| matches!(e.event, Event::Metric { .. } | Event::Eval { .. }));
@@ -180,6 +181,51 @@ impl Training {
         };
         series.into_iter().map(smooth).collect()
     }
+}
+
+/// What earlier runs told of the steps that this one found done: those that were stopped in the same training.
+fn before_resuming(source: &Source<'_>) -> Vec<Stamped> {
+    let Some(mut first) = source.events.iter().find_map(step).filter(|step| *step > 1) else { return Vec::new() };
+    let training = |run: &Run| run.plan.iter().find(|node| node.stage == "train").cloned();
+    let (Some(own), packed) = (training(source.run), packed(&source.events)) else { return Vec::new() };
+    let is_same =
+        |run: &Run| training(run).is_some_and(|other| (&other.params, &other.version) == (&own.params, &own.version));
+    let mut before = Vec::new();
+    let earlier = runs::list(source.store).into_iter().rev().filter(|run| run.id < source.run.id && is_same(run));
+    for run in earlier {
+        if first == 1 {
+            break;
+        }
+        let events = runs::events(source.store, &run.id);
+        if self::packed(&events) != packed {
+            continue;
+        }
+        let told: Vec<Stamped> = events.into_iter().filter(|event| at(event).is_some_and(|at| at < first)).collect();
+        first = told.iter().find_map(step).unwrap_or(first).min(first);
+        before.splice(..0, told);
+    }
+    before
+}
+
+/// The step of a metric.
+fn step(event: &Stamped) -> Option<u64> {
+    if let Event::Metric { step, .. } = event.event { Some(step) } else { None }
+}
+
+/// The step that an event of training is about.
+fn at(event: &Stamped) -> Option<u64> {
+    match event.event {
+        Event::Metric { step, .. } | Event::Eval { step, .. } | Event::Sample { step, .. } => Some(step),
+        _ => None,
+    }
+}
+
+/// What training read.
+fn packed(events: &[Stamped]) -> Option<Digest> {
+    events.iter().find_map(|stamped| match &stamped.event {
+        Event::NodeFinished(done) if done.node.as_str() == "pack.train" => Some(done.output),
+        _ => None,
+    })
 }
 
 /// Whether a curve jumps from step to step.

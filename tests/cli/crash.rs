@@ -108,7 +108,10 @@ fn a_recipe_with_training_killed_again_and_again_ends_with_the_same_bytes() {
 }
 
 /// Reads events until one of them is the awaited one.
-fn read_until(child: &mut std::process::Child, awaited: impl Fn(&serde_json::Value) -> bool) -> Vec<serde_json::Value> {
+pub fn read_until(
+    child: &mut std::process::Child,
+    awaited: impl Fn(&serde_json::Value) -> bool,
+) -> Vec<serde_json::Value> {
     let mut lines = std::io::BufRead::lines(std::io::BufReader::new(child.stdout.as_mut().unwrap()));
     let mut events = Vec::new();
     while let Some(Ok(line)) = lines.next() {

@@ -1,5 +1,6 @@
 //! The page of a run: what it shows, that it needs nothing else, and that hostile rows stay text.
 
+use super::crash::{read_until, with_training};
 use super::harness::{DATA_RECIPE, Project, rows};
 
 /// Elements of HTML and SVG that have no end tag here.
@@ -282,6 +283,23 @@ fn changes(events: &[serde_json::Value]) -> usize {
         answers.len()
     };
     of("Please list the 3 running container") + of("Please stop")
+}
+
+#[test]
+fn a_run_that_resumes_shows_the_steps_before_it() {
+    let project = with_training();
+    let long = ["run", "recipe.yml", "--until", "train", "--json", "--set", "max_steps=40", "--set", "num_epochs=20"];
+    let mut stopped = project.start_telling(&long);
+    read_until(&mut stopped, |event| event["event"] == "metric" && event["step"] == 4);
+    std::process::Command::new("kill").args(["-INT", &stopped.id().to_string()]).status().unwrap();
+    stopped.wait().unwrap();
+    let ran = project.run(&long[2..4].iter().chain(&long[5..]).copied().collect::<Vec<_>>());
+    let own = ran.events.iter().filter(|event| event["event"] == "metric").count();
+    assert!((1..40).contains(&own), "{own} of 40 steps were left");
+    let page = project.read("out/report.html");
+    // Tokens per second are told by events alone.
+    let all = page.split_once("data-name=\"all\" data-points=\"").unwrap().1.split_once('"').unwrap().0;
+    assert_eq!(all.split(';').count(), 40);
 }
 
 const TRAINING: &str = "\
