@@ -6,6 +6,11 @@
   const key = (part) => part.id || part.tagName;
   const sent = new Map([...main.children].map((part) => [key(part), part.outerHTML]));
   const focusable = "a, summary, input, button, [tabindex]";
+  // What an element is about, wherever it is by now; a chart's label goes on with its numbers.
+  const named = (element) => {
+    const label = element.getAttribute("aria-label") ?? element.textContent;
+    return `${element.tagName} ${element.value || element.getAttribute("href") || label.split(":")[0]}`;
+  };
   let source = null;
   let busy = false;
   let again = false;
@@ -18,10 +23,11 @@
     both("details", (old, next) => (next.open = old.open));
     const chosen = new Set([...was.querySelectorAll("input:checked")].map((input) => input.value));
     part.querySelectorAll("input").forEach((input) => (input.checked = chosen.has(input.value)));
-    const focused = [...was.querySelectorAll(focusable)].indexOf(document.activeElement);
+    const focused = was.contains(document.activeElement) ? named(document.activeElement) : null;
     was.replaceWith(part);
     both(".wide, .row, dd, pre", (old, next) => next.scrollTo(old.scrollLeft, old.scrollTop));
-    if (focused >= 0) part.querySelectorAll(focusable)[focused]?.focus({ preventScroll: true });
+    const next = [...part.querySelectorAll(focusable)].find((element) => named(element) === focused);
+    next?.focus({ preventScroll: true });
     point(part);
   }
 

@@ -265,6 +265,7 @@ fn a_run_is_followed_while_it_goes_on_and_to_its_end() {
         assert!(squeezed(&text(&served.page("/"))).contains("running"));
         let page = served.page("/runs/last");
         let (events, body) = (attribute(&page, "data-events").unwrap(), attribute(&page, "data-body").unwrap());
+        assert!(squeezed(&text(&page)).contains("train step "), "how far it is");
         let mut stream = served.open(&events, &[]);
         let drawn = |page: &str| attribute(page, "data-points").unwrap().split(';').count();
         let before = drawn(&page);
