@@ -65,7 +65,7 @@ async def crowd(args):
     async with httpx.AsyncClient(timeout=None, limits=limits) as client:
         bodies = [request(args.model, number, 8 + number % 24) for number in range(args.requests)]
         alone = [(await streamed(client, args.url, body))[0] for body in bodies]
-        counts = {"right": 0, "wrong": 0, "left": 0, "refused": 0, "failed": 0}
+        counts = {"right": 0, "wrong": 0, "left": 0, "refused": 0, "failed": 0, "broken": 0}
         end = time.time() + args.seconds
         memory = []
 
@@ -74,6 +74,7 @@ async def crowd(args):
             while time.time() < end:
                 which = own.randrange(len(bodies))
                 leaves = own.random() < 0.4
+                began = time.time()
                 try:
                     if leaves and own.random() < 0.5:
                         # Leaves whatever has come by then, be it nothing.
@@ -82,6 +83,10 @@ async def crowd(args):
                         heard = await streamed(client, args.url, bodies[which], own.randrange(1, 6) if leaves else None)
                 except asyncio.TimeoutError:
                     heard = None
+                except httpx.TransportError as error:
+                    counts["broken"] += 1
+                    print(f"broken after {time.time() - began:.1f} s, {end - time.time():.0f} s before the end: {error!r}")
+                    continue
                 except RuntimeError as error:
                     counts["refused" if "429" in str(error) else "failed"] += 1
                     if "429" not in str(error):

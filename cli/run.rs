@@ -130,6 +130,7 @@ fn options(args: &RunArgs, opened: &Opened) -> Options {
         fail_fast: args.fail_fast,
         budget: budget(&opened.recipe),
         remote: None,
+        advise: Some(pipe_stages::show::place_of_row),
     }
 }
 

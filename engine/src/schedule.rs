@@ -26,9 +26,9 @@ pub use crate::runs::About;
 use crate::runs::RunLog;
 use crate::seen::{Past, Seen};
 use crate::sharing::Sharing;
-use crate::state::{Evaluated, Selection, UnknownNode, Wanted, causes, evaluate, resolve, warm};
+use crate::state::{Evaluated, Selection, UnknownNode, Wanted, add_ancestors, causes, evaluate, resolve, warm};
 use crate::store::{Depth, Lookup, Store, StoreError};
-use crate::task::{Cancel, TaskError};
+use crate::task::{Cancel, Task, TaskError};
 use crate::why::line;
 
 /// How often memory is sampled and cancellation looked for.
@@ -50,6 +50,18 @@ pub struct Options {
     pub budget: Budget,
     /// Where results are shared with other stores.
     pub remote: Option<Arc<Remote>>,
+    /// Asked for a hint where an error has none.
+    pub advise: Option<Advise>,
+}
+
+/// A hint for an error, from its text and the nodes above the one that failed, the nearest last.
+pub type Advise = fn(&str, &[Above]) -> Option<String>;
+
+/// A node above one that failed.
+pub struct Above {
+    pub task: Arc<dyn Task>,
+    /// The folder of its output.
+    pub output: PathBuf,
 }
 
 /// What running nodes may occupy together.
@@ -541,8 +553,11 @@ impl<'a> Driver<'a> {
         }
     }
 
-    fn fail(&mut self, i: usize, failure: Failure) {
+    fn fail(&mut self, i: usize, mut failure: Failure) {
         self.slots[i].phase = Phase::Failed;
+        if let (None, Some(advise)) = (&failure.hint, self.options.advise) {
+            failure.hint = advise(&failure.error, &self.above(i));
+        }
         self.log.emit(Event::NodeFailed {
             node: failure.node.clone(),
             error: failure.error.clone(),
@@ -552,6 +567,16 @@ impl<'a> Driver<'a> {
         if self.options.fail_fast {
             self.stop.cancel();
         }
+    }
+
+    fn above(&self, i: usize) -> Vec<Above> {
+        let mut all = HashSet::new();
+        add_ancestors(self.plan, i, &mut all);
+        let made = |(at, node): (usize, &Node)| {
+            let output = self.known[at].as_ref().filter(|_| all.contains(&at))?.output;
+            Some(Above { task: node.task.clone(), output: self.store.object(output) })
+        };
+        self.plan.nodes().iter().enumerate().filter_map(made).collect()
     }
 
     fn skip(&mut self, i: usize, reason: String) {

@@ -281,7 +281,8 @@ fn waiting_for(plan: &Plan, node: &Node, known: &[Option<Arc<Record>>]) -> Vec<C
     names.into_iter().map(|name| Cause::new(CauseKind::Upstream, name.to_string())).collect()
 }
 
-fn add_ancestors(plan: &Plan, i: usize, wanted: &mut HashSet<usize>) {
+/// Adds all nodes above one.
+pub(crate) fn add_ancestors(plan: &Plan, i: usize, wanted: &mut HashSet<usize>) {
     for input in &plan.nodes()[i].inputs {
         if let Some(from) = plan.position(&input.from)
             && wanted.insert(from)

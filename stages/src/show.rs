@@ -3,6 +3,7 @@
 //! Reads Parquet tables of stored outputs and nothing else; tokens get their texts from the tokenizer, and their roles from what
 //! template rendered. It prints nothing.
 
+mod place;
 mod roles;
 mod spread;
 
@@ -19,6 +20,7 @@ use pipe_engine::task::TaskError;
 use serde_json::{Map, Value, json};
 use tokenizers::Tokenizer;
 
+pub use self::place::place_of_row;
 pub use self::roles::Roles;
 pub use self::spread::{Spread, spreads};
 use crate::compile::{base_model, tokenizer_path};

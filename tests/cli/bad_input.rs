@@ -110,3 +110,23 @@ fn arguments_that_make_no_sense() {
     assert_eq!(project.pipe(&["--help"]).code, 0);
     assert_eq!(project.pipe(&["--version"]).code, 0);
 }
+
+#[test]
+fn a_row_that_the_template_cannot_render_is_placed_through_all_that_was_done_to_it() {
+    let project = Project::with_data_recipe();
+    let talk = |ask: &str, answer: &str| {
+        let messages = [("user", ask), ("assistant", answer)]
+            .map(|(role, content)| serde_json::json!({ "role": role, "content": content }));
+        format!("{}\n", serde_json::json!({ "messages": messages }))
+    };
+    let mut talks: Vec<String> = (0..9).map(|i| talk(&format!("  list {i}"), "docker ps")).collect();
+    talks[6] = talk("wipe  it", "docker rm");
+    project.write("rows.jsonl", &talks.concat());
+    project.edit("recipe.yml", "alpaca", "chat_template");
+    let template = "{% for m in messages %}{% if 'wipe' in m.content %}{{ raise_exception('not allowed') }}{% endif %}{{ m.content }}{% endfor %}";
+    let settings = format!(
+        "clean: {{normalize: true}}\naugment: {{repeat: 2}}\nchat_template: jinja\nchat_template_jinja: \"{template}\"\n"
+    );
+    project.write("recipe.yml", &(project.read("recipe.yml") + &settings));
+    assert_tells(&complaint(&project, 2, &["run", "recipe.yml"]), &["not allowed", "rows.jsonl:7"]);
+}
