@@ -404,6 +404,9 @@ mod tests {
         assert_eq!(memo.digest(&inner.join("a"), part).unwrap(), Digest::of(b"a"));
         let before = memo.digest(&inner, View::Whole).unwrap();
         settled(&inner.join("b"), "");
-        assert_ne!(memo.digest(&inner, View::Whole).unwrap(), before);
+        let two = memo.digest(&inner, View::Whole).unwrap();
+        assert_ne!(two, before);
+        fs::rename(inner.join("b"), inner.join("c")).unwrap();
+        assert_ne!(memo.digest(&inner, View::Whole).unwrap(), two, "a name counts");
     }
 }

@@ -41,6 +41,19 @@ fn a_damaged_object_is_made_again_and_nothing_else() {
 }
 
 #[test]
+fn a_file_too_many_is_damage() {
+    let mut world = World::pipeline();
+    world.executed();
+    fs::write(object(&world, "clean.a").join("more/extra"), "").unwrap();
+    assert_eq!(crate::cache::verify(&world.store()).len(), 1);
+    world.fake("tokenize.a").params = json!({"len": 9});
+    assert!(world.executed().starts_with("clean.a tokenize.a"), "its reader has it made again");
+    fs::write(object(&world, "clean.a").join("extra"), "").unwrap();
+    assert_eq!(world.executed_with(Selection { verify: true, ..Selection::default() }), "clean.a");
+    assert_eq!(crate::cache::verify(&world.store()), Vec::new());
+}
+
+#[test]
 fn swapped_objects_are_found() {
     let world = World::pipeline();
     world.executed();

@@ -41,6 +41,8 @@ pub enum Twist {
     EditWhileReading {
         says: bool,
     },
+    /// Edits its own source file before reading it, and says what it read.
+    EditBeforeReading,
     /// Adds to its own source file every time.
     KeepEditing,
 }
@@ -129,6 +131,10 @@ impl Fake {
     fn work(&self, ctx: &Context) -> Result<Summary, TaskError> {
         let mut source = String::new();
         if let Some(path) = &self.file {
+            if matches!(self.twist, Twist::EditBeforeReading) {
+                fs::write(path, "edited\n").map_err(TaskError::io("editing"))?;
+                ctx.report_read("source", Digest::of(b"edited\n"));
+            }
             source = fs::read_to_string(path).map_err(TaskError::io("reading the source"))?;
             if let Twist::EditWhileReading { says } = self.twist {
                 fs::write(path, "edited\n").map_err(TaskError::io("editing"))?;
@@ -178,7 +184,8 @@ impl Fake {
                     fs::rename(&draft, &checkpoint).map_err(TaskError::io("writing a checkpoint"))?;
                 }
             }
-            Twist::None | Twist::Normalise | Twist::Big(_) | Twist::EditWhileReading { .. } | Twist::KeepEditing => {}
+            Twist::None | Twist::Normalise | Twist::Big(_) => {}
+            Twist::EditWhileReading { .. } | Twist::EditBeforeReading | Twist::KeepEditing => {}
         }
         Ok(())
     }

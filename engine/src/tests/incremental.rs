@@ -216,6 +216,22 @@ fn an_edit_while_reading_is_filed_under_what_was_read() {
 }
 
 #[test]
+fn an_edit_before_reading_is_filed_under_what_was_read() {
+    let mut world = World::pipeline();
+    world.fake("ingest.a").twist = Twist::EditBeforeReading;
+    let outcome = world.run();
+    assert!(World::text(&outcome, "eval").contains("edited"));
+    world.fake("ingest.a").twist = Twist::None;
+    assert_eq!(world.executed(), "", "the work is found under the bytes that were read");
+    world.write("a", "a two\na one\n");
+    assert_eq!(
+        world.executed(),
+        "ingest.a clean.a tokenize.a pack.train train eval",
+        "and not under those planned with"
+    );
+}
+
+#[test]
 fn after_an_edit_while_reading_unawares_the_node_runs_again() {
     let mut world = World::pipeline();
     world.fake("ingest.a").twist = Twist::EditWhileReading { says: false };
