@@ -24,11 +24,17 @@ pub struct Made {
 
 /// Compiles the recipe `keys` with `set` on top. Paths in it must be absolute.
 pub fn recipe(keys: &Value, set: &[(String, String)]) -> Result<Made, Failure> {
+    recipe_in(None, keys, set)
+}
+
+/// The same with a store that outlives the verb, where one is named.
+pub fn recipe_in(store: Option<&Path>, keys: &Value, set: &[(String, String)]) -> Result<Made, Failure> {
     let failed = |e: std::io::Error| Failure::stage(format!("cannot make a temporary folder: {e}"));
     let folder = tempfile::tempdir().map_err(failed)?;
     let path = folder.path().join("verb.yml");
     std::fs::write(&path, keys.to_string()).map_err(failed)?;
-    let store = StoreArgs { cache_dir: Some(folder.path().join("store")) };
+    let own = || folder.path().join("store");
+    let store = StoreArgs { cache_dir: Some(store.map_or_else(own, Path::to_path_buf)) };
     let opened = open::open(&RecipeArgs { recipe: path, set: set.to_vec(), store })?;
     Ok(Made { folder, opened })
 }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args;
+use indexmap::IndexMap;
 use pipe_engine::digest::Digest;
 use pipe_engine::event::{Event, Sink};
 use pipe_engine::plan::{self, Input, Node, NodeName};
@@ -14,7 +15,9 @@ use pipe_stages::compile::{Machine, TRAINED, compile};
 use pipe_stages::inspect;
 use serde_json::{Value, json};
 
+use crate::alone::Made;
 use crate::args::key_value;
+use crate::compare::{CompareArgs, compare};
 use crate::failure::{Failure, Kind, Outcome};
 use crate::report::format::count;
 use crate::report::scores;
@@ -28,13 +31,15 @@ const LONGEST: u64 = 2048;
 #[derive(Args, Debug)]
 pub struct EvalArgs {
     /// A Hugging Face folder or a GGUF file.
-    #[arg(value_name = "MODEL")]
-    model: PathBuf,
+    #[arg(value_name = "MODEL", required_unless_present = "compare", conflicts_with = "compare")]
+    model: Option<PathBuf>,
+    #[command(flatten)]
+    pub comparison: CompareArgs,
     /// Rows to measure on.
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
     /// PEFT adapter folder.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", conflicts_with = "compare")]
     adapter: Option<PathBuf>,
     /// Format of the rows, as datasets[].type.
     #[arg(long = "type", value_name = "T", default_value = "chat_template")]
@@ -47,36 +52,75 @@ pub struct EvalArgs {
     set: Vec<(String, String)>,
     /// One JSON object instead of text.
     #[arg(long)]
-    json: bool,
+    pub json: bool,
 }
 
 pub fn eval(args: &EvalArgs) -> Outcome {
-    let model = alone::existing(&args.model)?;
+    let Some(model) = &args.model else { return compare(args) };
     let adapter = args.adapter.as_deref().map(alone::existing).transpose()?;
-    let longest = inspect::context_length(&model).unwrap_or(LONGEST).min(LONGEST);
+    let asked =
+        Asked { model: &alone::existing(model)?, adapter: adapter.as_deref(), metrics: &["perplexity", "exact_match"] };
+    let evaluated = evaluate(args, &asked, None, &interruptible()?)?;
+    let folder = evaluated.outputs.get(&NodeName::new("eval"));
+    let measures = folder.and_then(|folder| measures(folder)).ok_or_else(|| Failure::told(Kind::Stage))?;
+    if args.json {
+        report::json(&measures)
+    } else {
+        report::print(&text(&measures))
+    }
+    Ok(())
+}
+
+/// A wish to stop that Ctrl-C raises.
+pub fn interruptible() -> Result<Cancel, Failure> {
+    let cancel = Cancel::default();
+    let stop = cancel.clone();
+    ctrlc::set_handler(move || stop.cancel()).map_err(|e| Failure::stage(format!("cannot listen for Ctrl-C: {e}")))?;
+    Ok(cancel)
+}
+
+/// A model to evaluate; paths are absolute.
+pub struct Asked<'a> {
+    pub model: &'a Path,
+    pub adapter: Option<&'a Path>,
+    pub metrics: &'a [&'a str],
+}
+
+/// What evaluating a model left; the outputs are gone with it unless the store was named.
+pub struct Evaluated {
+    pub outputs: IndexMap<NodeName, PathBuf>,
+    _made: Made,
+}
+
+/// Evaluates a model on the rows, up to and with the eval stage.
+pub fn evaluate(
+    args: &EvalArgs,
+    asked: &Asked<'_>,
+    store: Option<&Path>,
+    cancel: &Cancel,
+) -> Result<Evaluated, Failure> {
+    let Asked { model, adapter, metrics } = asked;
+    let longest = inspect::context_length(model).unwrap_or(LONGEST).min(LONGEST);
     let keys = json!({
         "base_model": model,
         "train": false,
         // An adapter folder that has a tokenizer also has the template it was trained with.
-        "tokenizer_config": adapter.as_ref().filter(|folder| folder.join("tokenizer.json").is_file()),
+        "tokenizer_config": adapter.filter(|folder| folder.join("tokenizer.json").is_file()),
         "sequence_len": args.sequence_len.unwrap_or(longest),
         "test_datasets": [{ "path": alone::existing(&args.data)?, "type": args.kind }],
-        "eval": { "metrics": ["perplexity", "exact_match"], "baseline": false },
+        "eval": { "metrics": metrics, "baseline": false },
     });
-    let made = alone::recipe(&keys, &args.set)?;
+    let made = alone::recipe_in(store, &keys, &args.set)?;
     let machine = Machine::here(pipe_stages::worker::Worker { program: job::worker()? });
     let mut nodes = compile(&made.opened.recipe, &made.opened.project, &machine).map_err(Failure::problems)?;
-    if let Some(adapter) = &adapter {
+    if let Some(adapter) = adapter {
         wire(&mut nodes, adapter);
     }
     let plan = plan::plan(nodes).map_err(|e| Failure::stage(e.to_string()))?;
     let store = made.opened.store()?;
-    let cancel = Cancel::default();
-    let stop = cancel.clone();
-    ctrlc::set_handler(move || stop.cancel()).map_err(|e| Failure::stage(format!("cannot listen for Ctrl-C: {e}")))?;
     let selection = Selection { until: vec!["eval".to_string()], ..Selection::default() };
     let options = Options { selection, ..Options::default() };
-    let ended = schedule::run(&plan, &store, &options, Arc::new(OnlyWarnings), &cancel);
+    let ended = schedule::run(&plan, &store, &options, Arc::new(OnlyWarnings), cancel);
     let ended = ended.map_err(|e| Failure::stage(e.to_string()))?;
     if ended.interrupted {
         return Err(Failure::interrupted());
@@ -86,14 +130,7 @@ pub fn eval(args: &EvalArgs) -> Outcome {
         let told = format!("{}: {}", failure.node, failure.error);
         return Err(if input { Failure::invalid(told) } else { Failure::stage(told) });
     }
-    let folder = ended.finished.outputs.get(&NodeName::new("eval"));
-    let measures = folder.and_then(|folder| measures(folder)).ok_or_else(|| Failure::told(Kind::Stage))?;
-    if args.json {
-        report::json(&measures)
-    } else {
-        report::print(&text(&measures))
-    }
-    Ok(())
+    Ok(Evaluated { outputs: ended.finished.outputs, _made: made })
 }
 
 /// What the contract wants of `eval.json`'s one model and split, and what more it says of them.

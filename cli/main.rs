@@ -7,6 +7,7 @@ mod alone;
 mod args;
 mod cache;
 mod chat;
+mod compare;
 mod convert;
 mod doctor;
 mod eval;

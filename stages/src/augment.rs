@@ -9,9 +9,9 @@
 //! a row depends on its id and the seed, never on its neighbours. The one exception is `endpoint.rows`, which sends the rows
 //! with the smallest digests.
 
-mod endpoint;
+pub mod endpoint;
 mod generate;
-mod section;
+pub mod section;
 mod turns;
 mod wording;
 

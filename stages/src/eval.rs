@@ -12,6 +12,7 @@ mod bootstrap;
 mod checks;
 mod choices;
 mod chrf;
+pub mod compare;
 mod documents;
 mod general;
 mod losses;

@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod bucket;
+mod comparing;
 mod crash;
 mod display;
 mod evaluating;

@@ -81,7 +81,8 @@ impl<'a> Client<'a> {
                 Ok(key) if !key.trim().is_empty() => Some(key.trim().to_string()),
                 _ => {
                     return Err(TaskError::Input(format!(
-                        "augment.endpoint.api_key_env: the environment variable {name} is not set; set it to the API key"
+                        "{}api_key_env: the environment variable {name} is not set; set it to the API key",
+                        endpoint.place
                     )));
                 }
             },
@@ -221,8 +222,8 @@ impl<'a> Client<'a> {
                     .into_err()
             }
             401 | 403 => {
-                let whose =
-                    self.endpoint.api_key_env.as_deref().unwrap_or("augment.endpoint.api_key_env, which is unset");
+                let unset = format!("{}api_key_env, which is unset", self.endpoint.place);
+                let whose = self.endpoint.api_key_env.as_deref().unwrap_or(&unset);
                 Trouble::Lasting(format!(
                     "status {status}, the API key is refused (it comes from {whose}): {}",
                     quoted(&text)
@@ -261,7 +262,8 @@ impl<'a> Client<'a> {
         let spent = self.cost(&self.locked_bill()).unwrap_or(0.0);
         match self.endpoint.max_cost {
             Some(most) if spent >= most => Err(self.failure(&format!(
-                "{spent:.4} of augment.endpoint.max_cost ({most}) is spent; what was answered is kept, raise it and run again to go on"
+                "{spent:.4} of {}max_cost ({most}) is spent; what was answered is kept, raise it and run again to go on",
+                self.endpoint.place
             ))),
             _ => Ok(()),
         }
@@ -280,7 +282,8 @@ impl<'a> Client<'a> {
             Some(key) => why.replace(key.as_str(), "[KEY]"),
             None => why.to_string(),
         };
-        TaskError::Failed(format!("augment.endpoint {}: {why}", self.endpoint.url))
+        let place = self.endpoint.place.trim_end_matches(['.', ' ']);
+        TaskError::Failed(format!("{place} {}: {why}", self.endpoint.url))
     }
 
     fn locked_bill(&self) -> std::sync::MutexGuard<'_, Bill> {

@@ -2,6 +2,7 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use super::wording::REQUEST;
 use crate::recipe::Mistake;
@@ -198,6 +199,9 @@ pub struct Endpoint {
     pub output_price: Option<f64>,
     #[serde(skip)]
     pub max_cost: Option<f64>,
+    /// What stands before a key's name where it is written, for messages.
+    #[serde(skip)]
+    pub place: &'static str,
 }
 
 impl Augment {
@@ -206,7 +210,7 @@ impl Augment {
         let section = section.cloned().unwrap_or_default();
         let paraphrase = section.paraphrase.unwrap_or_default();
         let copies = section.copies.unwrap_or(1).min(paraphrase.len() as u64);
-        let endpoint = section.endpoint.map(Endpoint::resolve);
+        let endpoint = section.endpoint.map(|own| Endpoint::resolve(own, "augment.endpoint."));
         let chooses = copies > 0 || section.noise.is_some() || endpoint.is_some();
         Augment {
             repeat: section.repeat.unwrap_or(1).max(1),
@@ -235,7 +239,24 @@ impl Augment {
 }
 
 impl Endpoint {
-    fn resolve(section: EndpointSection) -> Endpoint {
+    /// An endpoint that is described outside a recipe, and answers without chance unless told otherwise.
+    ///
+    /// # Errors
+    /// A key that is unknown, missing, of another type, or of no use outside `augment`.
+    pub fn of_keys(mut keys: Map<String, Value>, place: &'static str) -> Result<Endpoint, String> {
+        if let Some(key) = ["task", "prompt", "copies", "rows"].into_iter().find(|key| keys.contains_key(*key)) {
+            return Err(format!("{place}{key}: is for augment alone"));
+        }
+        keys.entry("temperature").or_insert_with(|| 0.0.into());
+        let section: EndpointSection =
+            serde_json::from_value(keys.into()).map_err(|error| format!("{}: {error}", place.trim_end()))?;
+        match section.mistakes().first() {
+            Some(wrong) => Err(format!("{place}{}: {}", wrong.key.trim_start_matches("endpoint."), wrong.why)),
+            None => Ok(Endpoint::resolve(section, place)),
+        }
+    }
+
+    fn resolve(section: EndpointSection, place: &'static str) -> Endpoint {
         Endpoint {
             url: section.url.unwrap_or_default().trim_end_matches('/').to_string(),
             model: section.model.unwrap_or_default(),
@@ -253,6 +274,7 @@ impl Endpoint {
             input_price: section.input_price,
             output_price: section.output_price,
             max_cost: section.max_cost,
+            place,
         }
     }
 }
