@@ -16,7 +16,7 @@ fn project() -> Project {
 }
 
 fn compare(project: &Project, args: &[&str]) -> Said {
-    project.pipe(&[&PAIR, &REST, args].concat())
+    project.pipe(&[&PAIR[..], &REST[..], args].concat())
 }
 
 #[test]

@@ -78,6 +78,8 @@ fn what_is_let_go_is_made_again_only_for_a_reader() {
     assert_eq!(gc(&store, &keep).unwrap().outputs.len(), 9);
     assert!(ls(&store).is_empty());
     let until = Selection { until: vec!["tokenize.a".into()], ..Selection::default() };
+    let states = plan_states(&world.plan(), &store, "", &until).unwrap();
+    assert!(states.iter().all(|state| state.reason.contains("was let go")), "{states:?}");
     assert_eq!(world.executed_with(until.clone()), "ingest.a clean.a tokenize.a");
     fs::remove_dir_all(store.object(store.keys().iter().find_map(|&key| evict(&store, key, "clean.a")).unwrap()))
         .unwrap();
@@ -88,6 +90,21 @@ fn what_is_let_go_is_made_again_only_for_a_reader() {
     assert!(states.iter().skip(1).all(|state| state.state == State::Run), "{states:?}");
     assert!(states[1].reason.contains("tokenize.a needs it"), "{}", states[1].reason);
     assert_eq!(world.executed_with(selection), "clean.a tokenize.a");
+}
+
+#[test]
+fn what_comes_out_otherwise_when_it_is_made_again_reaches_everything_below() {
+    let mut world = World::pipeline();
+    world.fake("clean.a").twist = Twist::Unsteady;
+    world.executed();
+    let store = world.store();
+    let gone = store.keys().iter().find_map(|&key| evict(&store, key, "clean.a")).unwrap();
+    fs::remove_dir_all(store.object(gone)).unwrap();
+    world.node("count", "count", json!({}), &["clean.a"]);
+    let outcome = world.run();
+    assert!(outcome.finished.ok);
+    assert!(World::text(&outcome, "count").contains("time 2"));
+    assert!(World::text(&outcome, "eval").contains("time 2"), "eval was settled on what clean.a had been before");
 }
 
 fn evict(store: &crate::store::Store, key: Digest, node: &str) -> Option<Digest> {

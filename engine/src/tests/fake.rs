@@ -37,6 +37,8 @@ pub enum Twist {
     Steps(u32),
     /// Writes this many bytes more.
     Big(usize),
+    /// Gives other bytes every time.
+    Unsteady,
     /// Edits its own source file after reading it, and says (or not) what it read.
     EditWhileReading {
         says: bool,
@@ -153,7 +155,10 @@ impl Fake {
             inputs.push(fs::read_to_string(path).map_err(TaskError::io("reading an input"))?);
         }
         self.mishap(ctx)?;
-        let text = self.text(&source, &inputs);
+        let mut text = self.text(&source, &inputs);
+        if let Twist::Unsteady = self.twist {
+            text += &format!("time {}\n", self.ran.load(Ordering::SeqCst));
+        }
         fs::create_dir(ctx.out().join("more")).map_err(TaskError::io("writing"))?;
         fs::write(ctx.out().join("more/length"), text.len().to_string()).map_err(TaskError::io("writing"))?;
         if let Twist::Big(bytes) = self.twist {
@@ -184,7 +189,7 @@ impl Fake {
                     fs::rename(&draft, &checkpoint).map_err(TaskError::io("writing a checkpoint"))?;
                 }
             }
-            Twist::None | Twist::Normalise | Twist::Big(_) => {}
+            Twist::None | Twist::Normalise | Twist::Big(_) | Twist::Unsteady => {}
             Twist::EditWhileReading { .. } | Twist::EditBeforeReading | Twist::KeepEditing => {}
         }
         Ok(())
