@@ -7,7 +7,10 @@ use std::sync::{Arc, Mutex};
 
 use indexmap::IndexMap;
 use pipe_engine::event::Sink;
-use pipe_engine::plan::Plan;
+use pipe_engine::plan::{NodeName, Plan};
+use pipe_engine::schedule::{self, Options};
+use pipe_engine::state::Selection;
+use pipe_engine::store::Store;
 use pipe_engine::task::{Cancel, Context, Summary};
 use serde_json::Value;
 
@@ -66,6 +69,28 @@ pub fn run(plan: &Plan, stage: &str, inputs: &[(&str, &Path)], out: &Path, scrat
         live.clear();
     }
     Ok(result?)
+}
+
+/// Runs a plan's nodes up to those of `stage`, silently but for `sink`; their folders.
+pub fn until(
+    plan: &Plan,
+    store: &Arc<Store>,
+    stage: &str,
+    sink: Arc<dyn Sink>,
+    cancel: &Cancel,
+) -> Result<IndexMap<NodeName, PathBuf>, Failure> {
+    let selection = Selection { until: vec![stage.to_string()], ..Selection::default() };
+    let options = Options { selection, ..Options::default() };
+    let ended = schedule::run(plan, store, &options, sink, cancel).map_err(|e| Failure::stage(e.to_string()))?;
+    if ended.interrupted {
+        return Err(Failure::interrupted());
+    }
+    if let Some(failure) = ended.failures.first() {
+        let input = failure.kind == schedule::FailureKind::Input;
+        let told = format!("{}: {}", failure.node, failure.error);
+        return Err(if input { Failure::invalid(told) } else { Failure::stage(told) });
+    }
+    Ok(ended.finished.outputs)
 }
 
 /// A path as the temporary recipe needs it; it must exist.

@@ -8,8 +8,6 @@ use indexmap::IndexMap;
 use pipe_engine::digest::Digest;
 use pipe_engine::event::{Event, Sink};
 use pipe_engine::plan::{self, Input, Node, NodeName};
-use pipe_engine::schedule::{self, Options};
-use pipe_engine::state::Selection;
 use pipe_engine::task::{Cancel, Context, SourceFile, Summary, Task, TaskError, View};
 use pipe_stages::compile::{Machine, TRAINED, compile};
 use pipe_stages::inspect;
@@ -118,19 +116,8 @@ pub fn evaluate(
     }
     let plan = plan::plan(nodes).map_err(|e| Failure::stage(e.to_string()))?;
     let store = made.opened.store()?;
-    let selection = Selection { until: vec!["eval".to_string()], ..Selection::default() };
-    let options = Options { selection, ..Options::default() };
-    let ended = schedule::run(&plan, &store, &options, Arc::new(OnlyWarnings), cancel);
-    let ended = ended.map_err(|e| Failure::stage(e.to_string()))?;
-    if ended.interrupted {
-        return Err(Failure::interrupted());
-    }
-    if let Some(failure) = ended.failures.first() {
-        let input = failure.kind == schedule::FailureKind::Input;
-        let told = format!("{}: {}", failure.node, failure.error);
-        return Err(if input { Failure::invalid(told) } else { Failure::stage(told) });
-    }
-    Ok(Evaluated { outputs: ended.finished.outputs, _made: made })
+    let outputs = alone::until(&plan, &store, "eval", Arc::new(OnlyWarnings), cancel)?;
+    Ok(Evaluated { outputs, _made: made })
 }
 
 /// What the contract wants of `eval.json`'s one model and split, and what more it says of them.

@@ -1,12 +1,22 @@
 //! `pipe quantize`: a model as a GGUF file of another type, or as a folder in bitsandbytes' layout.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use clap::Args;
-use serde_json::json;
+use pipe_engine::plan::NodeName;
+use pipe_engine::task::Cancel;
+use pipe_stages::inspect;
+use serde_json::{Value, json};
 
+use crate::alone::{self, Made};
 use crate::failure::{Failure, Outcome};
-use crate::{alone, report};
+use crate::report::{self, plain::OnlyTrouble};
+
+/// What a store keeps beside a node's output.
+const MANIFEST: &str = "manifest.json";
+/// Rows are cut to this many tokens unless the model was made for fewer.
+const LONGEST: u64 = 2048;
 
 /// Write a model as a GGUF file, or as a folder in bitsandbytes' layout.
 #[derive(Args, Debug)]
@@ -20,6 +30,18 @@ pub struct QuantizeArgs {
     /// File to write; a folder for nf4 and int8.
     #[arg(long, short, value_name = "FILE")]
     output: PathBuf,
+    /// An importance matrix that guides types of few bits: a GGUF file of llama-imatrix, or of a recipe's quantize.importance.
+    #[arg(long, value_name = "FILE", conflicts_with = "calibration")]
+    importance: Option<PathBuf>,
+    /// Measure importance on these rows.
+    #[arg(long, value_name = "FILE")]
+    calibration: Option<PathBuf>,
+    /// Format of those rows, as datasets[].type.
+    #[arg(long, value_name = "T", default_value = "chat_template", requires = "calibration")]
+    calibration_type: String,
+    /// How many of them are measured on, the first ones.
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
+    calibration_rows: u32,
 }
 
 pub fn quantize(args: &QuantizeArgs) -> Outcome {
@@ -27,15 +49,44 @@ pub fn quantize(args: &QuantizeArgs) -> Outcome {
     if args.output.exists() {
         return Err(Failure::invalid(format!("{} exists already", args.output.display())).hint("name a new file"));
     }
-    let keys = json!({ "base_model": model, "train": false, "quantize": { "types": [args.kind] } });
+    let importance = match (&args.importance, &args.calibration) {
+        (Some(file), _) => json!({ "file": alone::existing(file)? }),
+        (None, Some(_)) => json!({ "rows": args.calibration_rows }),
+        (None, None) => Value::Bool(false),
+    };
+    let mut keys = json!({
+        "base_model": model,
+        "train": false,
+        "quantize": { "types": [args.kind], "importance": importance },
+    });
+    if let Some(rows) = &args.calibration {
+        let longest = inspect::context_length(&model).unwrap_or(LONGEST).min(LONGEST);
+        keys["sequence_len"] = json!(longest);
+        keys["datasets"] = json!([{ "path": alone::existing(rows)?, "type": args.calibration_type }]);
+    }
     let made = alone::recipe(&keys, &[])?;
     let draft = beside(&args.output);
-    let result = alone::run(&made.opened.plan, "quantize", &[], &draft, made.folder.path());
-    let placed = result.and_then(|_| place(&draft, &args.output));
+    let result = quantized(args, &made, &draft);
+    let placed = result.and_then(|from| place(&from, &args.output));
     let _ = std::fs::remove_dir_all(&draft);
     placed?;
     report::note(&format!("wrote {}", args.output.display()));
     Ok(())
+}
+
+/// The folder with the result: `draft`, or one in the verb's own store where rows are measured on first.
+fn quantized(args: &QuantizeArgs, made: &Made, draft: &Path) -> Result<PathBuf, Failure> {
+    let plan = &made.opened.plan;
+    if args.calibration.is_none() {
+        alone::run(plan, "quantize", &[], draft, made.folder.path())?;
+        return Ok(draft.to_path_buf());
+    }
+    let store = made.opened.store()?;
+    let cancel = Cancel::default();
+    let stop = cancel.clone();
+    ctrlc::set_handler(move || stop.cancel()).map_err(|e| Failure::stage(format!("cannot listen for Ctrl-C: {e}")))?;
+    let mut outputs = alone::until(plan, &store, "quantize", Arc::new(OnlyTrouble), &cancel)?;
+    outputs.shift_remove(&NodeName::new("quantize")).ok_or_else(|| Failure::stage("there is nothing to write"))
 }
 
 /// A folder on the same disk, so that the finished file is renamed and not copied.
@@ -44,9 +95,28 @@ fn beside(output: &Path) -> PathBuf {
     output.with_file_name(format!(".{name}.draft-{}", std::process::id()))
 }
 
-fn place(draft: &Path, output: &Path) -> Outcome {
+/// Puts the one file or folder in `from` at `output`, on whatever disk that is.
+fn place(from: &Path, output: &Path) -> Outcome {
     let failed = |e: std::io::Error| Failure::stage(format!("cannot write {}: {e}", output.display()));
-    let mut made = std::fs::read_dir(draft).map_err(failed)?.filter_map(Result::ok);
-    let made = made.next().ok_or_else(|| Failure::stage("the worker wrote no file"))?;
-    std::fs::rename(made.path(), output).map_err(failed)
+    let entries = std::fs::read_dir(from).map_err(failed)?.filter_map(Result::ok).map(|entry| entry.path());
+    let made = entries.into_iter().find(|path| path.file_name().is_some_and(|name| name != MANIFEST));
+    let made = made.ok_or_else(|| Failure::stage("the worker wrote no file"))?;
+    // What lies in a store is read-only, and stays there.
+    let stored = from.join(MANIFEST).is_file();
+    if !stored && std::fs::rename(&made, output).is_ok() {
+        return Ok(());
+    }
+    if made.is_file() {
+        return copy(&made, output).map_err(failed);
+    }
+    std::fs::create_dir(output).map_err(failed)?;
+    for entry in std::fs::read_dir(&made).map_err(failed)?.filter_map(Result::ok) {
+        copy(&entry.path(), &output.join(entry.file_name())).map_err(failed)?;
+    }
+    Ok(())
+}
+
+/// Content only, without its permissions.
+fn copy(from: &Path, to: &Path) -> std::io::Result<()> {
+    std::io::copy(&mut std::fs::File::open(from)?, &mut std::fs::File::create(to)?).map(drop)
 }

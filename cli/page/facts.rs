@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use super::chart::Chart;
 use super::lineage::Drawing;
+use crate::report::agreement::Agreement;
 use crate::report::summary::Sample;
 
 /// Everything on the page of one run.
@@ -30,6 +31,8 @@ pub struct Page {
     pub rows: Vec<ShownRow>,
     pub charts: Vec<Chart>,
     pub scores: Scores,
+    /// Merged and quantised models beside what they were made of.
+    pub agreements: Vec<Agreement>,
     pub answers: Vec<Answers>,
     pub developing: Vec<Developing>,
     pub variety: Option<Chart>,

@@ -13,6 +13,7 @@ use serde_json::Value;
 
 use super::facts::{Dataset, Node, Outcome, Pack, Page, Settings, Tile};
 use super::{lineage, measures, rows};
+use crate::report::agreement;
 use crate::report::counts;
 use crate::report::format::{bytes, count, measure, percent, plural, seconds};
 
@@ -77,6 +78,7 @@ pub fn page(source: &Source<'_>, told: rows::Told) -> Page {
         rows: told.rows,
         charts: training.charts(),
         scores: measures::scores(source),
+        agreements: agreement::agreements(&source.finished().cloned().collect::<Vec<_>>()),
         answers: measures::answers(source, section.samples.unwrap_or(3) as usize),
         developing: training.samples.developing(),
         variety: training.samples.chart(),

@@ -3,6 +3,7 @@
 //! Nothing here decides anything: it is given values and makes text of them. Colours are written always and stripped by
 //! `anstream` where the output is no terminal or NO_COLOR is set.
 
+pub mod agreement;
 pub mod counts;
 pub mod format;
 pub mod graph;

@@ -87,6 +87,7 @@ impl Summary {
             parts.extend(super::counts::section(&self.nodes, &self.mixed));
         }
         parts.extend(self.score_table(width));
+        parts.extend(super::agreement::section(&self.nodes, width));
         if !self.run.executed.is_empty() {
             parts.extend(self.sample_answers(width));
         }

@@ -109,11 +109,7 @@ impl Decoder {
             let run = move |x: &Tensor| {
                 let mut tallies = Vec::new();
                 let out = group.iter().fold(x.shallow_clone(), |x, layer| {
-                    let how = attention::of_layer(&self.config, layer.index, pass);
-                    let (x, tally) = layer.forward(&self.config, &x, pass, |q, k, v| {
-                        let (q, k) = self.rotate(q, k, layer.index, &angles, pass);
-                        attention::packed(&q, &k, v, &lengths, &how, pass)
-                    });
+                    let (x, tally) = self.apply(layer, &x, &angles, &lengths, pass);
                     tallies.extend(tally);
                     x
                 });
@@ -129,6 +125,32 @@ impl Decoder {
         let weight = self.config.experts.as_ref().map_or(0.0, |experts| experts.balance);
         let balance = balance_loss(&tallies, segments.ids.len() as i64).map(|loss| loss * weight);
         Ok(Hidden { states: self.norm.forward(&x, pass), balance })
+    }
+
+    /// What documents are before the first layer, `[tokens, hidden]`.
+    pub fn embedded(&self, segments: &Segments, pass: Pass) -> Result<Tensor> {
+        self.check_ids(&segments.ids)?;
+        self.embed(segments, &segments.spans(), pass)
+    }
+
+    /// Passes documents through one layer, which need not be among this decoder's own.
+    pub fn through(&self, layer: &Layer, segments: &Segments, x: &Tensor, pass: Pass) -> Tensor {
+        self.apply(layer, x, &self.angles(&segments.spans()), &segments.lengths, pass).0
+    }
+
+    fn apply(
+        &self,
+        layer: &Layer,
+        x: &Tensor,
+        angles: &[Angles],
+        lengths: &[i64],
+        pass: Pass,
+    ) -> (Tensor, Option<Tally>) {
+        let how = attention::of_layer(&self.config, layer.index, pass);
+        layer.forward(&self.config, x, pass, |q, k, v| {
+            let (q, k) = self.rotate(q, k, layer.index, angles, pass);
+            attention::packed(&q, &k, v, lengths, &how, pass)
+        })
     }
 
     /// The output head's weight, `[vocabulary, hidden]`.

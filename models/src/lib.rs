@@ -4,6 +4,7 @@
 //! a job comes in, events and files go out.
 
 pub mod adapter;
+pub mod agreement;
 pub mod attention;
 pub mod bitsandbytes;
 pub mod checkpoint;
@@ -15,12 +16,14 @@ pub mod events;
 #[cfg(test)]
 mod fixture;
 pub mod generate;
+pub mod importance;
 pub mod init;
 pub mod int8;
 pub mod journal;
 pub mod kernels;
 pub mod lanes;
 pub mod layer;
+pub mod layerwise;
 pub mod linear;
 pub mod load;
 pub mod loss;

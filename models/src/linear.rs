@@ -2,8 +2,11 @@
 //!
 //! Full fine-tuning, LoRA and QLoRA differ only in the values held here. Nothing in this file knows families or loops.
 
+use std::sync::{Mutex, PoisonError};
+
 use tch::{Kind, Tensor};
 
+use crate::importance::Heard;
 use crate::int8::Int8;
 use crate::nf4::Nf4;
 use crate::random;
@@ -54,6 +57,8 @@ pub struct Linear {
     /// `[outputs]`
     pub bias: Option<Tensor>,
     pub lora: Option<Lora>,
+    /// Where it is set, what the layer is given is added up there.
+    pub heard: Option<Box<Mutex<Heard>>>,
 }
 
 /// How a forward pass runs.
@@ -80,6 +85,9 @@ impl Pass {
 impl Linear {
     /// `x` is `[rows, inputs]` in the compute type; the answer is `[rows, outputs]` in the same type.
     pub fn forward(&self, x: &Tensor, pass: Pass) -> Tensor {
+        if let Some(heard) = &self.heard {
+            heard.lock().unwrap_or_else(PoisonError::into_inner).add(x);
+        }
         let lora = self.lora.as_ref().filter(|_| !pass.base_only);
         let seed = pass.training.map(|seed| random::mix(seed, random::name_key(&self.name)));
         if let Some(lora) = lora
@@ -117,6 +125,11 @@ impl Linear {
             Some(bias) => y + bias.to_kind(x.kind()),
             None => y,
         }
+    }
+
+    /// What was added up, which ends with that.
+    pub fn take_heard(&mut self) -> Option<Heard> {
+        self.heard.take().map(|heard| heard.into_inner().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// `x W^T` alone.

@@ -34,36 +34,16 @@ pub fn kind_of(compute: Compute) -> Result<Kind> {
 
 /// Loads the model at `path` without adapters.
 pub fn load(path: &Path, base: BaseWeights, compute: Compute, events: &Events) -> Result<Decoder> {
-    let files = ModelFiles::open(path)?;
-    let reader = Reader { files: &files, base, kind: kind_of(compute)? };
-    let config = files.config().clone();
-    let outer = Places::outside(&config);
-    let embedding = reader.table(&outer, Part::Embedding)?;
-    let positions = outer.has(Part::Positions).then(|| reader.table(&outer, Part::Positions)).transpose()?;
-    let mut layers = Vec::with_capacity(config.layers);
-    for index in 0..config.layers {
+    let loader = Loader::open(path, base, compute)?;
+    let mut decoder = loader.outside()?;
+    let layers = decoder.config.layers;
+    for index in 0..layers {
         events.check()?;
-        layers.push(reader.layer(index)?);
-        events.progress("load", "layers", index as u64 + 1, config.layers as u64);
+        decoder.layers.push(loader.layer(index)?);
+        events.progress("load", "layers", index as u64 + 1, layers as u64);
     }
-    let norm = reader.norm(&outer, Part::FinalNorm, config.norm)?;
-    let untied_head = outer.has(Part::Head).then(|| reader.table(&outer, Part::Head)).transpose()?;
-    let head_bias = outer.bias(Part::Head).map(|place| reader.dense(&place.name)).transpose()?;
     crate::device::release_memory();
-    let rotary = config.ropes.iter().map(Rotary::new).collect();
-    Ok(Decoder {
-        compute: reader.kind,
-        embedding,
-        positions,
-        layers,
-        norm,
-        untied_head,
-        head_bias,
-        replaced: Replaced::default(),
-        rotary,
-        neftune_alpha: 0.0,
-        config,
-    })
+    Ok(decoder)
 }
 
 /// Tensors by role: those of one layer, or those outside the layers.
@@ -92,14 +72,46 @@ impl Places {
     }
 }
 
-struct Reader<'a> {
-    files: &'a ModelFiles,
+/// Reads a model's parts.
+pub struct Loader {
+    files: ModelFiles,
     base: BaseWeights,
     kind: Kind,
 }
 
-impl Reader<'_> {
-    fn layer(&self, index: usize) -> Result<Layer> {
+impl Loader {
+    /// Opens the model at `path`, to be held as `base` and computed with in `compute`.
+    pub fn open(path: &Path, base: BaseWeights, compute: Compute) -> Result<Self> {
+        Ok(Self { files: ModelFiles::open(path)?, base, kind: kind_of(compute)? })
+    }
+
+    /// A decoder that has everything but its layers.
+    pub fn outside(&self) -> Result<Decoder> {
+        let config = self.files.config().clone();
+        let outer = Places::outside(&config);
+        let embedding = self.table(&outer, Part::Embedding)?;
+        let positions = outer.has(Part::Positions).then(|| self.table(&outer, Part::Positions)).transpose()?;
+        let norm = self.norm(&outer, Part::FinalNorm, config.norm)?;
+        let untied_head = outer.has(Part::Head).then(|| self.table(&outer, Part::Head)).transpose()?;
+        let head_bias = outer.bias(Part::Head).map(|place| self.dense(&place.name)).transpose()?;
+        let rotary = config.ropes.iter().map(Rotary::new).collect();
+        Ok(Decoder {
+            compute: self.kind,
+            embedding,
+            positions,
+            layers: Vec::new(),
+            norm,
+            untied_head,
+            head_bias,
+            replaced: Replaced::default(),
+            rotary,
+            neftune_alpha: 0.0,
+            config,
+        })
+    }
+
+    /// The layer of this number, from 0.
+    pub fn layer(&self, index: usize) -> Result<Layer> {
         let config = self.files.config();
         let places = Places(config.layer_tensors(index));
         let norm = |part: Part| config.has(index, part).then(|| self.norm(&places, part, config.norm)).transpose();
@@ -181,7 +193,7 @@ impl Reader<'_> {
             _ => Weight::Dense(self.dense(&place.name)?),
         };
         let bias = places.find(part, copy, true).map(|place| self.dense(&place.name)).transpose()?;
-        Ok(Linear { name: place.module().to_owned(), weight, bias, lora: None })
+        Ok(Linear { name: place.module().to_owned(), weight, bias, lora: None, heard: None })
     }
 
     fn absent(&self, part: Part) -> ModelError {

@@ -1,14 +1,14 @@
-//! Merging an adapter into its base: a Hugging Face folder's weights and configuration, one tensor in memory at a time.
+//! Merging adapters into their base: a Hugging Face folder's weights and configuration, one tensor in memory at a time.
 //!
-//! `W' = W + scale * B A` in f32 (for DoRA brought to its trained lengths), rounded once to the type asked for. By default `W` is what training saw: the base in
-//! the compute type and, for QLoRA, quantised and dequantised, so that the merged model answers as the tuned one did.
-//! Equal input gives equal bytes: every sum has a fixed order.
+//! `W' = W + sum of weight * scale * B A` in f32 (for DoRA brought to its trained lengths), rounded once to the type asked for.
+//! By default `W` is what training saw: the base in the compute type and, for QLoRA, quantised and dequantised, so that the
+//! merged model answers as the tuned one did. Equal input gives equal bytes: every sum has a fixed order.
 
 use std::path::Path;
 
 use half::bf16;
 use pipe_files::{FolderWriter, ModelFiles, Part, PeftAdapter, PeftModule, Place, TensorType, write_config};
-use pipe_job::{BaseWeights, Compute, MergeBase, MergeJob, WeightType};
+use pipe_job::{BaseWeights, Compute, MergeBase, MergeJob, WeightType, Weighted};
 use rayon::prelude::*;
 use tch::Kind;
 
@@ -23,12 +23,14 @@ const HEAD: &str = "lm_head.weight";
 /// Runs the job and writes weights and configuration into its output folder.
 pub fn merge(job: &MergeJob, events: &Events) -> Result<()> {
     let files = ModelFiles::open(&job.model.path)?;
-    let mut adapter = job.model.adapter.as_deref().map(PeftAdapter::open).transpose()?;
+    let open = |one: &Weighted| Ok((PeftAdapter::open(&one.path)?, one.weight));
+    let mut adapters: Vec<(PeftAdapter, f64)> = job.adapters.iter().map(open).collect::<Result<_>>()?;
     let kind = stored_type(job.dtype);
     let mut tensors = files.config().tensors();
-    check(&files, adapter.as_ref())?;
+    adapters.iter().try_for_each(|(adapter, _)| check(&files, adapter))?;
+    check_sum(&adapters)?;
     // A tied head and embedding of which one was trained are two weights from now on.
-    let untied = files.config().tied_embeddings && adapter.as_ref().is_some_and(|adapter| !adapter.saved.is_empty());
+    let untied = files.config().tied_embeddings && adapters.iter().any(|(adapter, _)| !adapter.saved.is_empty());
     let embedding = tensors.iter().find(|place| place.part == Part::Embedding).cloned();
     let embedding = embedding.ok_or_else(|| ModelError::work("the model has no embedding"))?;
     if untied {
@@ -45,10 +47,10 @@ pub fn merge(job: &MergeJob, events: &Events) -> Result<()> {
         if job.base == MergeBase::AsTrained {
             as_trained(&mut values, &place.shape, place.is_quantised(), job)?;
         }
-        if let Some(adapter) = &mut adapter {
+        for (adapter, weight) in &mut adapters {
             let own = if place.is_linear_weight() { adapter.modules.remove(place.module()) } else { None };
             if let Some(own) = own {
-                add(&mut values, &own, adapter.scale(place.module(), &own));
+                add(&mut values, &own, adapter.scale(place.module(), &own) * *weight);
             }
             if let Some(own) = adapter.saved.remove(name) {
                 values = own.values;
@@ -66,8 +68,7 @@ pub fn merge(job: &MergeJob, events: &Events) -> Result<()> {
 }
 
 /// Refuses an adapter for another model before anything is written.
-fn check(files: &ModelFiles, adapter: Option<&PeftAdapter>) -> Result<()> {
-    let Some(adapter) = adapter else { return Ok(()) };
+fn check(files: &ModelFiles, adapter: &PeftAdapter) -> Result<()> {
     for (name, module) in &adapter.modules {
         if files.shape(&format!("{name}.weight")) != Some([module.outputs, module.inputs].as_slice()) {
             return Err(tuned::stranger(&adapter.path, name));
@@ -78,6 +79,25 @@ fn check(files: &ModelFiles, adapter: Option<&PeftAdapter>) -> Result<()> {
         if !known || files.shape(EMBEDDING) != Some(weight.shape.as_slice()) {
             return Err(tuned::stranger(&adapter.path, name));
         }
+    }
+    Ok(())
+}
+
+/// Only plain low-rank changes add up: DoRA turns the weights, and a weight that was trained whole takes the base's place.
+fn check_sum(adapters: &[(PeftAdapter, f64)]) -> Result<()> {
+    if let [] | [(_, 1.0)] = adapters {
+        return Ok(());
+    }
+    for (adapter, _) in adapters {
+        let what = match (adapter.config.dora, adapter.saved.is_empty()) {
+            (true, _) => "is a DoRA adapter",
+            (_, false) => "brings whole weights (modules_to_save)",
+            _ => continue,
+        };
+        return Err(ModelError::input(format!(
+            "{} {what}, which can only be merged alone and with weight 1",
+            adapter.path.display()
+        )));
     }
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use pipe_files::{GgufKind, ModelFiles, write_gguf};
+use pipe_files::{GgufKind, Importance, ModelFiles, write_gguf};
 use pipe_job::QuantizeJob;
 
 use crate::bitsandbytes::{self, Saved};
@@ -12,11 +12,12 @@ use crate::{ModelError, Result};
 /// Runs the job: one file or folder per kind; a file appears only when whole.
 pub fn quantize(job: &QuantizeJob, events: &Events) -> Result<()> {
     let files = ModelFiles::open(&job.model)?;
+    let importance = job.importance.as_deref().map(Importance::read).transpose()?;
     let ways = job.outputs.iter().map(|(name, path)| Ok((name, way(name)?, path)));
     for (name, way, path) in ways.collect::<Result<Vec<_>>>()? {
         match way {
             Way::Gguf(kind) => {
-                let whole = write_gguf(&files, kind, path, &mut |done, total| {
+                let whole = write_gguf(&files, kind, importance.as_ref(), path, &mut |done, total| {
                     events.progress(name, "tensors", done, total);
                     !events.is_cancelled()
                 })?;

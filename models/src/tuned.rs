@@ -56,35 +56,48 @@ pub fn densify(decoder: &mut Decoder) {
 /// Puts the PEFT adapter in `path` on the model; its own configuration, which is returned, decides ranks and scales.
 pub fn attach(decoder: &mut Decoder, path: &Path, purpose: Use) -> Result<PeftConfig> {
     let mut adapter = PeftAdapter::open(path)?;
-    let leaf = |x: Tensor| x.set_requires_grad(purpose == Use::Training);
     for linear in decoder.linears_mut() {
-        let Some(module) = adapter.modules.remove(&linear.name) else { continue };
-        let scale = adapter.scale(&linear.name, &module);
-        let [a, b] = matrices(path, linear, &module)?.map(leaf);
-        let mut lora = Lora { a, b, scale, dropout: adapter.config.dropout, dora: None, start: None };
-        if let Some(magnitude) = &module.magnitude {
-            let lengths = (purpose == Use::Inference).then(|| linear.lengths(&lora));
-            lora.dora = Some(Dora { magnitude: leaf(Tensor::from_slice(magnitude)), lengths });
-        }
-        linear.lora = Some(lora);
+        put_on(linear, &mut adapter, purpose)?;
     }
     if let Some(name) = adapter.modules.keys().next() {
         return Err(stranger(path, name));
     }
+    put_tables(decoder, &mut adapter, purpose)?;
+    Ok(adapter.config)
+}
+
+/// Moves the adapter's part for this layer onto it, where there is one.
+pub fn put_on(linear: &mut Linear, adapter: &mut PeftAdapter, purpose: Use) -> Result<()> {
+    let Some(module) = adapter.modules.remove(&linear.name) else { return Ok(()) };
+    let leaf = |x: Tensor| x.set_requires_grad(purpose == Use::Training);
+    let scale = adapter.scale(&linear.name, &module);
+    let [a, b] = matrices(&adapter.path, linear, &module)?.map(leaf);
+    let mut lora = Lora { a, b, scale, dropout: adapter.config.dropout, dora: None, start: None };
+    if let Some(magnitude) = &module.magnitude {
+        let lengths = (purpose == Use::Inference).then(|| linear.lengths(&lora));
+        lora.dora = Some(Dora { magnitude: leaf(Tensor::from_slice(magnitude)), lengths });
+    }
+    linear.lora = Some(lora);
+    Ok(())
+}
+
+/// Moves the adapter's own embedding and head into the model.
+pub fn put_tables(decoder: &mut Decoder, adapter: &mut PeftAdapter, purpose: Use) -> Result<()> {
     for (name, weight) in std::mem::take(&mut adapter.saved) {
         let shape: Vec<i64> = weight.shape.iter().map(|&size| size as i64).collect();
         if shape != decoder.embedding.size() {
-            return Err(stranger(path, &name));
+            return Err(stranger(&adapter.path, &name));
         }
         let kind = if purpose == Use::Training { Kind::Float } else { decoder.compute };
-        let tensor = leaf(Tensor::from_slice(&weight.values).reshape(shape).to_kind(kind));
+        let tensor = Tensor::from_slice(&weight.values).reshape(shape).to_kind(kind);
+        let tensor = tensor.set_requires_grad(purpose == Use::Training);
         match name.as_str() {
             "model.embed_tokens.weight" => decoder.replace_embedding(tensor),
             "lm_head.weight" => decoder.replace_head(tensor),
-            _ => return Err(stranger(path, &name)),
+            _ => return Err(stranger(&adapter.path, &name)),
         }
     }
-    Ok(adapter.config)
+    Ok(())
 }
 
 /// The error for an adapter module that the model has no place for.

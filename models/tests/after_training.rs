@@ -11,13 +11,17 @@ use arrow::array::{
 };
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
-use pipe_files::ModelFiles;
+use pipe_files::{Importance, ModelFiles};
 use pipe_job::{
-    Asked, BaseWeights, Compute, EvalJob, Generation, MergeBase, MergeJob, ModelSource, QuantizeJob, WeightType,
+    AgreementJob, Asked, BaseWeights, Compute, EvalJob, Generation, ImportanceJob, MergeBase, MergeJob, ModelSource,
+    QuantizeJob, WeightType, Weighted,
 };
 use pipe_models::events::Events;
-use pipe_models::{eval, merge, quantize};
+use pipe_models::int8::Int8;
+use pipe_models::nf4::{Format, Nf4};
+use pipe_models::{agreement, eval, importance, merge, quantize};
 use serde_json::{Value, json};
+use tch::Kind;
 
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures")
@@ -229,7 +233,8 @@ fn an_answer_ends_with_the_token_that_completes_a_stop_text() {
 
 fn run_merge(out: &Path, base: MergeBase, weights: BaseWeights) -> ModelFiles {
     let job = MergeJob {
-        model: source(&fixtures().join("tiny-llama"), weights, true),
+        model: source(&fixtures().join("tiny-llama"), weights, false),
+        adapters: vec![Weighted { path: fixtures().join("generation/adapter"), weight: 1.0 }],
         base,
         dtype: WeightType::F32,
         max_shard_bytes: 150_000,
@@ -255,6 +260,172 @@ fn merging_into_the_original_gives_pefts_weights() {
     assert!((sum - want["sum"].as_f64().unwrap()).abs() < 1e-3);
 }
 
+fn fixture(name: &str) -> Value {
+    serde_json::from_slice(&std::fs::read(fixtures().join(name)).unwrap()).unwrap()
+}
+
+/// The comparison of `others` with `reference` on the prompts.
+fn agree(dir: &Path, reference: ModelSource, others: Vec<(String, ModelSource)>, rows: usize) -> Value {
+    inputs(dir);
+    let output = dir.join("agreement.json");
+    let packs = dir.join("packs.parquet");
+    let job = AgreementJob { reference: ("base".into(), reference), others, packs, rows, output: output.clone() };
+    agreement::agreement(&job, &Events::to(std::io::sink())).unwrap();
+    serde_json::from_slice(&std::fs::read(output).unwrap()).unwrap()
+}
+
+#[test]
+fn models_are_as_far_apart_as_transformers_finds_them() {
+    let (want, losses, dir) = (fixture("agreement/reference.json"), reference(), tempfile::tempdir().unwrap());
+    let model = |adapter| source(&fixtures().join("tiny-llama"), BaseWeights::Dense, adapter);
+    let found = agree(dir.path(), model(false), vec![("tuned".into(), model(true))], 100);
+    assert_eq!((&found["rows"], &found["trained_tokens"]), (&json!(8), &want["trained_tokens"]));
+    let near = |got: &Value, want: f64, what: &str| {
+        let got = got.as_f64().unwrap();
+        assert!((got / want - 1.0).abs() < 1e-4, "{what}: {got} {want}");
+    };
+    for name in ["base", "tuned"] {
+        let loss = losses[name]["loss_sum"].as_f64().unwrap() / losses[name]["trained_tokens"].as_f64().unwrap();
+        near(&found["models"][name]["loss"], loss, name);
+        near(&found["models"][name]["perplexity"], loss.exp(), name);
+    }
+    for measure in ["kl_divergence", "same_top", "mean_logit_difference", "max_logit_difference"] {
+        near(&found["models"]["tuned"][measure], want[measure].as_f64().unwrap(), measure);
+    }
+    let few = agree(dir.path(), model(false), vec![], 3);
+    assert_eq!((&few["rows"], &few["models"]["base"]["same_top"]), (&json!(3), &Value::Null));
+}
+
+#[test]
+fn a_merge_onto_four_bits_agrees_with_base_and_adapter() {
+    let dir = tempfile::tempdir().unwrap();
+    let nf4 = BaseWeights::Nf4 { double_quant: true };
+    let tuned = source(&fixtures().join("tiny-llama"), nf4, true);
+    let folders = [("merged", MergeBase::AsTrained), ("original", MergeBase::Original)].map(|(name, base)| {
+        run_merge(&dir.path().join(name), base, nf4);
+        (name.to_owned(), source(&dir.path().join(name), BaseWeights::Dense, false))
+    });
+    let found = agree(dir.path(), tuned, folders.to_vec(), 100);
+    let measure = |model: &str, name: &str| found["models"][model][name].as_f64().unwrap();
+    assert_eq!(measure("merged", "same_top"), 1.0);
+    assert!(measure("merged", "max_logit_difference") < 1e-4, "{found}");
+    // The adapter was trained for the rounded weights; the others are another model.
+    assert!(measure("original", "mean_logit_difference") > 0.01, "{found}");
+}
+
+#[test]
+fn weighted_adapters_add_up_as_in_peft() {
+    let want = fixture("weighted/reference.json");
+    let weights: Vec<f64> = serde_json::from_value(want["weights"].clone()).unwrap();
+    let folders = ["weighted/adapter", "generation/adapter"].map(|name| fixtures().join(name));
+    let dir = tempfile::tempdir().unwrap();
+    let job = |paths: &[PathBuf], weights: &[f64]| MergeJob {
+        model: source(&fixtures().join("tiny-llama"), BaseWeights::Dense, false),
+        adapters: paths.iter().zip(weights).map(|(path, &weight)| Weighted { path: path.clone(), weight }).collect(),
+        base: MergeBase::Original,
+        dtype: WeightType::F32,
+        max_shard_bytes: 1 << 30,
+        output: dir.path().to_owned(),
+    };
+    merge::merge(&job(&folders, &weights), &Events::to(std::io::sink())).unwrap();
+    let merged = ModelFiles::open(dir.path()).unwrap();
+    let mut values = Vec::new();
+    for (name, want) in want["tensors"].as_object().unwrap() {
+        merged.read_f32(name, &mut values).unwrap();
+        let first: Vec<f32> = serde_json::from_value(want["first"].clone()).unwrap();
+        values.iter().zip(&first).for_each(|(got, want)| assert!((got - want).abs() < 2e-6, "{name}: {got} {want}"));
+        let sum: f64 = values.iter().map(|v| f64::from(*v)).sum();
+        assert!((sum - want["sum"].as_f64().unwrap()).abs() < 1e-3, "{name}");
+    }
+    // One that turns the weights has no share.
+    let alone = dir.path().join("dora");
+    with_magnitudes(&folders[0], &alone);
+    let error = merge::merge(&job(&[folders[1].clone(), alone], &weights), &Events::to(std::io::sink())).unwrap_err();
+    assert!(error.is_input() && error.to_string().contains("DoRA"), "{error}");
+}
+
+/// The same adapter as DoRA's, every row of length one.
+fn with_magnitudes(folder: &Path, out: &Path) {
+    let bytes = std::fs::read(folder.join("adapter_model.safetensors")).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let ones = 1f32.to_le_bytes().repeat(1024);
+    let mut tensors = file.tensors();
+    for (name, outputs) in file.tensors().into_iter().map(|(name, tensor)| (name, tensor.shape()[0])) {
+        if let Some(module) = name.strip_suffix("B.weight") {
+            let (dtype, data) = (safetensors::Dtype::F32, &ones[..4 * outputs]);
+            let magnitude = safetensors::tensor::TensorView::new(dtype, vec![outputs], data).unwrap();
+            tensors.push((format!("{module}magnitude_vector"), magnitude));
+        }
+    }
+    std::fs::create_dir(out).unwrap();
+    safetensors::serialize_to_file(tensors, None, &out.join("adapter_model.safetensors")).unwrap();
+    let config = std::fs::read_to_string(folder.join("adapter_config.json")).unwrap();
+    let config = config.replace("\"use_dora\": false", "\"use_dora\": true");
+    std::fs::write(out.join("adapter_config.json"), config).unwrap();
+}
+
+#[test]
+fn importance_is_what_hooks_in_transformers_hear() {
+    let (want, dir) = (fixture("importance/reference.json"), tempfile::tempdir().unwrap());
+    inputs(dir.path());
+    let (output, model) = (dir.path().join("importance.gguf"), fixtures().join("tiny-llama"));
+    let job = ImportanceJob {
+        model: source(&model, BaseWeights::Dense, false),
+        packs: dir.path().join("packs.parquet"),
+        rows: 100,
+        output: output.clone(),
+    };
+    importance::importance(&job, &Events::to(std::io::sink())).unwrap();
+    let found = Importance::read(&output).unwrap();
+    let names = [
+        ("self_attn.q_proj", "attn_q"),
+        ("self_attn.k_proj", "attn_k"),
+        ("self_attn.v_proj", "attn_v"),
+        ("self_attn.o_proj", "attn_output"),
+        ("mlp.gate_proj", "ffn_gate"),
+        ("mlp.up_proj", "ffn_up"),
+        ("mlp.down_proj", "ffn_down"),
+    ];
+    assert_eq!(found.len(), want.as_object().unwrap().len());
+    for (name, want) in want.as_object().unwrap() {
+        let (layer, part) = name.strip_prefix("model.layers.").unwrap().split_once('.').unwrap();
+        let own = names.iter().find(|(theirs, _)| *theirs == part).unwrap().1;
+        let (count, sums): (f64, Vec<f64>) = serde_json::from_value(json!([want["count"], want["sums"]])).unwrap();
+        let means = found.mean_squares(&format!("blk.{layer}.{own}.weight")).unwrap();
+        assert_eq!(means.len(), sums.len(), "{name}");
+        for (got, want) in means.iter().zip(sums) {
+            assert!((f64::from(*got) * count / want - 1.0).abs() < 1e-4, "{name}: {got} {want}");
+        }
+    }
+    guides_the_encoders(dir.path(), &model, &output);
+}
+
+/// With it, what the model multiplies with the weights comes out closer.
+fn guides_the_encoders(dir: &Path, model: &Path, importance: &Path) {
+    let measured = Importance::read(importance).unwrap();
+    let original = ModelFiles::open(model).unwrap();
+    let mut errors = Vec::new();
+    for guide in [None, Some(importance.to_owned())] {
+        let out = dir.join(format!("{}.gguf", guide.is_some()));
+        let job =
+            QuantizeJob { model: model.to_owned(), outputs: vec![("q4_1".into(), out.clone())], importance: guide };
+        quantize::quantize(&job, &Events::to(std::io::sink())).unwrap();
+        let read = ModelFiles::open(&out).unwrap();
+        let (mut exact, mut rounded) = (Vec::new(), Vec::new());
+        let mut error = 0.0;
+        for (name, part) in [("mlp.down_proj", "ffn_down"), ("self_attn.o_proj", "attn_output")] {
+            let tensor = format!("model.layers.0.{name}.weight");
+            original.read_f32(&tensor, &mut exact).unwrap();
+            read.read_f32(&tensor, &mut rounded).unwrap();
+            let weights = measured.mean_squares(&format!("blk.0.{part}.weight")).unwrap();
+            let pairs = exact.iter().zip(&rounded).zip(weights.iter().cycle());
+            error += pairs.map(|((a, b), w)| f64::from((a - b).powi(2) * w)).sum::<f64>();
+        }
+        errors.push(error);
+    }
+    assert!(errors[1] < 0.9 * errors[0], "{errors:?}");
+}
+
 #[test]
 fn a_merged_qlora_model_answers_as_the_tuned_one_and_quantises() {
     let dir = tempfile::tempdir().unwrap();
@@ -272,13 +443,35 @@ fn a_merged_qlora_model_answers_as_the_tuned_one_and_quantises() {
         assert_eq!(std::fs::read(folder.join(file)).unwrap(), std::fs::read(again.join(file)).unwrap(), "{file}");
     }
     let out = dir.path().join("tiny.gguf");
-    let job = QuantizeJob { model: folder, outputs: vec![("q8_0".into(), out.clone())] };
+    let job = QuantizeJob { model: folder, outputs: vec![("q8_0".into(), out.clone())], importance: None };
     quantize::quantize(&job, &Events::to(std::io::sink())).unwrap();
     let (quantised, _) = run_eval(dir.path(), source(&out, BaseWeights::Dense, false), 8);
     assert!((loss(&quantised, "base") / loss(&merged, "base") - 1.0).abs() < 0.02);
-    let unknown = QuantizeJob { model: out, outputs: vec![("q9".into(), PathBuf::from("x"))] };
+    let unknown = QuantizeJob { model: out, outputs: vec![("q9".into(), PathBuf::from("x"))], importance: None };
     let error = quantize::quantize(&unknown, &Events::to(std::io::sink())).unwrap_err();
     assert!(error.is_input() && error.to_string().contains("q4_k_m"), "{error}");
+}
+
+/// A folder in bitsandbytes' layout is read as the weights that it was quantised to.
+fn reads_as_quantised(folder: &Path, kind: &str) {
+    let (original, read) =
+        (ModelFiles::open(&fixtures().join("tiny-llama")).unwrap(), ModelFiles::open(folder).unwrap());
+    let (mut values, mut own) = (Vec::new(), Vec::new());
+    for place in original.config().tensors() {
+        original.read_f32(&place.name, &mut values).unwrap();
+        read.read_f32(&place.name, &mut own).unwrap();
+        if place.is_quantised() {
+            let (rows, columns) = (place.shape[0], place.shape[1]);
+            let tensor = match kind {
+                "nf4" => Nf4::quantize(Format::Nf4, &values, rows, columns, true).dequantize(Kind::Float),
+                _ => Int8::quantize(&values, rows, columns).dequantize(Kind::Float),
+            };
+            // Four-bit weights are computed with in the type that the folder names, which is the tiny model's.
+            let tensor = if kind == "nf4" { tensor.to_kind(Kind::Half).to_kind(Kind::Float) } else { tensor };
+            values = Vec::try_from(tensor.reshape([-1])).unwrap();
+        }
+        assert_eq!(own, values, "{kind} {}", place.name);
+    }
 }
 
 #[test]
@@ -288,7 +481,8 @@ fn bitsandbytes_folders_hold_what_transformers_saves() {
     let dir = tempfile::tempdir().unwrap();
     for (kind, tensors) in want.as_object().unwrap() {
         let out = dir.path().join(kind);
-        let job = QuantizeJob { model: fixtures().join("tiny-llama"), outputs: vec![(kind.clone(), out.clone())] };
+        let outputs = vec![(kind.clone(), out.clone())];
+        let job = QuantizeJob { model: fixtures().join("tiny-llama"), outputs, importance: None };
         quantize::quantize(&job, &Events::to(std::io::sink())).unwrap();
         let bytes = std::fs::read(out.join("model.safetensors")).unwrap();
         let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
@@ -311,7 +505,6 @@ fn bitsandbytes_folders_hold_what_transformers_saves() {
         let config: Value = serde_json::from_slice(&std::fs::read(out.join("config.json")).unwrap()).unwrap();
         assert_eq!(config["quantization_config"]["quant_method"], "bitsandbytes");
         assert!(out.join("tokenizer.json").is_file());
-        let opened = ModelFiles::open(&out).unwrap_err();
-        assert!(opened.to_string().contains("quantization_config"), "{opened}");
+        reads_as_quantised(&out, kind);
     }
 }

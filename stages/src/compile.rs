@@ -17,7 +17,9 @@ use pipe_engine::plan::{Input, Kind, Node, NodeName};
 use pipe_engine::problem::{Problem, Severity};
 use pipe_engine::task::Task;
 
+use crate::companions::Companions;
 use crate::fetch::{self, HubKind, Need};
+use crate::importance;
 use crate::model::BaseModel;
 use crate::project::Project;
 use crate::recipe::{Recipe, Role, SplitName, Toggle};
@@ -131,24 +133,82 @@ fn model_nodes(
         let task = training::convert(recipe, model, companions.clone(), machine);
         nodes.push(node("convert", PUBLISHED, inputs, task));
     }
-    let merge = recipe.merge.as_ref().and_then(|toggle| toggle.on());
-    if let Some(section) = merge {
-        let inputs = adapter().into_iter().collect();
-        let task = training::merge(recipe, section, model, companions, machine);
-        nodes.push(node("merge", MODEL, inputs, task));
+    let made = Made { recipe, project, model, machine, whole, trains };
+    let merged = made.merge(companions, nodes);
+    made.quantize(merged, nodes)
+}
+
+/// What the stages after training are compiled from.
+struct Made<'a> {
+    recipe: &'a Recipe,
+    project: &'a Project,
+    model: &'a BaseModel,
+    machine: &'a Machine,
+    /// The base's own weights are trained, so that a model comes out, not an adapter.
+    whole: bool,
+    trains: bool,
+}
+
+impl Made<'_> {
+    /// The merge, and its comparison with base and adapter; whether there is one.
+    fn merge(&self, companions: Companions, nodes: &mut Vec<Node>) -> bool {
+        let Some(section) = self.recipe.merge.as_ref().and_then(|toggle| toggle.on()) else { return false };
+        let role = if self.whole { "model" } else { "adapter" };
+        let trained = || self.trains.then(|| input(role, "train", None, TRAINED));
+        let task = training::merge(self.recipe, self.project, section, self.model, companions, self.machine);
+        nodes.push(node("merge", MODEL, trained().into_iter().collect(), task));
+        let tuned = !self.whole && (self.trains || self.model.adapter.is_some());
+        if let Some((split, packs)) = held_out(self.recipe, nodes).filter(|_| tuned) {
+            let inputs = trained().into_iter().chain([input("merged", "merge", None, MODEL), packs]).collect();
+            let task = training::merge_agreement(self.recipe, section, self.model, self.machine, split);
+            nodes.extend(task.map(|task| node("merge.agreement", MEASURES, inputs, task)));
+        }
+        true
     }
-    if let Some(section) = recipe.quantize.as_ref().and_then(|toggle| toggle.on()) {
-        let merged = merge.is_some();
-        let from = match merged {
+
+    /// The quantised files, what guides them, and their comparison with what they were made of.
+    fn quantize(&self, merged: bool, nodes: &mut Vec<Node>) -> Result<(), Problem> {
+        let Some(section) = self.recipe.quantize.as_ref().and_then(|toggle| toggle.on()) else { return Ok(()) };
+        let from = || match merged {
             true => Some(input("model", "merge", None, MODEL)),
             // The published model, for it has the template that was trained with.
-            false => whole.then(|| input("model", "convert", None, PUBLISHED)),
+            false => self.whole.then(|| input("model", "convert", None, PUBLISHED)),
         };
-        let stands_alone = from.is_some();
-        let inputs = from.into_iter().collect();
-        nodes.push(node("quantize", PUBLISHED, inputs, training::quantize(section, model, machine, stands_alone)));
+        let task = training::quantize(section, self.project, self.model, self.machine, from().is_some());
+        let mut inputs: Vec<Input> = from().into_iter().collect();
+        if let Some(task) = training::importance(self.recipe, section, &task, self.machine) {
+            let Some(packs) = packs_of(nodes, "train") else {
+                let why = "the importance of weights is measured on training rows, and the recipe has none: name `datasets`, \
+                           or a `file` that holds it";
+                return Err(problem("needs-key", "quantize.importance", why.into()));
+            };
+            let from = from().into_iter().chain([packs]).collect();
+            nodes.push(node("quantize.importance", MEASURES, from, task));
+            inputs.push(input("importance", "quantize.importance", Some(importance::FILE), MEASURES));
+        }
+        let compared = held_out(self.recipe, nodes).and_then(|(split, packs)| {
+            let inputs = from().into_iter().chain([input("quantized", "quantize", None, PUBLISHED), packs]).collect();
+            let task = training::quantize_agreement(self.recipe, &task, section, self.machine, split)?;
+            Some(node("quantize.agreement", MEASURES, inputs, task))
+        });
+        nodes.push(node("quantize", PUBLISHED, inputs, task));
+        nodes.extend(compared);
+        Ok(())
     }
-    Ok(())
+}
+
+/// The packs of rows that were not trained on, and the split they are from; none where nothing is to be evaluated.
+fn held_out(recipe: &Recipe, nodes: &[Node]) -> Option<(&'static str, Input)> {
+    if recipe.eval.as_ref().is_some_and(|toggle| toggle.on().is_none()) {
+        return None;
+    }
+    ["test", "val"].into_iter().find_map(|split| Some((split, packs_of(nodes, split)?)))
+}
+
+fn packs_of(nodes: &[Node], split: &str) -> Option<Input> {
+    let name = format!("pack.{split}");
+    let there = nodes.iter().any(|node| node.name.as_str() == name);
+    there.then(|| input("packs", &name, Some("packs.parquet"), PACKS))
 }
 
 /// The base model a recipe names, wherever it is.

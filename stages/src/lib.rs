@@ -4,6 +4,7 @@
 //! [`compile`] turns a recipe into nodes of the engine's plan. Nothing here prints, chooses exit codes, or names libtorch:
 //! training, evaluation, merging and quantising are jobs for the worker ([`worker`]).
 
+mod agreement;
 mod alike;
 pub mod augment;
 pub mod chat;
@@ -17,6 +18,7 @@ pub mod fetch;
 mod fingerprint;
 pub mod generator;
 pub mod import;
+mod importance;
 pub mod ingest;
 pub mod inspect;
 pub mod memory;

@@ -22,8 +22,7 @@ impl BaseModel {
         let paths = pipe_files::weight_files(&self.path).unwrap_or_default();
         let mut files: Vec<SourceFile> = paths.into_iter().map(|path| whole("model", &self.path, path)).collect();
         if let Some(adapter) = &self.adapter {
-            let parts = ["adapter_config.json", "adapter_model.safetensors"];
-            files.extend(parts.map(|part| whole("adapter", adapter, adapter.join(part))));
+            files.extend(adapter_files("adapter", adapter));
         }
         files
     }
@@ -50,6 +49,12 @@ impl BaseModel {
             self.path.display()
         )))
     }
+}
+
+/// The files of a PEFT adapter.
+pub fn adapter_files(role: &str, folder: &Path) -> Vec<SourceFile> {
+    let parts = ["adapter_config.json", "adapter_model.safetensors"];
+    parts.map(|part| whole(role, folder, folder.join(part))).to_vec()
 }
 
 /// A source file that enters the key by its name within its folder, so that moving the folder changes nothing.

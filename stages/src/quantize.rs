@@ -1,7 +1,9 @@
 //! `quantize`: a model as GGUF files of the wanted types, or as folders in bitsandbytes' layout, tokenizer and chat template
 //! inside.
 
-use pipe_engine::task::{Context, Resources, SourceFile, Summary, Task, TaskError};
+use std::path::{Path, PathBuf};
+
+use pipe_engine::task::{Context, Resources, SourceFile, Summary, Task, TaskError, View};
 use pipe_job::QuantizeJob;
 use serde_json::{Value, json};
 
@@ -14,6 +16,8 @@ use crate::worker::Worker;
 #[derive(Clone, Debug, PartialEq)]
 pub struct Quantize {
     pub types: Vec<QuantType>,
+    /// An importance matrix that lies outside the store; one that was measured here is the input `importance`.
+    pub importance: Option<PathBuf>,
     /// Read when there is no `model` input.
     pub model: BaseModel,
     pub merged: bool,
@@ -34,14 +38,16 @@ impl Task for Quantize {
     }
 
     fn files(&self) -> Vec<SourceFile> {
+        let guide = |path: &PathBuf| SourceFile { role: "importance".into(), path: path.clone(), view: View::Whole };
+        let mut files: Vec<SourceFile> = self.importance.iter().map(guide).collect();
         if self.merged {
-            return Vec::new();
+            return files;
         }
-        let mut files = self.model.weight_sources();
+        files.extend(self.model.weight_sources());
         files.push(SourceFile {
             role: "tokenizer".into(),
             path: self.model.path.clone(),
-            view: pipe_engine::task::View::Part { name: "tokenizer-files", bytes: tokenizer_part },
+            view: View::Part { name: "tokenizer-files", bytes: tokenizer_part },
         });
         files
     }
@@ -58,12 +64,16 @@ impl Task for Quantize {
                 self.model.path.clone()
             }
         };
-        let file = |kind: &QuantType| {
-            let end = if kind.is_gguf() { ".gguf" } else { "" };
-            ctx.out().join(format!("model-{}{end}", kind.name()))
-        };
-        let outputs = self.types.iter().map(|kind| (kind.name(), file(kind))).collect();
-        let report = self.worker.run(pipe_job::Task::Quantize(Box::new(QuantizeJob { model, outputs })), ctx)?;
+        let outputs = self.types.iter().map(|kind| (kind.name(), ctx.out().join(file_name(*kind)))).collect();
+        let importance = ctx.input_opt("importance").map(Path::to_path_buf).or(self.importance.clone());
+        let job = QuantizeJob { model, outputs, importance };
+        let report = self.worker.run(pipe_job::Task::Quantize(Box::new(job)), ctx)?;
         Ok(report.into_summary())
     }
+}
+
+/// What a type's output is called in the node's folder.
+pub fn file_name(kind: QuantType) -> String {
+    let end = if kind.is_gguf() { ".gguf" } else { "" };
+    format!("model-{}{end}", kind.name())
 }

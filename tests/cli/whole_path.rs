@@ -56,7 +56,7 @@ fn a_recipe_from_rows_to_a_quantised_model() {
     let project = project();
     let said = project.pipe(&["run", "recipe.yml"]);
     assert_eq!(said.code, 0, "{}\n{}", said.stdout, said.stderr);
-    for word in ["perplexity (val)", "base", "tuned", "samples", "out/merged", "pipe chat out/merged"] {
+    for word in ["perplexity (val)", "base", "tuned", "samples", "out/merged", "pipe chat out/merged", "quantised ("] {
         assert!(said.stdout.contains(word), "no `{word}` in\n{}", said.stdout);
     }
     for file in [
@@ -68,12 +68,18 @@ fn a_recipe_from_rows_to_a_quantised_model() {
         assert!(project.path("work/out").join(file).is_file(), "{file}");
     }
     assert_eq!(project.run(&[]).executed, set(&[]));
-    let below = set(&["train", "eval", "convert", "merge", "quantize"]);
+    let below = set(&["train", "eval", "convert", "merge", "merge.agreement", "quantize", "quantize.agreement"]);
     let ran = project.run(&["--set", "learning_rate=0.02"]);
     assert_eq!(ran.executed, below);
     let metrics: Vec<_> = ran.events.iter().filter(|event| event["event"] == "metric").collect();
     assert!(!metrics.is_empty() && metrics.iter().all(|metric| metric["loss"].as_f64().unwrap() > 0.0));
-    assert_eq!(project.run(&["--set", "quantize.types=[f16]"]).executed, set(&["quantize"]));
+    what_was_made_agrees(&project, &ran);
+    let quantised = set(&["quantize", "quantize.agreement"]);
+    assert_eq!(project.run(&["--set", "quantize.types=[f16]"]).executed, quantised);
+    let few = ["--set", "quantize.agreement_rows=0", "--set", "merge={agreement_rows: 0}"];
+    assert_eq!(project.run(&few).executed, set(&[]));
+    assert!(!project.pipe(&[&["plan", "recipe.yml"], &few[..]].concat()).stdout.contains("agreement"));
+    importance_guides(&project);
     assert_eq!(project.run(&["--set", "output_dir=elsewhere"]).executed, set(&[]));
     assert_eq!(project.run(&["--set", "eval.samples=['Please stop']"]).executed, set(&["eval"]));
     let spelled =
@@ -83,6 +89,58 @@ fn a_recipe_from_rows_to_a_quantised_model() {
     damaged_results(&project, &project.run(&[]));
     template_goes_along(&project);
     weights_and_secrets(&project);
+}
+
+/// Merged and quantised models stand beside what they were made of, with measures that fit what was done to them.
+fn what_was_made_agrees(project: &Project, ran: &Ran) {
+    let table = |node: &str| {
+        let text = std::fs::read_to_string(project.output(ran, node).join("agreement.json")).unwrap();
+        serde_json::from_str::<serde_json::Value>(&text).unwrap()
+    };
+    let (merged, quantised) = (table("merge.agreement"), table("quantize.agreement"));
+    let rows = [&merged, &quantised].map(|table| table["rows"].as_u64().unwrap());
+    assert!(rows[0] > 0 && rows[0] <= 8 && rows[1] >= rows[0], "{rows:?}");
+    let number = |table: &serde_json::Value, model: &str, name: &str| table["models"][model][name].as_f64().unwrap();
+    // Merged weights are stored in 16 bits where the machine computes in them, else as they were.
+    assert!(number(&merged, "merged", "same_top") > 0.9, "{merged}");
+    assert!(number(&merged, "merged", "kl_divergence") < 0.01, "{merged}");
+    let perplexity = ["merged", "q8_0"].map(|model| number(&quantised, model, "perplexity"));
+    assert!((perplexity[1] / perplexity[0] - 1.0).abs() < 0.02, "{quantised}");
+    assert!(number(&quantised, "q8_0", "same_top") > 0.9, "{quantised}");
+    let eval = std::fs::read_to_string(project.path("work/out/eval/eval.json")).unwrap();
+    let eval: serde_json::Value = serde_json::from_str(&eval).unwrap();
+    let tuned = eval["models"]["tuned"]["val"]["perplexity"].as_f64().unwrap();
+    // All rows of the split are few enough to be measured here too.
+    assert!((perplexity[0] / tuned - 1.0).abs() < 0.01, "{perplexity:?} {tuned}");
+    let page = project.read("out/report.html");
+    assert!(page.contains("Merged and quantised") && page.contains("q8_0"));
+}
+
+/// An importance matrix of training rows changes the types of few bits; a file of it does the same.
+fn importance_guides(project: &Project) {
+    let with = |more: &[&str]| project.run(&[&["--set", "quantize.types=[q4_1]"], more].concat());
+    let bytes = |ran: &Ran| std::fs::read(project.output(ran, "quantize").join("model-q4_1.gguf")).unwrap();
+    let plain = with(&[]);
+    let guided = with(&["--set", "quantize.importance=true"]);
+    assert_eq!(guided.executed, set(&["quantize.importance", "quantize", "quantize.agreement"]));
+    assert!(bytes(&plain) != bytes(&guided));
+    let matrix = project.output(&guided, "quantize.importance").join("importance.gguf");
+    let ran = with(&["--set", &format!("quantize.importance.file={}", matrix.display())]);
+    assert_eq!(ran.executed, set(&["quantize"]), "the same bytes are not compared again");
+    assert!(bytes(&ran) == bytes(&guided));
+    let out = ["--type", "q4_1", "--output"];
+    let verb = |name: &str, more: &[&str]| {
+        let said = project.pipe(&[&["quantize", "out/merged"], &out[..], &[name], more].concat());
+        assert_eq!(said.code, 0, "{}", said.stderr);
+        std::fs::read(project.path("work").join(name)).unwrap()
+    };
+    assert!(verb("file.gguf", &["--importance", matrix.to_str().unwrap()]) == bytes(&guided));
+    let measured = verb("rows.gguf", &["--calibration", "rows.jsonl", "--calibration-type", "alpaca"]);
+    assert!(measured != bytes(&guided) && measured != bytes(&plain) && measured.len() == bytes(&guided).len());
+    let damaged =
+        project.pipe(&["quantize", "model", "--type", "q4_1", "--output", "x.gguf", "--importance", "rows.gguf"]);
+    assert_eq!(damaged.code, 2, "{}", damaged.stderr);
+    assert!(damaged.stderr.contains("importance matrix"), "{}", damaged.stderr);
 }
 
 /// A trained, merged or quantised result that was harmed is made again, with the same bytes, and nothing else is.
@@ -210,6 +268,7 @@ fn the_verbs_work_on_existing_folders() {
     let merge =
         project.pipe(&["merge", "model", "--adapter", "out/adapter", "--output", "whole", "--dtype", "float32"]);
     assert_eq!(merge.code, 0, "{}", merge.stderr);
+    adapters_add_up(&project);
     let quantize = project.pipe(&["quantize", "whole", "--type", "q8_0", "--output", "whole.gguf"]);
     assert_eq!(quantize.code, 0, "{}", quantize.stderr);
     let eval = ["eval", "whole.gguf", "--data", "rows.jsonl", "--type", "alpaca", "--sequence-len", "256", "--json"];
@@ -219,4 +278,38 @@ fn the_verbs_work_on_existing_folders() {
     let answer = ["chat", "whole", "--prompt", "Please list", "--temperature", "0", "--max-new-tokens", "4"];
     let said = project.pipe(&answer);
     assert_eq!(said.code, 0, "{}", said.stderr);
+}
+
+/// Twice half an adapter is the adapter; what cannot be added up is told before anything runs.
+fn adapters_add_up(project: &Project) {
+    let merge = |more: &[&str]| {
+        let args = ["merge", "model", "--dtype", "float32", "--adapter", "out/adapter", "--adapter", "out/adapter"];
+        project.pipe(&[&args[..], more].concat())
+    };
+    let said = merge(&["--weights", "1.5,-0.5", "--output", "halves"]);
+    assert_eq!((said.code, said.stderr.contains("warning")), (0, false), "{}", said.stderr);
+    assert_eq!(merge(&["--weights", "0,0", "--output", "untouched"]).code, 0);
+    let read = |folder: &str| up_projection(&project.path("work").join(folder).join("model.safetensors"));
+    let (once, halves, base) = (read("whole"), read("halves"), read("untouched"));
+    assert!(once.iter().zip(&halves).all(|(a, b)| (a - b).abs() < 1e-5));
+    assert!(once.iter().zip(&base).any(|(a, b)| (a - b).abs() > 1e-4));
+    let said = merge(&["--weights", "0.5", "--output", "none"]);
+    assert_eq!((said.code, said.stderr.contains("2 adapters")), (2, true), "{}", said.stderr);
+    // Another base's: its matrices do not fit.
+    let config = project.read("out/adapter/adapter_config.json");
+    copy_folder(&project.path("work/out/adapter"), &project.path("work/stranger"));
+    project.write("stranger/adapter_config.json", &config.replace("\"r\": 4", "\"r\": 8"));
+    let said =
+        project.pipe(&["merge", "model", "--adapter", "out/adapter", "--adapter", "stranger", "--output", "none"]);
+    assert_eq!((said.code, said.stderr.contains("stranger")), (2, true), "{}", said.stderr);
+}
+
+/// A weight of a float32 folder.
+fn up_projection(path: &std::path::Path) -> Vec<f32> {
+    let bytes = std::fs::read(path).unwrap();
+    let head = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let header: serde_json::Value = serde_json::from_slice(&bytes[8..head]).unwrap();
+    let place = &header["model.layers.0.mlp.up_proj.weight"]["data_offsets"];
+    let [from, to] = [0, 1].map(|end| head + place[end].as_u64().unwrap() as usize);
+    bytes[from..to].chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
 }

@@ -283,10 +283,13 @@ fn common(f: &Fields<'_>, family: &'static Family) -> Result<ModelConfig, FilesE
     })
 }
 
-/// Weights that are quantised in place would silently be computed wrongly.
+/// Weights that are quantised in a form that is not read here would silently be computed wrongly.
 fn refuse_quantised(f: &Fields<'_>) -> Result<(), FilesError> {
     let Some(q) = f.get(&["quantization_config"]) else { return Ok(()) };
     let method = q.get("quant_method").and_then(Json::as_str).unwrap_or("unknown");
+    if method == "bitsandbytes" {
+        return Ok(());
+    }
     let what = format!(
         "says the weights are already quantised ({method}); use the original weights or a GGUF of this model, \
          and let the recipe's load_in_4bit quantise them"

@@ -3,6 +3,7 @@
 //! Everything downstream sees one naming scheme (Hugging Face's) and one row order, whatever the source. This crate
 //! reads and writes bytes; it does no arithmetic on models, starts no process and must never depend on libtorch.
 
+mod bitsandbytes;
 mod blocks;
 mod bpe;
 mod config;
@@ -18,6 +19,7 @@ mod gguf;
 mod gguf_config;
 mod gguf_names;
 mod gguf_tokenizer;
+mod importance;
 mod kquants;
 mod mapped;
 mod mixture;
@@ -43,6 +45,7 @@ pub use error::FilesError;
 pub use families::{Family, GgufNames};
 pub use fingerprint::{chat_template_bytes, tokenizer_bytes, weight_files};
 pub use gguf::{Gguf, Value};
+pub use importance::Importance;
 pub use mixture::GgufKind;
 pub use model::{ModelFiles, Source};
 pub use parts::{Module, Part, Place, QkNorm, QkvLayout};

@@ -3,6 +3,7 @@
 //! Tensors carry Hugging Face's names and row order; GGUF's interleaved rotary rows are put back on reading. Nothing is
 //! kept in memory between reads.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use half::bf16;
@@ -10,6 +11,7 @@ use indexmap::IndexMap;
 use rayon::prelude::*;
 use safetensors::tensor::Dtype;
 
+use crate::bitsandbytes::{self, Coded, Quantised};
 use crate::blocks::TensorType;
 use crate::gguf::Gguf;
 use crate::mapped::Mapped;
@@ -47,6 +49,8 @@ struct Entry {
     transposed: bool,
     /// Taken off every stored value.
     excess: f32,
+    /// The weight as bitsandbytes holds it; there are no pieces then.
+    quantised: Option<Quantised>,
 }
 
 /// Consecutive rows of a stored tensor.
@@ -104,7 +108,10 @@ impl ModelFiles {
         let entry = self.entry(name)?;
         out.clear();
         out.resize(entry.shape.iter().product(), 0.0);
-        self.rows(entry, out, |dtype, src, dst| dtype.decode(src, dst));
+        match &entry.quantised {
+            Some(quantised) => quantised.decode(&self.files, out),
+            None => self.rows(entry, out, |dtype, src, dst| dtype.decode(src, dst)),
+        }
         if entry.transposed {
             *out = transposed(out, entry.shape[0]);
         }
@@ -117,7 +124,7 @@ impl ModelFiles {
     /// Reads a tensor as bf16 (round to nearest even), row-major, replacing `out`'s content.
     pub fn read_bf16(&self, name: &str, out: &mut Vec<bf16>) -> Result<(), FilesError> {
         let entry = self.entry(name)?;
-        if entry.excess != 0.0 {
+        if entry.excess != 0.0 || entry.quantised.is_some() {
             let mut wide = Vec::new();
             self.read_f32(name, &mut wide)?;
             *out = wide.into_iter().map(bf16::from_f32).collect();
@@ -150,8 +157,10 @@ impl ModelFiles {
 
     /// Drops a tensor's pages from resident memory after it was read: mapped files count as resident.
     pub fn release(&self, name: &str) {
-        for piece in self.tensors.get(name).into_iter().flat_map(|entry| &entry.pieces) {
-            self.files[piece.file].release(piece.offset, piece.len);
+        let Some(entry) = self.tensors.get(name) else { return };
+        let codes = entry.quantised.iter().map(|q| (q.codes.file, q.codes.offset, q.codes.len));
+        for (file, offset, len) in entry.pieces.iter().map(|piece| (piece.file, piece.offset, piece.len)).chain(codes) {
+            self.files[file].release(offset, len);
         }
     }
 
@@ -165,17 +174,28 @@ impl ModelFiles {
         }
         let config = ModelConfig::from_json(&config_path)?;
         let mut files = Vec::new();
-        let mut stored = IndexMap::new();
+        let (mut stored, mut coded) = (IndexMap::new(), HashMap::new());
         for file in shards::weight_files(path)? {
             let (mapped, tensors) = shards::open(&file)?;
             for t in tensors {
-                // Masks and the like that old checkpoints carry are no weights.
-                let Some(dtype) = float_type(t.dtype) else { continue };
-                stored.insert(t.name, Piece { shape: t.shape, dtype, file: files.len(), offset: t.offset, len: t.len });
+                let file = files.len();
+                match float_type(t.dtype) {
+                    Some(dtype) => {
+                        stored.insert(t.name, Piece { shape: t.shape, dtype, file, offset: t.offset, len: t.len });
+                    }
+                    // Quantised weights; or masks and the like that old checkpoints carry, which nobody asks for.
+                    None => {
+                        let (dtype, shape) = (t.dtype, t.shape);
+                        coded.insert(t.name, Coded { dtype, shape, file, offset: t.offset, len: t.len });
+                    }
+                }
             }
             files.push(mapped);
         }
-        let find = |place: &Place| in_folder(&config, &stored, place);
+        let floats = |name: &str| stored.get(name).map(|piece| piece.values(&files));
+        let codes = bitsandbytes::Folder { files: &files, coded: &coded, floats: &floats };
+        let find =
+            |place: &Place| in_folder(&config, &stored, place).or_else(|| codes.find(place).map(|q| q.entry(place)));
         let tensors = resolve(path, &config, find)?;
         Ok(Self { path: path.to_owned(), config, source: Source::Folder, files, tensors })
     }
@@ -228,6 +248,22 @@ impl ModelFiles {
     }
 }
 
+impl Piece {
+    /// What it holds.
+    fn values(&self, files: &[Mapped]) -> Vec<f32> {
+        let mut values = vec![0.0; self.shape.iter().product()];
+        self.dtype.decode(&files[self.file].bytes()[self.offset..self.offset + self.len], &mut values);
+        values
+    }
+}
+
+impl Quantised {
+    fn entry(self, place: &Place) -> Entry {
+        let (shape, pieces) = (place.shape.clone(), Vec::new());
+        Entry { shape, pieces, order: None, transposed: false, excess: 0.0, quantised: Some(self) }
+    }
+}
+
 /// Every tensor the network needs, in its order; anything missing or of another shape is an error.
 fn resolve(
     path: &Path,
@@ -249,6 +285,9 @@ fn resolve(
 
 /// The stored shape, where it is not what the network needs.
 fn misfit(entry: &Entry, place: &Place) -> Option<Vec<usize>> {
+    if entry.quantised.is_some() {
+        return None;
+    }
     let stored = if entry.transposed { place.stored_shape() } else { place.shape.clone() };
     let rows: usize = entry.pieces.iter().map(|piece| piece.shape[0]).sum();
     let rest = |shape: &[usize]| shape.get(1..).map(<[usize]>::to_vec).unwrap_or_default();
@@ -265,6 +304,7 @@ fn in_folder(config: &ModelConfig, stored: &IndexMap<String, Piece>, place: &Pla
         order: None,
         transposed: place.transposed,
         excess: 0.0,
+        quantised: None,
     };
     let bare = || place.name.split_once('.').and_then(|(_, rest)| stored.get(rest));
     if let Some(piece) = stored.get(&place.name).or_else(bare) {
@@ -299,7 +339,8 @@ fn in_gguf(config: &ModelConfig, stored: &IndexMap<String, Piece>, place: &Place
         None => pieces,
     };
     let excess = if spot.plus_one { 1.0 } else { 0.0 };
-    Some(Entry { shape: place.shape.clone(), pieces, order: spot.order, transposed: false, excess })
+    let shape = place.shape.clone();
+    Some(Entry { shape, pieces, order: spot.order, transposed: false, excess, quantised: None })
 }
 
 /// The `index`-th of `count` equal shares of a tensor's rows, all dimensions but the last counted as rows.

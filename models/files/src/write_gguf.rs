@@ -15,28 +15,35 @@ use crate::gguf::Value;
 use crate::mixture::{GgufKind, Mixture, Wanted};
 use crate::parts::Part;
 use crate::template_fingerprint::TemplateFingerprint;
-use crate::{FilesError, ModelConfig, ModelFiles, Source, gguf_config, gguf_names, gguf_tokenizer};
+use crate::{FilesError, Importance, ModelConfig, ModelFiles, Source, gguf_config, gguf_names, gguf_tokenizer};
 
 const ALIGNMENT: usize = 32;
 
+/// An entry of the tensor table.
+pub(crate) struct Listed {
+    pub name: String,
+    /// Slowest first.
+    pub shape: Vec<usize>,
+    pub kind: TensorType,
+}
+
 /// One tensor to write.
 struct Planned {
+    listed: Listed,
     /// Names to read by; their rows follow one another.
     sources: Vec<String>,
-    name: String,
-    shape: Vec<usize>,
-    kind: TensorType,
     /// For each row of the file, its place among the rows read; `None` where the order is the same.
     order: Option<Vec<usize>>,
     /// Added to every value.
     excess: f32,
 }
 
-/// Writes `model` as a GGUF of `kind` to `out`. `go_on` hears (tensors done, of how many) and stops the work by
+/// Writes `model` as a GGUF of `kind` to `out`, guided by the weights' importance where it was measured. `go_on` hears (tensors done, of how many) and stops the work by
 /// answering false; then nothing is left behind and the answer is false.
 pub fn write_gguf(
     model: &ModelFiles,
     kind: GgufKind,
+    importance: Option<&Importance>,
     out: &Path,
     go_on: &mut dyn FnMut(u64, u64) -> bool,
 ) -> Result<bool, FilesError> {
@@ -44,9 +51,9 @@ pub fn write_gguf(
         let what = format!("{} cannot be written as GGUF: {why}; use the merged folder", model.config().architecture);
         return Err(FilesError::unsupported(model.path(), what));
     }
-    let metadata = metadata(model, kind)?;
+    let metadata = metadata(model, kind, importance)?;
     let factors = gguf_config::rope_tensors(model.config());
-    let tensors = plan(model.config(), &Mixture::new(kind, model.config(), false));
+    let tensors = plan(model.config(), &Mixture::new(kind, model.config(), importance.is_some()));
     let mut partial = out.as_os_str().to_owned();
     partial.push(".partial");
     let partial = Path::new(&partial);
@@ -54,7 +61,7 @@ pub fn write_gguf(
     let mut file = BufWriter::with_capacity(1 << 20, file);
     let done = (|| {
         file.write_all(&head(&metadata, &tensors, &factors)).map_err(FilesError::write(partial))?;
-        write_tensors(model, &tensors, &factors, &mut file, partial, go_on)
+        write_tensors((model, importance), &tensors, &factors, &mut file, partial, go_on)
     })();
     let finished = match done {
         Ok(true) => {
@@ -72,23 +79,19 @@ pub fn write_gguf(
 }
 
 fn write_tensors(
-    model: &ModelFiles,
+    (model, importance): (&ModelFiles, Option<&Importance>),
     tensors: &[Planned],
     factors: &IndexMap<&'static str, Vec<f32>>,
     file: &mut impl Write,
     path: &Path,
     go_on: &mut dyn FnMut(u64, u64) -> bool,
 ) -> Result<bool, FilesError> {
-    let mut put = |bytes: &[u8]| {
-        file.write_all(bytes)
-            .and_then(|()| file.write_all(&[0; ALIGNMENT][..gap(bytes.len())]))
-            .map_err(FilesError::write(path))
-    };
+    let mut put = |bytes: Vec<u8>| file.write_all(&padded(bytes)).map_err(FilesError::write(path));
     for divisors in factors.values() {
         let bytes: Vec<u8> = divisors.iter().flat_map(|f| f.to_le_bytes()).collect();
-        put(&bytes)?;
+        put(bytes)?;
     }
-    let (mut values, mut part, mut bytes) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut values, mut part) = (Vec::new(), Vec::new());
     for (done, tensor) in tensors.iter().enumerate() {
         if !go_on(done as u64, tensors.len() as u64) {
             return Ok(false);
@@ -99,24 +102,30 @@ fn write_tensors(
             model.release(source);
             values.extend(part.iter().map(|value| value + tensor.excess));
         }
-        encode_rows(tensor, &values, &mut bytes);
-        put(&bytes)?;
+        let experts = if tensor.listed.shape.len() == 3 { tensor.listed.shape[0] } else { 1 };
+        let inputs = tensor.listed.shape.last().copied().unwrap_or(1);
+        let importance = importance.and_then(|importance| importance.of(&tensor.listed.name, experts, inputs));
+        put(encode_rows(tensor, &values, importance.as_deref()))?;
     }
     go_on(tensors.len() as u64, tensors.len() as u64);
     Ok(true)
 }
 
-/// Encodes a tensor on all threads, a few rows at a time.
-fn encode_rows(tensor: &Planned, values: &[f32], bytes: &mut Vec<u8>) {
-    let turned = tensor.shape.len() == 1 && tensor.order.is_some();
-    let width = if turned { 1 } else { tensor.shape.last().copied().unwrap_or(1) };
-    let stride = tensor.kind.bytes(width);
-    bytes.clear();
-    bytes.resize(tensor.kind.bytes(tensor.shape.iter().product()), 0);
+/// Encodes a tensor on all threads, a few rows at a time. `importance` is `[experts, inputs]`.
+fn encode_rows(tensor: &Planned, values: &[f32], importance: Option<&[f32]>) -> Vec<u8> {
+    let Listed { shape, kind, .. } = &tensor.listed;
+    let turned = shape.len() == 1 && tensor.order.is_some();
+    let width = if turned { 1 } else { shape.last().copied().unwrap_or(1) };
+    let stride = kind.bytes(width);
+    let mut bytes = vec![0; kind.bytes(shape.iter().product())];
+    // Rows of one expert share its importance.
+    let share = importance.map_or(1, |all| values.len() / width / (all.len() / width).max(1));
     bytes.par_chunks_mut(stride).with_min_len(4).enumerate().for_each(|(row, dst)| {
-        let from = tensor.order.as_ref().map_or(row, |order| order[row]) * width;
-        encode(tensor.kind, &values[from..from + width], None, dst);
+        let from = tensor.order.as_ref().map_or(row, |order| order[row]);
+        let importance = importance.map(|all| &all[from / share * width..][..width]);
+        encode(*kind, &values[from * width..(from + 1) * width], importance, dst);
     });
+    bytes
 }
 
 /// Every tensor in writing order with its type.
@@ -133,7 +142,7 @@ fn plan(config: &ModelConfig, mixture: &Mixture) -> Vec<Planned> {
                 let (name, excess) = (spot.names[0].clone(), if spot.plus_one { 1.0 } else { 0.0 });
                 let wanted = Wanted { name: &name, part: place.part, head: false, layer: place.layer, shape: &shape };
                 let kind = mixture.choose(&wanted);
-                Planned { sources: Vec::new(), name, shape, kind, order: None, excess }
+                Planned { listed: Listed { name, shape, kind }, sources: Vec::new(), order: None, excess }
             });
             own.sources.push(place.name);
             continue;
@@ -155,7 +164,8 @@ fn plan(config: &ModelConfig, mixture: &Mixture) -> Vec<Planned> {
             let kind = mixture.choose(&wanted);
             let excess = if spot.plus_one { 1.0 } else { 0.0 };
             let sources = vec![place.name.clone()];
-            planned.insert(name.clone(), Planned { sources, name: name.clone(), shape, kind, order, excess });
+            let listed = Listed { name: name.clone(), shape, kind };
+            planned.insert(name.clone(), Planned { listed, sources, order, excess });
         }
     }
     planned.into_values().collect()
@@ -168,16 +178,27 @@ fn inverse(order: &[usize]) -> Vec<usize> {
     out
 }
 
-/// Header, metadata and tensor table, padded so that data may follow.
+/// Header, metadata and tensor table: the model's own rotary divisors first.
 fn head(
     metadata: &IndexMap<String, Value>,
     tensors: &[Planned],
     factors: &IndexMap<&'static str, Vec<f32>>,
 ) -> Vec<u8> {
+    let divisors = factors.iter().map(|(name, divisors)| Listed {
+        name: (*name).to_owned(),
+        shape: vec![divisors.len()],
+        kind: TensorType::F32,
+    });
+    let divisors: Vec<Listed> = divisors.collect();
+    header(metadata, &divisors.iter().chain(tensors.iter().map(|tensor| &tensor.listed)).collect::<Vec<_>>())
+}
+
+/// Header, metadata and tensor table, padded so that data may follow.
+pub(crate) fn header(metadata: &IndexMap<String, Value>, tensors: &[&Listed]) -> Vec<u8> {
     let mut out = Vec::new();
     out.extend(b"GGUF");
     out.extend(3u32.to_le_bytes());
-    out.extend(((tensors.len() + factors.len()) as u64).to_le_bytes());
+    out.extend((tensors.len() as u64).to_le_bytes());
     out.extend((metadata.len() as u64).to_le_bytes());
     for (key, value) in metadata {
         put_text(&mut out, key);
@@ -185,7 +206,7 @@ fn head(
         put_value(&mut out, value);
     }
     let mut offset = 0u64;
-    let mut entry = |name: &str, shape: &[usize], kind: TensorType| {
+    for Listed { name, shape, kind } in tensors {
         put_text(&mut out, name);
         out.extend((shape.len() as u32).to_le_bytes());
         shape.iter().rev().for_each(|d| out.extend((*d as u64).to_le_bytes()));
@@ -193,11 +214,14 @@ fn head(
         out.extend(offset.to_le_bytes());
         let size = kind.bytes(shape.iter().product());
         offset += (size + gap(size)) as u64;
-    };
-    factors.iter().for_each(|(name, divisors)| entry(name, &[divisors.len()], TensorType::F32));
-    tensors.iter().for_each(|t| entry(&t.name, &t.shape, t.kind));
-    out.resize(out.len() + gap(out.len()), 0);
-    out
+    }
+    padded(out)
+}
+
+/// With zeros up to where the next part may begin.
+pub(crate) fn padded(mut bytes: Vec<u8>) -> Vec<u8> {
+    bytes.resize(bytes.len() + gap(bytes.len()), 0);
+    bytes
 }
 
 fn gap(size: usize) -> usize {
@@ -232,17 +256,28 @@ fn put_value(out: &mut Vec<u8>, value: &Value) {
 }
 
 /// The file's metadata: a GGUF source's own, or written from the configuration and tokenizer of a folder.
-fn metadata(model: &ModelFiles, kind: GgufKind) -> Result<IndexMap<String, Value>, FilesError> {
+fn metadata(
+    model: &ModelFiles,
+    kind: GgufKind,
+    importance: Option<&Importance>,
+) -> Result<IndexMap<String, Value>, FilesError> {
     let mut all = match model.source() {
         Source::Gguf(gguf) => {
             let mut own = gguf.metadata.clone();
-            own.retain(|key, _| !key.starts_with("split.") && key != "general.alignment");
+            own.retain(|key, _| {
+                !key.starts_with("split.") && !key.starts_with("quantize.imatrix.") && key != "general.alignment"
+            });
             own
         }
         Source::Folder => described(model)?,
     };
     all.insert("general.file_type".to_owned(), Value::U32(kind.file_type()));
     all.insert("general.quantization_version".to_owned(), Value::U32(2));
+    if let Some(importance) = importance {
+        let count = |n: usize| Value::I32(i32::try_from(n).unwrap_or(i32::MAX));
+        all.insert("quantize.imatrix.entries_count".to_owned(), count(importance.len()));
+        all.insert("quantize.imatrix.chunks_count".to_owned(), count(importance.chunks() as usize));
+    }
     Ok(all)
 }
 
@@ -279,19 +314,21 @@ mod tests {
                 for (way, want) in ways.as_object().ok_or("ways")? {
                     let own = GgufKind::named(kind).ok_or("kind")?;
                     let planned = plan(&config, &Mixture::new(own, &config, way == "guided"));
-                    let matrices = planned.iter().filter(|t| t.shape.len() > 1 && t.kind != TensorType::F32);
+                    let matrices =
+                        planned.iter().filter(|t| t.listed.shape.len() > 1 && t.listed.kind != TensorType::F32);
                     let mut count = 0;
                     for tensor in matrices {
-                        let listed =
-                            |names: &Json| names.as_array().is_some_and(|all| all.iter().any(|n| n == &tensor.name));
+                        let listed = |names: &Json| {
+                            names.as_array().is_some_and(|all| all.iter().any(|n| n == &tensor.listed.name))
+                        };
                         let other = want["others"].as_object().ok_or("others")?.iter().find(|(_, names)| listed(names));
                         let kind_there = other.map_or_else(|| text(&want["main"]), |(kind, _)| kind.clone());
-                        let kind_here = format!("{:?}", tensor.kind).to_ascii_lowercase().replace('_', "");
+                        let kind_here = format!("{:?}", tensor.listed.kind).to_ascii_lowercase().replace('_', "");
                         assert_eq!(
                             kind_here,
                             kind_there.to_ascii_lowercase().replace('_', ""),
                             "{name} {kind} {way} {}",
-                            tensor.name
+                            tensor.listed.name
                         );
                         count += 1;
                     }

@@ -66,7 +66,7 @@ fn compare(a: &ModelFiles, b: &ModelFiles) -> (f32, f64) {
 }
 
 fn gguf(model: &ModelFiles, kind: GgufKind, out: &Path) -> ModelFiles {
-    assert!(write_gguf(model, kind, out, &mut |_, _| true).unwrap());
+    assert!(write_gguf(model, kind, None, out, &mut |_, _| true).unwrap());
     ModelFiles::open(out).unwrap()
 }
 
@@ -122,7 +122,7 @@ fn every_family_survives_gguf_and_a_folder() {
         family(&case, &source);
         let source = ModelFiles::open(&source).unwrap();
         let out = dir.join(&name).join("model.gguf");
-        let file = match write_gguf(&source, GgufKind::F32, &out, &mut |_, _| true) {
+        let file = match write_gguf(&source, GgufKind::F32, None, &out, &mut |_, _| true) {
             Ok(_) => ModelFiles::open(&out).unwrap_or_else(|e| panic!("{name}: {e}")),
             // What GGUF has no keys for is refused, and only that.
             Err(error) => {
@@ -170,7 +170,7 @@ fn equal_input_gives_equal_bytes_and_a_stopped_write_leaves_nothing() {
     gguf(&source, GgufKind::Q4KM, &b);
     assert_eq!(std::fs::read(a).unwrap(), std::fs::read(b).unwrap());
     let stopped = dir.join("stopped.gguf");
-    assert!(!write_gguf(&source, GgufKind::Q8_0, &stopped, &mut |done, _| done < 3).unwrap());
+    assert!(!write_gguf(&source, GgufKind::Q8_0, None, &stopped, &mut |done, _| done < 3).unwrap());
     let left = std::fs::read_dir(&dir)
         .unwrap()
         .filter(|e| e.as_ref().is_ok_and(|e| e.file_name().to_string_lossy().starts_with("stopped")));

@@ -14,7 +14,10 @@ mod train;
 
 pub use adapter::{Adapter, Freeze, Init, Lora, Targets};
 pub use event::{Event, Metric};
-pub use model::{Asked, EvalJob, Generation, MergeBase, MergeJob, ModelSource, QuantizeJob, WeightType};
+pub use model::{
+    AgreementJob, Asked, EvalJob, Generation, ImportanceJob, MergeBase, MergeJob, ModelSource, QuantizeJob, WeightType,
+    Weighted,
+};
 pub use optimizer::{LoraPlus, Optimizer, OptimizerKind, Schedule, ScheduleKind, Warmup};
 pub use serve::{Ask, End, Sampling, ServeJob};
 pub use train::{
@@ -50,6 +53,8 @@ pub enum Task {
     Eval(Box<EvalJob>),
     Merge(Box<MergeJob>),
     Quantize(Box<QuantizeJob>),
+    Agreement(Box<AgreementJob>),
+    Importance(Box<ImportanceJob>),
     Serve(Box<ServeJob>),
 }
 

@@ -86,14 +86,39 @@ pub enum MergeBase {
     Original,
 }
 
-/// Merge an adapter into its base; writes a Hugging Face folder's weights and `config.json`.
+/// An adapter and how much of it is merged.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Weighted {
+    pub path: PathBuf,
+    /// What its change of the weights is multiplied with; 1 for all of it.
+    pub weight: f64,
+}
+
+/// Merge adapters into their base; writes a Hugging Face folder's weights and `config.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MergeJob {
+    /// The base; its `adapter` is `None`.
     pub model: ModelSource,
+    pub adapters: Vec<Weighted>,
     pub base: MergeBase,
     pub dtype: WeightType,
     /// Largest shard in bytes.
     pub max_shard_bytes: u64,
+    pub output: PathBuf,
+}
+
+/// Compare models with one of which they should be as good as copies, on the same rows, at the trained positions.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AgreementJob {
+    /// What the others are compared with, and its name.
+    pub reference: (String, ModelSource),
+    pub others: Vec<(String, ModelSource)>,
+    /// Packed Parquet file.
+    pub packs: PathBuf,
+    /// Documents at most.
+    pub rows: usize,
+    /// JSON to write: `rows`, `trained_tokens`, `reference` and, by `models`' names, `loss`, `perplexity` and for the others
+    /// `kl_divergence`, `same_top`, `mean_logit_difference` and `max_logit_difference`.
     pub output: PathBuf,
 }
 
@@ -103,4 +128,19 @@ pub struct QuantizeJob {
     pub model: PathBuf,
     /// GGUF type name in lower case (`q8_0`, `q4_k_m`, `f16`...) and the file to write, or `nf4` or `int8` and the folder.
     pub outputs: Vec<(String, PathBuf)>,
+    /// An importance matrix as llama.cpp has it, which guides the GGUF types that have few bits.
+    #[serde(default)]
+    pub importance: Option<PathBuf>,
+}
+
+/// Measure the importance of a model's weights on rows.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ImportanceJob {
+    pub model: ModelSource,
+    /// Packed Parquet file.
+    pub packs: PathBuf,
+    /// Documents at most.
+    pub rows: usize,
+    /// The importance matrix to write.
+    pub output: PathBuf,
 }

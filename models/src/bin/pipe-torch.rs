@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use pipe_job::{Event, Job, Task};
 use pipe_models::error::first_line;
 use pipe_models::events::Events;
-use pipe_models::{ModelError, Result, device, eval, merge, quantize, serve, train};
+use pipe_models::{ModelError, Result, agreement, device, eval, importance, merge, quantize, serve, train};
 
 fn main() -> ExitCode {
     device::prepare_process();
@@ -46,6 +46,8 @@ fn work(events: &Events) -> Result<()> {
         Task::Eval(job) => eval::eval(job, events),
         Task::Merge(job) => merge::merge(job, events),
         Task::Quantize(job) => quantize::quantize(job, events),
+        Task::Agreement(job) => agreement::agreement(job, events),
+        Task::Importance(job) => importance::importance(job, events),
         Task::Serve(job) => serve::serve(job, &commands, events),
     }
 }

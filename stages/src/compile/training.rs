@@ -13,18 +13,20 @@ use pipe_job::{
 };
 
 use super::{Machine, continued, data};
+use crate::agreement::{Agreement, Compared};
 use crate::companions::Companions;
 use crate::convert::Convert;
 use crate::eval::{Answering, Eval, TrainingSamples};
 use crate::fingerprint::Written;
+use crate::importance::Importance;
 use crate::merge::Merge;
 use crate::model::BaseModel;
 use crate::project::Project;
 use crate::quantize::Quantize;
 use crate::recipe::{
-    AdapterName, Anneal, AutoFlag, Checkpointing, EvalSection, FourBit, InitLoraWeights, MergeOnto, MergeSection,
-    Metric, OptimizerName, QuantType, QuantizeSection, Recipe, Resume, SchedulerName, SplitName, Strategy,
-    Targets as Named, parse_size,
+    AdapterName, Anneal, AutoFlag, Checkpointing, EvalSection, FourBit, ImportanceSection, InitLoraWeights,
+    MergeAdapter, MergeOnto, MergeSection, Metric, OptimizerName, QuantType, QuantizeSection, Recipe, Resume,
+    SchedulerName, SplitName, Strategy, Targets as Named, parse_size,
 };
 use crate::train::Train;
 
@@ -34,6 +36,11 @@ const MAX_NEW_TOKENS: u64 = 128;
 const RESAMPLES: u64 = 1000;
 /// Rows answered together when nothing is said.
 const ANSWER_BATCH: u64 = 32;
+/// Rows on which a merged model, and quantised ones, are compared when nothing is said.
+const MERGE_ROWS: u64 = 8;
+const QUANTIZE_ROWS: u64 = 32;
+/// Rows on which the importance of weights is measured when nothing is said.
+const IMPORTANCE_ROWS: u64 = 128;
 /// Checkpoints kept when nothing is said; Axolotl's default.
 const KEPT_CHECKPOINTS: u64 = 4;
 
@@ -171,12 +178,17 @@ pub fn convert(recipe: &Recipe, model: &BaseModel, companions: Companions, machi
 
 pub fn merge(
     recipe: &Recipe,
+    project: &Project,
     section: &MergeSection,
     model: &BaseModel,
     companions: Companions,
     machine: &Machine,
 ) -> Merge {
     let own = own_type(recipe, machine);
+    let further = |adapter: &MergeAdapter| {
+        let path = project.resolve(adapter.path.as_deref().unwrap_or_default());
+        (path, adapter.weight.unwrap_or(1.0))
+    };
     let size = section.max_shard_size.as_deref().and_then(parse_size);
     Merge {
         dtype: section.dtype.map_or(own, |dtype| dtype.weight_type()),
@@ -185,6 +197,8 @@ pub fn merge(
             Some(MergeOnto::AsTrained) | None => MergeBase::AsTrained,
         },
         max_shard_bytes: size.unwrap_or(5_000_000_000),
+        weight: section.weight.unwrap_or(1.0),
+        further: section.adapters.iter().flatten().map(further).collect(),
         weights: base_weights(recipe),
         compute: compute(recipe, machine),
         companions,
@@ -201,9 +215,78 @@ fn own_type(recipe: &Recipe, machine: &Machine) -> WeightType {
     }
 }
 
-pub fn quantize(section: &QuantizeSection, model: &BaseModel, machine: &Machine, merged: bool) -> Quantize {
+pub fn quantize(
+    section: &QuantizeSection,
+    project: &Project,
+    model: &BaseModel,
+    machine: &Machine,
+    merged: bool,
+) -> Quantize {
     let types = section.types.clone().unwrap_or_else(|| vec![QuantType::Q8_0]);
-    Quantize { types, model: model.clone(), merged, worker: machine.worker.clone() }
+    let file = importance_section(section).and_then(|own| own.file.as_deref());
+    let importance = file.map(|file| project.resolve(file));
+    Quantize { types, importance, model: model.clone(), merged, worker: machine.worker.clone() }
+}
+
+fn importance_section(section: &QuantizeSection) -> Option<&ImportanceSection> {
+    section.importance.as_ref().and_then(|toggle| toggle.on())
+}
+
+/// Measuring the importance of weights on training rows, where it is wanted and not there already.
+pub fn importance(
+    recipe: &Recipe,
+    section: &QuantizeSection,
+    quantize: &Quantize,
+    machine: &Machine,
+) -> Option<Importance> {
+    let own = importance_section(section).filter(|own| own.file.is_none())?;
+    Some(Importance {
+        rows: own.rows.unwrap_or(IMPORTANCE_ROWS) as usize,
+        compute: compute(recipe, machine),
+        model: quantize.model.clone(),
+        merged: quantize.merged,
+        worker: machine.worker.clone(),
+    })
+}
+
+/// The comparison of a merged model with base and adapter; none where the base was merged as it is.
+pub fn merge_agreement(
+    recipe: &Recipe,
+    section: &MergeSection,
+    model: &BaseModel,
+    machine: &Machine,
+    split: &'static str,
+) -> Option<Agreement> {
+    let base = base_weights(recipe);
+    let rows = section.agreement_rows.unwrap_or(MERGE_ROWS) as usize;
+    let alone = section.adapters.is_none() && section.weight.is_none_or(|weight| weight == 1.0);
+    let compared = rows > 0 && alone && base != BaseWeights::Dense && section.base != Some(MergeOnto::Original);
+    compared.then(|| agreement(recipe, model, machine, split, rows, Compared::Merged { base }))
+}
+
+/// The comparison of quantised files with the model that they were made of.
+pub fn quantize_agreement(
+    recipe: &Recipe,
+    quantize: &Quantize,
+    section: &QuantizeSection,
+    machine: &Machine,
+    split: &'static str,
+) -> Option<Agreement> {
+    let rows = section.agreement_rows.unwrap_or(QUANTIZE_ROWS) as usize;
+    let of = Compared::Quantised { types: quantize.types.clone(), merged: quantize.merged };
+    (rows > 0).then(|| agreement(recipe, &quantize.model, machine, split, rows, of))
+}
+
+fn agreement(
+    recipe: &Recipe,
+    model: &BaseModel,
+    machine: &Machine,
+    split: &'static str,
+    rows: usize,
+    of: Compared,
+) -> Agreement {
+    let (model, worker) = (model.clone(), machine.worker.clone());
+    Agreement { of, rows, compute: compute(recipe, machine), split, model, worker }
 }
 
 /// The arithmetic type: `bf16: auto` is bf16 where the machine has instructions for it, else float32.

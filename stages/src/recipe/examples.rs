@@ -37,8 +37,13 @@ const EXAMPLES: &[(&str, Examples)] = &[
     ("EvalSection", EVAL),
     ("Check", CHECK),
     ("ChoiceSection", CHOICES),
-    ("MergeSection", &[("max_shard_size", "\"5GB\"")]),
-    ("QuantizeSection", &[("types", "[\"q8_0\", \"q4_k_m\"]")]),
+    (
+        "MergeSection",
+        &[("max_shard_size", "\"5GB\""), ("adapters", "[{\"path\": \"out/other/adapter\", \"weight\": 0.3}]")],
+    ),
+    ("MergeAdapter", &[("path", "\"out/other/adapter\""), ("weight", "0.3")]),
+    ("QuantizeSection", &[("types", "[\"q8_0\", \"q4_k_m\"]"), ("importance", "true")]),
+    ("ImportanceSection", &[("rows", "128"), ("file", "\"imatrix.gguf\"")]),
     ("ReportSection", &[("title", "\"Mistral on alpaca\""), ("samples", "3")]),
     ("ResourcesSection", &[("cores", "4"), ("memory", "\"8GB\""), ("gpus", "1")]),
 ];

@@ -32,6 +32,7 @@ pub(super) fn check(facts: &mut Facts<'_>) {
             one(facts, "clean.contamination_files", path, "data");
         }
     }
+    merged_and_quantised(facts);
     if let Some(eval) = recipe.eval.as_ref().and_then(|toggle| toggle.on()) {
         for path in eval.general.iter().flat_map(|files| &files.0) {
             one(facts, "eval.general", path, "text");
@@ -67,6 +68,31 @@ pub(super) fn check(facts: &mut Facts<'_>) {
             let role = if list == "datasets" { Role::Train } else { Role::Test };
             rows(facts, &at, dataset, role);
         }
+    }
+}
+
+/// What goes into merged and quantised models besides what is trained.
+fn merged_and_quantised(facts: &mut Facts<'_>) {
+    let recipe = facts.recipe;
+    let merge = recipe.merge.as_ref().and_then(|toggle| toggle.on());
+    for (i, adapter) in merge.iter().flat_map(|section| section.adapters.iter().flatten()).enumerate() {
+        match &adapter.path {
+            Some(path) => one(facts, &format!("merge.adapters[{i}].path"), path, "adapter"),
+            None => {
+                let message = "`path` is missing: the folder of the adapter to merge".to_string();
+                facts.error(
+                    "missing-key",
+                    &format!("merge.adapters[{i}].path"),
+                    message,
+                    Some("path: DIR".to_string()),
+                );
+            }
+        }
+    }
+    let quantize = recipe.quantize.as_ref().and_then(|toggle| toggle.on());
+    let importance = quantize.and_then(|section| section.importance.as_ref()?.on()?.file.as_ref());
+    if let Some(path) = importance {
+        one(facts, "quantize.importance.file", path, "importance matrix");
     }
 }
 

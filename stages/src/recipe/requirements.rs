@@ -29,8 +29,10 @@ pub(super) fn insert(schema: &mut Value) {
         })
         .collect();
     schema["allOf"] = json!(rules);
-    if let Some(dataset) = schema.pointer_mut("/$defs/Dataset") {
-        dataset["allOf"] = json!([written(&["path"])]);
+    for definition in ["Dataset", "MergeAdapter"] {
+        if let Some(listed) = schema.pointer_mut(&format!("/$defs/{definition}")) {
+            listed["allOf"] = json!([written(&["path"])]);
+        }
     }
     if let Some(endpoint) = schema.pointer_mut("/$defs/EndpointSection") {
         endpoint["allOf"] = json!([written(&["url", "model"])]);

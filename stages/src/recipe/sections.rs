@@ -3,6 +3,8 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::values::Toggle;
+
 /// The three parts of the rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -10,6 +12,17 @@ pub enum SplitName {
     Train,
     Val,
     Test,
+}
+
+/// An adapter that is folded in beside the recipe's own.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct MergeAdapter {
+    /// Its PEFT folder.
+    pub path: Option<String>,
+    /// What its change of the weights is multiplied with.
+    #[schemars(extend("default" = 1.0))]
+    pub weight: Option<f64>,
 }
 
 /// Fold the adapter into the base weights.
@@ -24,6 +37,16 @@ pub struct MergeSection {
     /// Which base the adapter is folded into.
     #[schemars(extend("default" = "as_trained"))]
     pub base: Option<MergeOnto>,
+    /// Further adapters of the same base. The merged weights are the base's plus the sum of `weight * scale * B A`, as PEFT's
+    /// `add_weighted_adapter` has it for `combination_type: cat`.
+    pub adapters: Option<Vec<MergeAdapter>>,
+    /// What the change of the adapter that is trained here, or of `lora_model_dir`, is multiplied with.
+    #[schemars(extend("default" = 1.0))]
+    pub weight: Option<f64>,
+    /// Where the base was quantised: held-out rows on which the merged model is compared with base and adapter, loss and logits.
+    /// 0 for no comparison, and none with `eval: false`.
+    #[schemars(extend("default" = 8))]
+    pub agreement_rows: Option<u64>,
 }
 
 /// Which base weights a merge uses.
@@ -68,6 +91,25 @@ pub struct ConvertSection {
 pub struct QuantizeSection {
     /// One output per type; `[q8_0]` when unset.
     pub types: Option<Vec<QuantType>>,
+    /// Held-out rows on which every output is compared with the model it was made of: perplexity of both, and how far the logits
+    /// are apart. The first rows of the test split, or of the validation split where there is none. 0 for no comparison, and none
+    /// with `eval: false`.
+    #[schemars(extend("default" = 32))]
+    pub agreement_rows: Option<u64>,
+    /// Measures on training rows which columns of the weights count most, and keeps those best in the GGUF types that have few bits
+    /// (an importance matrix). The other types come out as without.
+    pub importance: Option<Toggle<ImportanceSection>>,
+}
+
+/// Where the importance of weights is taken from.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ImportanceSection {
+    /// Training rows it is measured on, the first ones.
+    #[schemars(extend("default" = 128), range(min = 1))]
+    pub rows: Option<u64>,
+    /// An importance matrix that is there already: a GGUF file of llama-imatrix, or of an earlier run.
+    pub file: Option<String>,
 }
 
 /// GGUF types, and bitsandbytes' two.

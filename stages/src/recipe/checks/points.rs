@@ -166,4 +166,11 @@ fn sections(facts: &mut Facts<'_>) {
             "train: true, or lora_model_dir",
         );
     }
+    let whole = recipe.train != Some(false) && recipe.adapter.is_none();
+    for key in ["adapters", "weight"] {
+        if whole && facts.written(&format!("merge.{key}")) && facts.sound(&["adapter"]) {
+            let message = format!("`merge.{key}` adds up adapters, and the base model's own weights are trained here");
+            facts.error("unfit-value", &format!("merge.{key}"), message, Some("adapter: lora".to_string()));
+        }
+    }
 }
