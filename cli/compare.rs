@@ -56,11 +56,12 @@ pub fn compare(args: &EvalArgs) -> Outcome {
     let pairs = answered(args, &store, &cancel)?;
     if let Some(path) = &own.sheet {
         let written = write_sheet(&pairs, path)?;
+        let alike = pairs.len() as u64 - written;
+        let alike = if alike > 0 { format!(" ({} more are answered alike)", count(alike)) } else { String::new() };
         report::note(&format!(
-            "wrote {} of {} pairs to {}; the others are answered alike. Put 1, 2 or tie into the last column, then run this again with --verdicts",
+            "wrote {} pairs to {}{alike}; put 1, 2 or tie into the last column, then run this again with --verdicts",
             count(written),
-            count(pairs.len() as u64),
-            path.display()
+            path.display(),
         ));
         return Ok(());
     }
