@@ -1,5 +1,6 @@
 //! A kill at any moment loses nothing but the node in flight.
 
+use std::io::{BufRead, BufReader};
 use std::time::Duration;
 
 use super::harness::{Project, rows, set};
@@ -29,8 +30,15 @@ fn a_killed_run_is_carried_on() {
 fn an_interrupted_run_says_so_and_goes_on() {
     let project = Project::with_data_recipe();
     project.write("rows.jsonl", &rows(0..20_000));
-    let mut child = project.start(&["run", "recipe.yml", "--quiet"]);
-    std::thread::sleep(Duration::from_millis(60));
+    let mut child = project.start_telling(&["run", "recipe.yml", "--json"]);
+    let mut events = BufReader::new(child.stdout.take().unwrap());
+    // The handler is there before the first node begins.
+    let mut first = String::new();
+    while !first.contains("node_started") {
+        first.clear();
+        assert!(events.read_line(&mut first).unwrap() > 0, "it ended before a node began");
+    }
+    let rest = std::thread::spawn(move || std::io::copy(&mut events, &mut std::io::sink()));
     let id = child.id().to_string();
     std::process::Command::new("kill").args(["-INT", &id]).status().unwrap();
     let began = std::time::Instant::now();
@@ -38,6 +46,7 @@ fn an_interrupted_run_says_so_and_goes_on() {
     // A quick machine may have been done by then.
     assert!(code == Some(130) || code == Some(0), "{code:?}");
     assert!(began.elapsed() < Duration::from_secs(3));
+    rest.join().unwrap().unwrap();
     assert_eq!(project.run(&[]).code, 0);
 }
 
