@@ -48,9 +48,7 @@ pub fn run(plan: &Plan, stage: &str, inputs: &[(&str, &Path)], out: &Path, scrat
     let node = node.ok_or_else(|| Failure::stage(format!("there is no {stage} to run")))?;
     std::fs::create_dir_all(out).map_err(|e| Failure::invalid(format!("cannot write {}: {e}", out.display())))?;
     let (sink, live) = display();
-    let cancel = Cancel::default();
-    let stop = cancel.clone();
-    ctrlc::set_handler(move || stop.cancel()).map_err(|e| Failure::stage(format!("cannot listen for Ctrl-C: {e}")))?;
+    let cancel = interruptible()?;
     let context = Context {
         node: node.name.clone(),
         inputs: inputs.iter().map(|(role, path)| (role.to_string(), path.to_path_buf())).collect::<IndexMap<_, _>>(),
@@ -69,6 +67,14 @@ pub fn run(plan: &Plan, stage: &str, inputs: &[(&str, &Path)], out: &Path, scrat
         live.clear();
     }
     Ok(result?)
+}
+
+/// A wish to stop that Ctrl-C raises; a process may ask for one.
+pub fn interruptible() -> Result<Cancel, Failure> {
+    let cancel = Cancel::default();
+    let stop = cancel.clone();
+    ctrlc::set_handler(move || stop.cancel()).map_err(|e| Failure::stage(format!("cannot listen for Ctrl-C: {e}")))?;
+    Ok(cancel)
 }
 
 /// Runs a plan's nodes up to those of `stage`, silently but for `sink`; their folders.
@@ -97,6 +103,26 @@ pub fn until(
 pub fn existing(path: &Path) -> Result<PathBuf, Failure> {
     let absolute = path.canonicalize();
     absolute.map_err(|e| Failure::invalid(format!("cannot read {}: {e}", path.display())))
+}
+
+/// `adapter_config.json` of a PEFT folder; `None` where a path is no such folder.
+pub fn adapter_config(folder: &Path) -> Result<Option<Value>, Failure> {
+    let path = folder.join("adapter_config.json");
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let wrong = |e: &dyn std::fmt::Display| Failure::invalid(format!("{}: {e}", path.display()));
+    let text = std::fs::read_to_string(&path).map_err(|e| wrong(&e))?;
+    serde_json::from_str(&text).map(Some).map_err(|e| wrong(&e))
+}
+
+/// The model that an adapter belongs to: the one `named`, else the one that its configuration names.
+pub fn base_of(config: &Value, named: Option<&Path>) -> Result<PathBuf, Failure> {
+    let own = config.get("base_model_name_or_path").and_then(Value::as_str).filter(|name| !name.is_empty());
+    let hint = "name the adapter's base model with --base-model";
+    let base =
+        named.or(own.map(Path::new)).ok_or_else(|| Failure::invalid("the adapter names no base model").hint(hint))?;
+    existing(base).map_err(|failure| failure.hint(hint))
 }
 
 /// A folder to write to, which must be new or empty.

@@ -12,7 +12,7 @@ use pipe_stages::rows::ROWS_FILE;
 use serde_json::{Map, Value, json};
 
 use crate::args::{StoreArgs, key_value};
-use crate::eval::{Asked, EvalArgs, evaluate, interruptible};
+use crate::eval::{Asked, EvalArgs, evaluate};
 use crate::failure::{Failure, Outcome};
 use crate::report::format::{count, measure};
 use crate::report::summary::{Measured, Scale};
@@ -51,7 +51,7 @@ pub fn compare(args: &EvalArgs) -> Outcome {
     if let Some(taken) = own.sheet.as_deref().filter(|path| path.exists()) {
         return Err(Failure::invalid(format!("{} exists already", taken.display())).hint("name a new file"));
     }
-    let cancel = interruptible()?;
+    let cancel = alone::interruptible()?;
     let store = open::store_here(&own.store);
     let pairs = answered(args, &store, &cancel)?;
     if let Some(path) = &own.sheet {
@@ -95,10 +95,9 @@ fn answered(args: &EvalArgs, store: &Path, cancel: &Cancel) -> Result<Vec<Pair>,
     let mut rows = Vec::new();
     for named in &args.comparison.compare {
         let given = alone::existing(named)?;
-        let (model, adapter) = if given.join("adapter_config.json").is_file() {
-            (base_of(&given, args.comparison.base_model.as_deref())?, Some(given))
-        } else {
-            (given, None)
+        let (model, adapter) = match alone::adapter_config(&given)? {
+            Some(config) => (alone::base_of(&config, args.comparison.base_model.as_deref())?, Some(given)),
+            None => (given, None),
         };
         report::note(&format!("answers of {}", named.display()));
         let asked = Asked { model: &model, adapter: adapter.as_deref(), metrics: &["exact_match"] };
@@ -110,18 +109,6 @@ fn answered(args: &EvalArgs, store: &Path, cancel: &Cancel) -> Result<Vec<Pair>,
         rows.extend(cleaned.map(|(_, folder)| folder.join(ROWS_FILE)));
     }
     Ok(pairs(&tables[0], &tables[1], &rows)?)
-}
-
-fn base_of(adapter: &Path, named: Option<&Path>) -> Result<PathBuf, Failure> {
-    let path = adapter.join("adapter_config.json");
-    let text = std::fs::read_to_string(&path).unwrap_or_default();
-    let config: Value =
-        serde_json::from_str(&text).map_err(|e| Failure::invalid(format!("{}: {e}", path.display())))?;
-    let own = config.get("base_model_name_or_path").and_then(Value::as_str).map(PathBuf::from);
-    let base = named.map(Path::to_path_buf).or(own).filter(|base| !base.as_os_str().is_empty());
-    let hint = "name the adapter's base model with --base-model";
-    let base = base.ok_or_else(|| Failure::invalid(format!("{} names no base model", path.display())).hint(hint))?;
-    alone::existing(&base).map_err(|failure| failure.hint(hint))
 }
 
 fn endpoint(keys: &[(String, String)]) -> Result<Endpoint, Failure> {

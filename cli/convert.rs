@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde_json::{Value, json};
 
-use crate::failure::{Failure, Outcome};
+use crate::failure::Outcome;
 use crate::{alone, report};
 
 /// Write an adapter as a PEFT folder, or a GGUF model as a Hugging Face folder.
@@ -28,22 +28,16 @@ pub struct ConvertArgs {
 pub fn convert(args: &ConvertArgs) -> Outcome {
     let source = alone::existing(&args.source)?;
     let out = alone::vacant(&args.output)?;
-    let config = source.join("adapter_config.json");
-    if config.is_file() { adapter(args, &source, &config, out) } else { model(args, &source, out) }?;
+    match alone::adapter_config(&source)? {
+        Some(config) => adapter(args, &source, &config, out),
+        None => model(args, &source, out),
+    }?;
     report::note(&format!("wrote {}", out.display()));
     Ok(())
 }
 
-fn adapter(args: &ConvertArgs, source: &Path, config: &Path, out: &Path) -> Outcome {
-    let text = std::fs::read_to_string(config).unwrap_or_default();
-    let config: Value =
-        serde_json::from_str(&text).map_err(|e| Failure::invalid(format!("{}: {e}", config.display())))?;
-    let named = config.get("base_model_name_or_path").and_then(Value::as_str).map(PathBuf::from);
-    let base = args.base_model.clone().or(named);
-    let base =
-        base.ok_or_else(|| Failure::invalid("the adapter names no base model").hint("name it with --base-model"))?;
-    let base =
-        alone::existing(&base).map_err(|failure| failure.hint("name the adapter's base model with --base-model"))?;
+fn adapter(args: &ConvertArgs, source: &Path, config: &Value, out: &Path) -> Outcome {
+    let base = alone::base_of(config, args.base_model.as_deref())?;
     // The data is never read: it only makes the recipe one that trains, and so has a convert stage.
     let keys = json!({
         "base_model": base,

@@ -58,7 +58,7 @@ pub fn eval(args: &EvalArgs) -> Outcome {
     let adapter = args.adapter.as_deref().map(alone::existing).transpose()?;
     let asked =
         Asked { model: &alone::existing(model)?, adapter: adapter.as_deref(), metrics: &["perplexity", "exact_match"] };
-    let evaluated = evaluate(args, &asked, None, &interruptible()?)?;
+    let evaluated = evaluate(args, &asked, None, &alone::interruptible()?)?;
     let folder = evaluated.outputs.get(&NodeName::new("eval"));
     let measures = folder.and_then(|folder| measures(folder)).ok_or_else(|| Failure::told(Kind::Stage))?;
     if args.json {
@@ -67,14 +67,6 @@ pub fn eval(args: &EvalArgs) -> Outcome {
         report::print(&text(&measures))
     }
     Ok(())
-}
-
-/// A wish to stop that Ctrl-C raises.
-pub fn interruptible() -> Result<Cancel, Failure> {
-    let cancel = Cancel::default();
-    let stop = cancel.clone();
-    ctrlc::set_handler(move || stop.cancel()).map_err(|e| Failure::stage(format!("cannot listen for Ctrl-C: {e}")))?;
-    Ok(cancel)
 }
 
 /// A model to evaluate; paths are absolute.

@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use clap::Args;
 use pipe_engine::plan::NodeName;
-use pipe_engine::task::Cancel;
 use pipe_stages::inspect;
 use serde_json::{Value, json};
 
@@ -82,9 +81,7 @@ fn quantized(args: &QuantizeArgs, made: &Made, draft: &Path) -> Result<PathBuf, 
         return Ok(draft.to_path_buf());
     }
     let store = made.opened.store()?;
-    let cancel = Cancel::default();
-    let stop = cancel.clone();
-    ctrlc::set_handler(move || stop.cancel()).map_err(|e| Failure::stage(format!("cannot listen for Ctrl-C: {e}")))?;
+    let cancel = alone::interruptible()?;
     let mut outputs = alone::until(plan, &store, "quantize", Arc::new(OnlyTrouble), &cancel)?;
     outputs.shift_remove(&NodeName::new("quantize")).ok_or_else(|| Failure::stage("there is nothing to write"))
 }
