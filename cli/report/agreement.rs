@@ -67,11 +67,16 @@ fn compared(name: &str, measures: &Value, before: Option<f64>, size: Option<u64>
         name: name.to_string(),
         size: size.map(bytes).unwrap_or_default(),
         perplexity: number("perplexity").map(measure).unwrap_or_default(),
-        change: change.filter(|_| !is_reference).map(|change| format!("{change:+.1} %")).unwrap_or_default(),
+        change: change.filter(|_| !is_reference).map(signed).unwrap_or_default(),
         same_top: number("same_top").map(percent).unwrap_or_default(),
         divergence: number("kl_divergence").map(small).unwrap_or_default(),
         logits: mean.map(|(mean, most)| format!("{} ({})", small(mean), small(most))).unwrap_or_default(),
     }
+}
+
+/// Percent with their sign; what rounds to nothing is `+0.0 %`.
+fn signed(percent: f64) -> String {
+    format!("{:+.1} %", (percent * 10.0).round() / 10.0 + 0.0)
 }
 
 /// What rounding alone leaves is not nothing.
@@ -155,5 +160,6 @@ merged               8.000
 q4_k_m  105 MB       8.400  +5.0 %          96.0 %      2.1e-5        0.200 (1.500)";
         assert_eq!(anstream::adapter::strip_str(&section(&nodes, 100).unwrap()).to_string(), expected);
         assert_eq!(section(&nodes[..1], 100), None);
+        assert_eq!([-0.01, 0.04, -0.06].map(signed), ["+0.0 %", "+0.0 %", "-0.1 %"]);
     }
 }
