@@ -1,8 +1,9 @@
 //! A project in a folder of its own, and the binary run in it with nothing of the surrounding environment.
 
 use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader, Lines};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStderr, Command, Stdio};
 
 use serde_json::Value;
 
@@ -159,6 +160,19 @@ impl Ran {
 impl Said {
     pub fn json(&self) -> Value {
         serde_json::from_str(&self.stdout).unwrap_or_else(|e| panic!("{e}: {}\n{}", self.stdout, self.stderr))
+    }
+}
+
+/// The address that a server tells of, what it said until then, and the lines that follow.
+pub fn address_of(child: &mut Child) -> (String, String, Lines<BufReader<ChildStderr>>) {
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    let mut said = String::new();
+    loop {
+        let Some(Ok(line)) = lines.next() else { panic!("it does not serve: {said}") };
+        said.push_str(&line);
+        if let Some((_, rest)) = line.split_once("http://") {
+            return (rest.split_whitespace().next().unwrap().to_string(), said, lines);
+        }
     }
 }
 

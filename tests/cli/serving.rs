@@ -1,13 +1,13 @@
 //! `pipe serve` over HTTP and `pipe chat` on a pipe, with a tiny model. Needs the worker beside the binary.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::harness::{Project, copy_folder, fixture};
+use super::harness::{Project, address_of, copy_folder, fixture};
 
 /// The tiny model, a PEFT adapter of it, and the same adapter with twice the strength.
 fn project() -> Project {
@@ -29,15 +29,7 @@ impl Server {
     fn start(project: &Project, args: &[&str], environment: &[(&str, &str)]) -> Server {
         let args = [&["serve", "model", "--port", "0", "--dtype", "float32"], args].concat();
         let mut child = project.start_serving(&args, environment);
-        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        let mut said = String::new();
-        let address = loop {
-            let Some(Ok(line)) = lines.next() else { panic!("it does not serve: {said}") };
-            said.push_str(&line);
-            if let Some((_, rest)) = line.split_once("http://") {
-                break rest.split_whitespace().next().unwrap().to_string();
-            }
-        };
+        let (address, said, lines) = address_of(&mut child);
         let said = std::thread::spawn(move || lines.map_while(Result::ok).fold(said, |all, line| all + "\n" + &line));
         Server { child, address, said }
     }

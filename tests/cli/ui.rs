@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use super::crash::with_training;
-use super::harness::{Project, copy_folder};
+use super::harness::{Project, address_of, copy_folder};
 use super::report::{Tag, squeezed, tags, text};
 
 /// A running server.
@@ -21,15 +21,7 @@ impl Served {
     fn start(project: &Project, args: &[&str]) -> Served {
         let mut command = project.command("work", &[&["ui", "--port", "0"], args].concat());
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        let mut said = String::new();
-        let address = loop {
-            let Some(Ok(line)) = lines.next() else { panic!("it does not serve: {said}") };
-            said.push_str(&line);
-            if let Some((_, rest)) = line.split_once("http://") {
-                break rest.split_whitespace().next().unwrap().to_string();
-            }
-        };
+        let (address, said, _) = address_of(&mut child);
         Served { child, address, said }
     }
 
