@@ -14,3 +14,12 @@ pub fn prepare() {
         unsafe { libc::mallopt(libc::M_ARENA_MAX, i32::try_from(cores).unwrap_or(i32::MAX)) };
     }
 }
+
+/// Gives what was freed back to the system: a stage's buffers must not count on top of those of the next one.
+pub fn give_memory_back() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: a plain libc call that any thread may make at any time.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use clap::Args;
 use pipe_engine::bucket::BucketError;
-use pipe_engine::event::{Event, NodeFinished, RunFinished, Sink};
+use pipe_engine::event::{Event, NodeFinished, NodeOutcome, RunFinished, Sink};
 use pipe_engine::remote::Remote;
 use pipe_engine::schedule::{self, About, Budget, FailureKind, Options, RunError};
 use pipe_engine::state::Selection;
@@ -20,6 +20,7 @@ use crate::fetch;
 use crate::open::{self, Opened};
 use crate::outputs;
 use crate::page;
+use crate::process;
 use crate::report::summary::Summary;
 use crate::report::{self, ndjson::Ndjson, plain::Plain, progress::Live, scores};
 use crate::trackers::Trackers;
@@ -308,7 +309,12 @@ impl Sink for Recorder {
         }
         match &event {
             Event::RunFinished(_) => return *locked(&self.last) = Some(event),
-            Event::NodeFinished(finished) => locked(&self.nodes).push((**finished).clone()),
+            Event::NodeFinished(finished) => {
+                if finished.outcome == NodeOutcome::Executed {
+                    process::give_memory_back();
+                }
+                locked(&self.nodes).push((**finished).clone());
+            }
             _ => {}
         }
         self.inner.emit(event);
