@@ -56,7 +56,7 @@ fn a_recipe_from_rows_to_a_quantised_model() {
     let project = project();
     let said = project.pipe(&["run", "recipe.yml"]);
     assert_eq!(said.code, 0, "{}\n{}", said.stdout, said.stderr);
-    for word in ["perplexity (val)", "base", "tuned", "samples", "out/merged", "pipe chat out/merged", "quantised ("] {
+    for word in ["perplexity (val)", "base", "tuned", "samples", "out/merged", "pipe chat out/merged"] {
         assert!(said.stdout.contains(word), "no `{word}` in\n{}", said.stdout);
     }
     for file in [
@@ -68,17 +68,13 @@ fn a_recipe_from_rows_to_a_quantised_model() {
         assert!(project.path("work/out").join(file).is_file(), "{file}");
     }
     assert_eq!(project.run(&[]).executed, set(&[]));
-    let below = set(&["train", "eval", "convert", "merge", "merge.agreement", "quantize", "quantize.agreement"]);
+    let below = set(&["train", "eval", "convert", "merge", "quantize"]);
     let ran = project.run(&["--set", "learning_rate=0.02"]);
     assert_eq!(ran.executed, below);
     let metrics: Vec<_> = ran.events.iter().filter(|event| event["event"] == "metric").collect();
     assert!(!metrics.is_empty() && metrics.iter().all(|metric| metric["loss"].as_f64().unwrap() > 0.0));
-    what_was_made_agrees(&project, &ran);
-    let quantised = set(&["quantize", "quantize.agreement"]);
-    assert_eq!(project.run(&["--set", "quantize.types=[f16]"]).executed, quantised);
-    let few = ["--set", "quantize.agreement_rows=0", "--set", "merge={agreement_rows: 0}"];
-    assert_eq!(project.run(&few).executed, set(&[]));
-    assert!(!project.pipe(&[&["plan", "recipe.yml"], &few[..]].concat()).stdout.contains("agreement"));
+    what_was_made_agrees(&project);
+    assert_eq!(project.run(&["--set", "quantize.types=[f16]"]).executed, set(&["quantize"]));
     importance_guides(&project);
     assert_eq!(project.run(&["--set", "output_dir=elsewhere"]).executed, set(&[]));
     assert_eq!(project.run(&["--set", "eval.samples=['Please stop']"]).executed, set(&["eval"]));
@@ -92,9 +88,15 @@ fn a_recipe_from_rows_to_a_quantised_model() {
 }
 
 /// Merged and quantised models stand beside what they were made of, with measures that fit what was done to them.
-fn what_was_made_agrees(project: &Project, ran: &Ran) {
+fn what_was_made_agrees(project: &Project) {
+    let compared = ["--set", "quantize.agreement_rows=32", "--set", "merge={agreement_rows: 8}"];
+    assert!(!project.pipe(&["plan", "recipe.yml"]).stdout.contains("agreement"), "only where it is asked for");
+    let ran = project.run(&[&compared[..], &["--set", "learning_rate=0.02"]].concat());
+    assert_eq!(ran.executed, set(&["merge.agreement", "quantize.agreement"]));
+    let page = project.read("out/report.html");
+    assert!(page.contains("Merged and quantised") && page.contains("q8_0"));
     let table = |node: &str| {
-        let text = std::fs::read_to_string(project.output(ran, node).join("agreement.json")).unwrap();
+        let text = std::fs::read_to_string(project.output(&ran, node).join("agreement.json")).unwrap();
         serde_json::from_str::<serde_json::Value>(&text).unwrap()
     };
     let (merged, quantised) = (table("merge.agreement"), table("quantize.agreement"));
@@ -112,13 +114,14 @@ fn what_was_made_agrees(project: &Project, ran: &Ran) {
     let tuned = eval["models"]["tuned"]["val"]["perplexity"].as_f64().unwrap();
     // All rows of the split are few enough to be measured here too.
     assert!((perplexity[0] / tuned - 1.0).abs() < 0.01, "{perplexity:?} {tuned}");
-    let page = project.read("out/report.html");
-    assert!(page.contains("Merged and quantised") && page.contains("q8_0"));
+    let said = project.pipe(&[&["run", "recipe.yml"], &compared[..]].concat());
+    assert!(said.stdout.contains("quantised ("), "{}", said.stdout);
 }
 
 /// An importance matrix of training rows changes the types of few bits; a file of it does the same.
 fn importance_guides(project: &Project) {
-    let with = |more: &[&str]| project.run(&[&["--set", "quantize.types=[q4_1]"], more].concat());
+    let compared = ["--set", "quantize.types=[q4_1]", "--set", "quantize.agreement_rows=32"];
+    let with = |more: &[&str]| project.run(&[&compared[..], more].concat());
     let bytes = |ran: &Ran| std::fs::read(project.output(ran, "quantize").join("model-q4_1.gguf")).unwrap();
     let plain = with(&[]);
     let guided = with(&["--set", "quantize.importance=true"]);

@@ -36,9 +36,6 @@ const MAX_NEW_TOKENS: u64 = 128;
 const RESAMPLES: u64 = 1000;
 /// Rows answered together when nothing is said.
 const ANSWER_BATCH: u64 = 32;
-/// Rows on which a merged model, and quantised ones, are compared when nothing is said.
-const MERGE_ROWS: u64 = 8;
-const QUANTIZE_ROWS: u64 = 32;
 /// Rows on which the importance of weights is measured when nothing is said.
 const IMPORTANCE_ROWS: u64 = 128;
 /// Checkpoints kept when nothing is said; Axolotl's default.
@@ -258,7 +255,7 @@ pub fn merge_agreement(
     split: &'static str,
 ) -> Option<Agreement> {
     let base = base_weights(recipe);
-    let rows = section.agreement_rows.unwrap_or(MERGE_ROWS) as usize;
+    let rows = section.agreement_rows.unwrap_or(0) as usize;
     let alone = section.adapters.is_none() && section.weight.is_none_or(|weight| weight == 1.0);
     let compared = rows > 0 && alone && base != BaseWeights::Dense && section.base != Some(MergeOnto::Original);
     compared.then(|| agreement(recipe, model, machine, split, rows, Compared::Merged { base }))
@@ -272,7 +269,7 @@ pub fn quantize_agreement(
     machine: &Machine,
     split: &'static str,
 ) -> Option<Agreement> {
-    let rows = section.agreement_rows.unwrap_or(QUANTIZE_ROWS) as usize;
+    let rows = section.agreement_rows.unwrap_or(0) as usize;
     let of = Compared::Quantised { types: quantize.types.clone(), merged: quantize.merged };
     (rows > 0).then(|| agreement(recipe, &quantize.model, machine, split, rows, of))
 }

@@ -43,9 +43,9 @@ pub struct MergeSection {
     /// What the change of the adapter that is trained here, or of `lora_model_dir`, is multiplied with.
     #[schemars(extend("default" = 1.0))]
     pub weight: Option<f64>,
-    /// Where the base was quantised: held-out rows on which the merged model is compared with base and adapter, loss and logits.
-    /// 0 for no comparison, and none with `eval: false`.
-    #[schemars(extend("default" = 8))]
+    /// Where the base was quantised: held-out rows, such as 8, on which the merged model is compared with base and adapter, loss and
+    /// logits, by a node of its own. None with `eval: false`.
+    #[schemars(extend("default" = 0))]
     pub agreement_rows: Option<u64>,
 }
 
@@ -92,9 +92,9 @@ pub struct QuantizeSection {
     /// One output per type; `[q8_0]` when unset.
     pub types: Option<Vec<QuantType>>,
     /// Held-out rows on which every output is compared with the model it was made of: perplexity of both, and how far the logits
-    /// are apart. The first rows of the test split, or of the validation split where there is none. 0 for no comparison, and none
-    /// with `eval: false`.
-    #[schemars(extend("default" = 32))]
+    /// are apart, by a node of its own. The first rows, such as 32, of the test split, or of the validation split where there is
+    /// none. None with `eval: false`.
+    #[schemars(extend("default" = 0))]
     pub agreement_rows: Option<u64>,
     /// Measures on training rows which columns of the weights count most, and keeps those best in the GGUF types that have few bits
     /// (an importance matrix). The other types come out as without.
