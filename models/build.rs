@@ -16,7 +16,10 @@ fn main() {
         .std("c++20")
         .opt_level(3)
         .file("csrc/kernels.cpp")
+        .file("csrc/paged.cpp")
         // Sums may be split over lanes; NaN and infinity keep their meaning, a NaN must reach the loss.
+        // Vectors stay inside functions; how they would be passed between them does not matter.
+        .flag_if_supported("-Wno-psabi")
         .flags(["-fno-math-errno", "-fno-trapping-math", "-fassociative-math", "-fno-signed-zeros"])
         .compile("pipe_kernels");
     cc::Build::new()
@@ -29,6 +32,7 @@ fn main() {
         .include(&include)
         .include(include.join("torch/csrc/api/include"))
         .file("csrc/allocator.cpp")
+        .file("csrc/cache.cpp")
         .file("csrc/functions.cpp")
         .compile("pipe_functions");
     println!("cargo:rustc-link-search=native={}", lib.display());

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use pipe_engine::task::TaskError;
 use pipe_stages::chat::Loading;
-use pipe_stages::generator::{Generator, ServeJob};
+use pipe_stages::generator::{CacheFill, Generator, ServeJob};
 use pipe_stages::prompter::{Prompter, SamplingDefaults};
 use pipe_stages::worker::Worker;
 use tokio::sync::Semaphore;
@@ -99,6 +99,11 @@ impl App {
             State::Loading => Err(ApiError::unavailable("the model is being loaded")),
             State::Gone(why) => Err(ApiError::unavailable(why.clone())),
         }
+    }
+
+    /// How full the worker's cache is; empty while there is none.
+    pub fn cache(&self) -> CacheFill {
+        self.generator().map(|generator| generator.cache()).unwrap_or_default()
     }
 
     /// What ended the server, where it was not asked to.

@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use pipe_stages::generator::CacheFill;
+
 /// Upper bounds of the histograms, seconds.
 const BOUNDS: [f64; 12] = [0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0];
 /// Statuses that are counted apart; others count as the last.
@@ -63,7 +65,7 @@ impl Metrics {
     }
 
     /// The page for Prometheus.
-    pub fn render(&self) -> String {
+    pub fn render(&self, cache: CacheFill) -> String {
         let mut out =
             String::from("# HELP pipe_requests_total Requests by status.\n# TYPE pipe_requests_total counter\n");
         for (status, count) in STATUSES.iter().zip(&self.requests) {
@@ -71,15 +73,22 @@ impl Metrics {
             let _ = writeln!(out, "pipe_requests_total{{status=\"{name}\"}} {}", count.load(Ordering::Relaxed));
         }
         let open = self.open.load(Ordering::Relaxed);
-        let _ = writeln!(out, "# HELP pipe_requests_open Answers running or waiting.\n# TYPE pipe_requests_open gauge");
-        let _ = writeln!(out, "pipe_requests_open {open}");
         for (name, help, count) in [
-            ("pipe_requests_abandoned_total", "Requests whose client went away.", &self.gone),
-            ("pipe_prompt_tokens_total", "Tokens of prompts.", &self.prompt_tokens),
-            ("pipe_answer_tokens_total", "Tokens of answers.", &self.answer_tokens),
-            ("pipe_worker_restarts_total", "Times the model was loaded again.", &self.restarts),
+            ("pipe_requests_open", "Answers running or waiting.", open),
+            ("pipe_cache_blocks_used", "Blocks of keys and values that answers hold.", cache.used as i64),
+            ("pipe_cache_blocks_free", "Blocks that can be had.", cache.free as i64),
         ] {
-            let count = count.load(Ordering::Relaxed);
+            let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} gauge\n{name} {count}");
+        }
+        let held = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        for (name, help, count) in [
+            ("pipe_requests_abandoned_total", "Requests whose client went away.", held(&self.gone)),
+            ("pipe_prompt_tokens_total", "Tokens of prompts.", held(&self.prompt_tokens)),
+            ("pipe_prompt_tokens_cached_total", "Tokens of prompts that the cache had.", cache.found),
+            ("pipe_answer_tokens_total", "Tokens of answers.", held(&self.answer_tokens)),
+            ("pipe_preemptions_total", "Answers that waited for older ones' room.", cache.preempted),
+            ("pipe_worker_restarts_total", "Times the model was loaded again.", held(&self.restarts)),
+        ] {
             let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} counter\n{name} {count}");
         }
         self.first_token.write(&mut out, "pipe_first_token_seconds", "From a request to its first token.");

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "kernels.h"
+#include "typed.h"
 
 using at::Tensor;
 using torch::autograd::AutogradContext;
@@ -30,18 +31,6 @@ constexpr int64_t kRound = 32;
 
 int64_t rounded(int64_t n) {
   return (n + kRound - 1) / kRound * kRound;
-}
-
-// Calls f with typed pointers' element type: float or bf16.
-template <class F>
-auto by_kind(const Tensor& x, F f) {
-  TORCH_CHECK(x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16, "expected f32 or bf16, got ", x.scalar_type());
-  return x.scalar_type() == at::kFloat ? f(static_cast<float*>(nullptr)) : f(static_cast<pipe_kernels::bf16*>(nullptr));
-}
-
-template <class T>
-T* data(const Tensor& x) {
-  return static_cast<T*>(x.data_ptr());
 }
 
 int64_t grain(int64_t row) {
@@ -550,18 +539,6 @@ struct CheckpointFunction : Function<CheckpointFunction> {
     return {wanted ? x.grad() : Tensor(), Tensor(), Tensor()};
   }
 };
-
-template <class F>
-Tensor* guarded(char** error, F f) {
-  try {
-    return new Tensor(f());
-  } catch (const c10::Error& e) {
-    *error = strdup(e.what_without_backtrace());
-  } catch (const std::exception& e) {
-    *error = strdup(e.what());
-  }
-  return nullptr;
-}
 
 std::optional<Tensor> if_given(const Tensor* x) {
   return x ? std::optional<Tensor>(*x) : std::nullopt;

@@ -42,6 +42,24 @@ struct PipeAttention {
   uint64_t seed;
 };
 
+// Where the keys and values of some rows lie: blocks of the cache, and for each new token its row's blocks and its place.
+struct PipePages {
+  // Tensors of `blocks_each` blocks; block i is block i % blocks_each of tensor i / blocks_each, [layers, 2, kv * dim * 16].
+  const at::Tensor* const* slabs;
+  int64_t slab_count;
+  int64_t blocks_each;
+  int64_t layers;
+  int64_t kv_heads;
+  int64_t dim;
+  // The rows' blocks, end to end.
+  const int64_t* blocks;
+  int64_t block_count;
+  // Of each new token: where its row's blocks begin among them, and how many tokens of its row it sees, itself included.
+  const int64_t* starts;
+  const int64_t* seen;
+  int64_t tokens;
+};
+
 // `fp4` chooses the second set of sixteen values.
 // Writes weights of blocks [first, last) as f32 or bf16 to the start of `out` + 64 * first; implemented in Rust (kernels/).
 void pipe_nf4_decode(const uint8_t* packed, const uint8_t* scale_codes, const float* absmax, float offset, int64_t first,

@@ -1,4 +1,4 @@
-//! Rotary positions, attention within documents, and the cache for generation.
+//! Rotary positions, and attention within documents.
 //!
 //! Scores are only ever formed within a document, so no `[tokens, tokens]` mask exists. Nothing here has weights.
 
@@ -33,19 +33,6 @@ pub struct Span {
     pub count: i64,
     /// Tokens of the document up to the last one known: some schemes stretch frequencies by it.
     pub length: i64,
-}
-
-/// Keys and values of the tokens read so far. Rows have their own lengths; there is no padding to mask on the left.
-#[derive(Debug)]
-pub struct Cache {
-    /// Per layer, `[rows * kv_heads, capacity, head_dim]`.
-    keys: Vec<Tensor>,
-    values: Vec<Tensor>,
-    /// Tokens held by each row.
-    pub lengths: Vec<i64>,
-    capacity: i64,
-    /// Tokens a row will ever hold; room is never made for more.
-    most: i64,
 }
 
 impl Span {
@@ -141,140 +128,6 @@ pub fn packed(q: &Tensor, k: &Tensor, v: &Tensor, lengths: &[i64], how: &Attenti
 /// `cap * tanh(x / cap)`, or `x` where there is no cap.
 pub fn capped(x: &Tensor, cap: f64) -> Tensor {
     if cap > 0.0 { (x / cap).tanh() * cap } else { x.shallow_clone() }
-}
-
-impl Cache {
-    pub(crate) fn new(layers: usize) -> Self {
-        let (keys, values) = (Vec::with_capacity(layers), Vec::with_capacity(layers));
-        Self { keys, values, lengths: Vec::new(), capacity: 0, most: i64::MAX }
-    }
-
-    /// Promises that no row will hold more than `most` tokens, so that no room is made for more.
-    pub fn bound(&mut self, most: i64) {
-        self.most = most;
-    }
-
-    /// Takes the rows of another cache behind its own.
-    pub fn join(&mut self, other: Cache, config: &ModelConfig) {
-        if self.lengths.is_empty() {
-            *self = other;
-            return;
-        }
-        let capacity = self.capacity.max(other.capacity);
-        let mine = self.keys.iter_mut().chain(self.values.iter_mut());
-        for (held, joined) in mine.zip(other.keys.into_iter().chain(other.values)) {
-            let rows = [widened(held, capacity, config), widened(&joined, capacity, config)];
-            *held = Tensor::cat(&rows, 0);
-        }
-        self.lengths.extend(other.lengths);
-        self.capacity = capacity;
-        self.most = self.most.max(other.most);
-    }
-
-    /// Keeps only `rows`, in that order: finished answers stop costing time.
-    pub fn keep(&mut self, rows: &[usize]) {
-        let count = self.lengths.len() as i64;
-        let index = Tensor::from_slice(&rows.iter().map(|&row| row as i64).collect::<Vec<_>>());
-        for held in self.keys.iter_mut().chain(self.values.iter_mut()) {
-            let size = held.size();
-            let kept = held.reshape([count, -1]).index_select(0, &index);
-            *held = kept.reshape([-1, size[1], size[2]]);
-        }
-        self.lengths = rows.iter().map(|&row| self.lengths[row]).collect();
-    }
-
-    pub(crate) fn start(&mut self, lengths: &[i64]) {
-        self.keys.clear();
-        self.values.clear();
-        self.lengths = lengths.to_vec();
-        // Room to write before the first growth; growth doubles.
-        let longest = lengths.iter().max().copied().unwrap_or(0);
-        self.capacity = (longest + 64).min(self.most).max(longest);
-    }
-
-    /// Takes the keys and values of whole prompts laid end to end, `[tokens, kv_heads * head_dim]`.
-    pub(crate) fn fill(&mut self, layer: usize, k: &Tensor, v: &Tensor, config: &ModelConfig) {
-        debug_assert_eq!(layer, self.keys.len());
-        let (keys, values) = (self.spread(k, config), self.spread(v, config));
-        self.keys.push(keys);
-        self.values.push(values);
-    }
-
-    /// Makes room for one more token in every row.
-    pub(crate) fn grow(&mut self, config: &ModelConfig) {
-        if self.lengths.iter().max().copied().unwrap_or(0) < self.capacity {
-            return;
-        }
-        let wider = (2 * self.capacity).max(64).min(self.most).max(self.capacity + 1);
-        for held in self.keys.iter_mut().chain(self.values.iter_mut()) {
-            *held = widened(held, wider, config);
-        }
-        self.capacity = wider;
-    }
-
-    /// Stores one token's keys and values per row and attends over everything held; `[rows, heads * head_dim]`.
-    pub(crate) fn append_and_attend(
-        &mut self,
-        layer: usize,
-        q: &Tensor,
-        k: &Tensor,
-        v: &Tensor,
-        config: &ModelConfig,
-    ) -> Tensor {
-        let (kv_heads, dim) = (config.kv_heads as i64, config.head_dim as i64);
-        let rows = self.lengths.len() as i64;
-        let places: Vec<i64> =
-            (0..rows * kv_heads).map(|i| i * self.capacity + self.lengths[(i / kv_heads) as usize]).collect();
-        let places = Tensor::from_slice(&places);
-        let _ = self.keys[layer].view([-1, dim]).index_copy_(0, &places, &k.reshape([-1, dim]));
-        let _ = self.values[layer].view([-1, dim]).index_copy_(0, &places, &v.reshape([-1, dim]));
-        let longest = self.lengths.iter().max().copied().unwrap_or(0) + 1;
-        let keys = self.keys[layer].narrow(1, 0, longest);
-        let values = self.values[layer].narrow(1, 0, longest);
-        let q = q.reshape([rows * kv_heads, -1, dim]) * config.attention_scale(layer);
-        let scores = capped(&q.bmm(&keys.transpose(1, 2)), config.attention_softcap.unwrap_or(0.0));
-        let scores = scores.to_kind(Kind::Float).reshape([rows, -1, longest]);
-        let weights = (scores + self.unread(longest, config.window(layer))).softmax(-1, Kind::Float).to_kind(q.kind());
-        weights.reshape([rows * kv_heads, -1, longest]).bmm(&values).reshape([rows, -1])
-    }
-
-    pub(crate) fn advance(&mut self) {
-        self.lengths.iter_mut().for_each(|length| *length += 1);
-    }
-
-    /// `[rows, 1, longest]`: minus infinity where a row holds nothing, or nothing within its window.
-    fn unread(&self, longest: i64, window: Option<usize>) -> Tensor {
-        let columns = Tensor::arange(longest, (Kind::Int64, DEVICE)).unsqueeze(0);
-        let last = Tensor::from_slice(&self.lengths).unsqueeze(1);
-        let mut hidden = columns.gt_tensor(&last);
-        if let Some(window) = window {
-            hidden = hidden.logical_or(&columns.le_tensor(&(&last - window as i64)));
-        }
-        Tensor::zeros(hidden.size(), (Kind::Float, DEVICE)).masked_fill(&hidden, f64::NEG_INFINITY).unsqueeze(1)
-    }
-
-    /// `[tokens, kv_heads * head_dim]` of documents end to end to `[rows * kv_heads, capacity, head_dim]`.
-    fn spread(&self, x: &Tensor, config: &ModelConfig) -> Tensor {
-        let (kv_heads, dim) = (config.kv_heads as i64, config.head_dim as i64);
-        let held = Tensor::zeros([self.lengths.len() as i64, kv_heads, self.capacity, dim], (x.kind(), x.device()));
-        let mut start = 0;
-        for (row, &length) in self.lengths.iter().enumerate() {
-            let own = x.narrow(0, start, length).reshape([length, kv_heads, dim]).transpose(0, 1);
-            held.get(row as i64).narrow(1, 0, length).copy_(&own);
-            start += length;
-        }
-        held.reshape([-1, self.capacity, dim])
-    }
-}
-
-/// `held` `[rows * kv_heads, capacity, head_dim]` with more room behind each row.
-fn widened(held: &Tensor, capacity: i64, config: &ModelConfig) -> Tensor {
-    let size = held.size();
-    if size[1] >= capacity {
-        return held.shallow_clone();
-    }
-    let room = Tensor::zeros([size[0], capacity - size[1], config.head_dim as i64], (held.kind(), held.device()));
-    Tensor::cat(&[held, &room], 1)
 }
 
 /// `[length, length]`, true where a query may not look: after itself, and further back than its window (0 for none).

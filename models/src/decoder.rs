@@ -9,7 +9,8 @@ use std::rc::Rc;
 use pipe_files::{ModelConfig, Part};
 use tch::{Device, Kind, Tensor};
 
-use crate::attention::{self, Angles, Cache, Rotary, Span};
+use crate::attention::{self, Angles, Rotary, Span};
+use crate::cache::{Blocks, Cache};
 use crate::layer::Layer;
 use crate::linear::{Linear, Lora, Pass};
 use crate::mlp::{Tally, balance_loss};
@@ -223,67 +224,72 @@ impl Decoder {
         attention::capped(&logits, self.config.final_softcap.unwrap_or(0.0))
     }
 
-    /// An empty cache for generation over as many rows as there are prompts.
+    /// A cache without rows that grows as they do, and shares nothing.
     pub fn cache(&self) -> Cache {
-        Cache::new(self.layers.len())
+        Blocks::new(&self.config, self.compute, usize::MAX).cache(None)
     }
 
-    /// Reads whole prompts into an empty cache, without padding; logits after the last token of each, `[rows, vocabulary]` f32.
+    /// Reads whole prompts into a cache without rows; logits after the last token of each, `[rows, vocabulary]` f32.
     pub fn prefill(&self, prompts: &[Vec<i64>], cache: &mut Cache, pass: Pass) -> Result<Tensor> {
-        let mut segments = Segments::default();
         for (row, prompt) in prompts.iter().enumerate() {
             if prompt.is_empty() {
                 return Err(ModelError::input(format!("prompt {row} is empty; give it at least one token")));
             }
-            segments.push(prompt);
+            self.check_ids(prompt)?;
+            cache.open(prompt)?;
         }
-        self.check_ids(&segments.ids)?;
+        self.read(prompts, cache, pass)
+    }
+
+    /// Reads what a cache's rows do not hold yet of their prompts, without padding; logits after the last token of each.
+    pub fn read(&self, prompts: &[Vec<i64>], cache: &mut Cache, pass: Pass) -> Result<Tensor> {
+        let spans = cache.unread(prompts);
+        if prompts.len() != cache.rows() || spans.iter().any(|span| span.count < 1) {
+            return Err(ModelError::work(format!("{} prompts for {} rows", prompts.len(), cache.rows())));
+        }
+        let new = prompts.iter().zip(&spans).flat_map(|(prompt, span)| &prompt[span.first as usize..]);
+        let hidden = self.through_cache(&new.copied().collect::<Vec<_>>(), &spans, cache, pass)?;
+        cache.was_read(&spans);
+        let mut end = -1;
+        let ends: Vec<i64> = spans
+            .iter()
+            .map(|span| {
+                end += span.count;
+                end
+            })
+            .collect();
         tch::no_grad(|| {
-            let spans = segments.spans();
-            let angles = self.angles(&spans);
-            let mut x = self.embed(&segments, &spans, pass)?;
-            cache.start(&segments.lengths);
-            for layer in &self.layers {
-                let how = attention::of_layer(&self.config, layer.index, pass);
-                (x, _) = layer.forward(&self.config, &x, pass, |q, k, v| {
-                    let (q, k) = self.rotate(q, k, layer.index, &angles, pass);
-                    cache.fill(layer.index, &k, v, &self.config);
-                    attention::packed(&q, &k, v, &segments.lengths, &how, pass)
-                });
-            }
-            let ends: Vec<i64> = segments
-                .lengths
-                .iter()
-                .scan(0, |end, n| {
-                    *end += n;
-                    Some(*end - 1)
-                })
-                .collect();
-            let last = x.index_select(0, &Tensor::from_slice(&ends));
+            let last = hidden.index_select(0, &Tensor::from_slice(&ends));
             Ok(self.logits(&self.norm.forward(&last, pass), pass))
         })
     }
 
     /// Appends one token to each row of the cache; logits after it, `[rows, vocabulary]` f32.
     pub fn step(&self, tokens: &[i64], cache: &mut Cache, pass: Pass) -> Result<Tensor> {
-        self.check_ids(tokens)?;
-        if tokens.len() != cache.lengths.len() {
-            return Err(ModelError::work(format!("{} tokens for {} rows", tokens.len(), cache.lengths.len())));
+        if tokens.len() != cache.rows() {
+            return Err(ModelError::work(format!("{} tokens for {} rows", tokens.len(), cache.rows())));
         }
+        self.check_ids(tokens)?;
+        let spans = cache.next()?;
+        let hidden = self.through_cache(tokens, &spans, cache, pass)?;
+        cache.advance(tokens);
+        tch::no_grad(|| Ok(self.logits(&self.norm.forward(&hidden, pass), pass)))
+    }
+
+    /// Passes new tokens of a cache's rows through the layers, `[tokens, hidden]`.
+    fn through_cache(&self, tokens: &[i64], spans: &[Span], cache: &Cache, pass: Pass) -> Result<Tensor> {
         tch::no_grad(|| {
-            let one = |&length: &i64| Span { first: length, count: 1, length: length + 1 };
-            let spans: Vec<Span> = cache.lengths.iter().map(one).collect();
-            let angles = self.angles(&spans);
-            let mut x = self.placed(tokens, &spans, pass)?;
-            cache.grow(&self.config);
+            let angles = self.angles(spans);
+            let places = cache.places(spans);
+            let mut x = self.placed(tokens, spans, pass)?;
             for layer in &self.layers {
+                let how = attention::of_layer(&self.config, layer.index, pass);
                 (x, _) = layer.forward(&self.config, &x, pass, |q, k, v| {
                     let (q, k) = self.rotate(q, k, layer.index, &angles, pass);
-                    cache.append_and_attend(layer.index, &q, &k, v, &self.config)
+                    cache.attend(layer.index, [&q, &k, v], &places, &how, pass)
                 });
             }
-            cache.advance();
-            Ok(self.logits(&self.norm.forward(&x, pass), pass))
+            Ok(x)
         })
     }
 

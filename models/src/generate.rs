@@ -6,6 +6,7 @@
 use pipe_job::Generation;
 use tch::{Kind, Tensor};
 
+use crate::cache::Blocks;
 use crate::decoder::Decoder;
 use crate::events::Events;
 use crate::lanes::{self, Shared};
@@ -103,7 +104,8 @@ fn decode(
     if settings.max_new_tokens == 0 {
         return Ok(());
     }
-    let mut cache = decoder.cache();
+    let blocks = Blocks::new(&decoder.config, decoder.compute, usize::MAX);
+    let mut cache = blocks.cache(blocks.root());
     let prompts: Vec<Vec<i64>> = rows.iter().map(|row| row.ids.clone()).collect();
     let mut logits = decoder.prefill(&prompts, &mut cache, pass)?;
     let mut open: Vec<usize> = (0..rows.len()).collect();

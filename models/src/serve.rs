@@ -1,19 +1,20 @@
 //! Many answers at one time: requests join and leave the running batch between tokens.
 //!
 //! The parent renders, tokenises and reads the answers' text; here are tokens only. Rows of one adapter share a batch; the
-//! base is held once. A row is let in when the room it may come to need is free, so the cache never outgrows its limit.
+//! base is held once. A row takes blocks of the cache as it grows. When they run out, the youngest row gives its own back and
+//! is read again later: it waits, and says what it would have said. Requests that begin alike read their beginning once.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::mpsc::{Receiver, TryRecvError};
 
-use pipe_files::ModelConfig;
-use pipe_job::{Ask, BaseWeights, Command, End, Event, Sampling, ServeJob};
+use pipe_job::{Ask, BaseWeights, CacheFill, Command, End, Event, Sampling, ServeJob};
 use tch::{Kind, Tensor};
 
-use crate::attention::Cache;
+use crate::cache::{Blocks, Cache, token_bytes};
 use crate::decoder::Decoder;
 use crate::events::Events;
 use crate::linear::Pass;
+use crate::pool::{Content, blocks_of};
 use crate::sample::{self, Cut};
 use crate::tunings::Tunings;
 use crate::{ModelError, Result, load, random, tuned};
@@ -44,6 +45,7 @@ pub fn serve(job: &ServeJob, commands: &Receiver<Command>, events: &Events) -> R
         }
         floor.admit()?;
         floor.step()?;
+        floor.tell();
     }
 }
 
@@ -62,6 +64,9 @@ fn next(commands: &Receiver<Command>, idle: bool) -> Result<Option<Command>> {
 /// One answer in the making.
 struct Row {
     id: u64,
+    adapter: Option<String>,
+    /// Requests before it.
+    arrival: u64,
     /// Tokens of the prompt.
     prompt: usize,
     /// Prompt and answer so far.
@@ -80,18 +85,22 @@ struct Batch {
 struct Floor<'a> {
     tunings: Tunings,
     events: &'a Events,
-    waiting: VecDeque<Ask>,
+    blocks: Blocks,
+    /// Under which name the rows of each adapter share blocks.
+    roots: BTreeMap<Option<String>, Option<Content>>,
+    /// First come, first served.
+    waiting: VecDeque<Row>,
     running: BTreeMap<Option<String>, Batch>,
     most_rows: usize,
     context: usize,
     cache_tokens: usize,
+    arrivals: u64,
+    /// What was last told of the cache.
+    told: CacheFill,
+    preempted: u64,
 }
 
 impl Row {
-    fn new(ask: Ask) -> Self {
-        Self { id: ask.id, prompt: ask.ids.len(), ids: ask.ids, sampling: ask.sampling }
-    }
-
     /// Tokens it may come to hold.
     fn most(&self) -> usize {
         self.prompt + self.sampling.max_new_tokens
@@ -101,15 +110,26 @@ impl Row {
 impl<'a> Floor<'a> {
     fn new(decoder: Decoder, job: &ServeJob, events: &'a Events) -> Self {
         let context = decoder.config.max_positions;
-        let token = token_bytes(&decoder.config, decoder.compute);
+        let cache_tokens = (job.cache_bytes / token_bytes(&decoder.config, decoder.compute).max(1) as u64) as usize;
+        let most_rows = job.rows.max(1);
+        let most = match job.cache_bytes {
+            u64::MAX => most_rows * blocks_of(context),
+            _ => blocks_of(cache_tokens),
+        };
+        let blocks = Blocks::new(&decoder.config, decoder.compute, most);
         Self {
             tunings: Tunings::new(decoder),
             events,
+            blocks,
+            roots: BTreeMap::new(),
             waiting: VecDeque::new(),
             running: BTreeMap::new(),
-            most_rows: job.rows.max(1),
+            most_rows,
             context,
-            cache_tokens: (job.cache_bytes / token.max(1)) as usize,
+            cache_tokens,
+            arrivals: 0,
+            told: CacheFill::default(),
+            preempted: 0,
         }
     }
 
@@ -121,16 +141,24 @@ impl<'a> Floor<'a> {
         match command {
             Command::Ask(ask) => match self.objection(&ask) {
                 Some(message) => self.end(ask.id, End::Refused { message }),
-                None => self.waiting.push_back(*ask),
+                None => self.wait(*ask),
             },
             Command::Stop { id } => self.stop(id),
             Command::Attach { name, path } => {
                 let refused = self.tunings.add(&name, &path).err().map(|error| error.to_string());
+                // What an earlier one of that name had read is not the new one's.
+                self.roots.remove(&Some(name.clone()));
                 self.events.send(&Event::Attached { name, refused });
             }
             Command::Cancel => return Err(ModelError::Cancelled),
         }
         Ok(())
+    }
+
+    fn wait(&mut self, ask: Ask) {
+        let Ask { id, adapter, ids, sampling } = ask;
+        self.arrivals += 1;
+        self.waiting.push_back(Row { id, adapter, arrival: self.arrivals, prompt: ids.len(), ids, sampling });
     }
 
     /// Why a request cannot be answered, whatever else is running.
@@ -157,12 +185,11 @@ impl<'a> Floor<'a> {
 
     fn stop(&mut self, id: u64) {
         let before = self.waiting.len();
-        self.waiting.retain(|ask| ask.id != id);
+        self.waiting.retain(|row| row.id != id);
         let mut found = before > self.waiting.len();
         for batch in self.running.values_mut() {
             if let Some(place) = batch.rows.iter().position(|row| row.id == id) {
-                let kept: Vec<usize> = (0..batch.rows.len()).filter(|&other| other != place).collect();
-                batch.keep(&kept);
+                batch.remove(place);
                 found = true;
             }
         }
@@ -176,59 +203,50 @@ impl<'a> Floor<'a> {
         self.events.send(&Event::Ended { id, end });
     }
 
-    /// Lets waiting requests in, first come first served, as far as rows and cache allow; reads their prompts and says
-    /// their first tokens.
+    /// Lets waiting requests in, first come first served, as far as rows and blocks allow; reads of their prompts what is not
+    /// known and says their first tokens.
     fn admit(&mut self) -> Result<()> {
         let mut read = 0;
-        let mut admitted: BTreeMap<Option<String>, Vec<Row>> = BTreeMap::new();
-        while let Some(ask) = self.waiting.front() {
-            let rows: usize = admitted.values().map(Vec::len).sum::<usize>() + self.rows();
-            let late = read > 0 && read + ask.ids.len() > PROMPT_TOKENS;
-            if rows >= self.most_rows || late || !self.has_room(&admitted, ask) {
+        let mut admitted: BTreeMap<Option<String>, Batch> = BTreeMap::new();
+        while let Some(row) = self.waiting.pop_front() {
+            let root = *self.roots.entry(row.adapter.clone()).or_insert_with(|| self.blocks.root());
+            let batch = admitted.entry(row.adapter.clone()).or_insert_with(|| Batch::new(self.blocks.cache(root)));
+            let unread = row.ids.len() - batch.cache.known(&row.ids);
+            let late = read > 0 && read + unread > PROMPT_TOKENS;
+            let cost = batch.cache.cost(&row.ids) + self.promised(&row, blocks_of(row.ids.len()));
+            let running = self.running.values().chain(admitted.values());
+            let (rows, promised) = running.fold((0, 0), |(rows, promised), batch| {
+                let own = batch.rows.iter().enumerate().map(|(place, row)| self.promised(row, batch.cache.held(place)));
+                (rows + batch.rows.len(), promised + own.sum::<usize>())
+            });
+            if rows >= self.most_rows || late || cost + promised > self.blocks.fill().free {
+                self.waiting.push_front(row);
                 break;
             }
-            let Some(ask) = self.waiting.pop_front() else { break };
-            read += ask.ids.len();
-            admitted.entry(ask.adapter.clone()).or_default().push(Row::new(ask));
+            read += unread;
+            if let Some(batch) = admitted.get_mut(&row.adapter) {
+                batch.cache.open(&row.ids)?;
+                batch.rows.push(row);
+            }
         }
-        for (adapter, rows) in admitted {
-            self.begin(adapter, rows)?;
-        }
-        Ok(())
+        admitted.retain(|_, batch| !batch.rows.is_empty());
+        admitted.into_iter().try_for_each(|(adapter, batch)| self.begin(adapter, batch))
     }
 
-    fn rows(&self) -> usize {
-        self.running.values().map(|batch| batch.rows.len()).sum()
+    /// Blocks that must stay free for a row beside the `held` it has. One is enough to go on for a while; where reading it
+    /// again would not give the same, all that it may ever need.
+    fn promised(&self, row: &Row, held: usize) -> usize {
+        let rest = blocks_of(row.most()).saturating_sub(held);
+        if self.blocks.keys_depend_on_length() { rest } else { rest.min(1) }
     }
 
-    /// Whether the cache holds `ask` beside everything else, each row as long as the longest of its batch may become.
-    fn has_room(&self, admitted: &BTreeMap<Option<String>, Vec<Row>>, ask: &Ask) -> bool {
-        let mut shapes: BTreeMap<&Option<String>, (usize, usize)> = BTreeMap::new();
-        let mut count = |adapter, most: usize| {
-            let (rows, longest) = shapes.entry(adapter).or_default();
-            *rows += 1;
-            *longest = most.max(*longest);
-        };
-        for (adapter, batch) in &self.running {
-            batch.rows.iter().for_each(|row| count(adapter, row.most()));
-        }
-        for (adapter, rows) in admitted {
-            rows.iter().for_each(|row| count(adapter, row.most()));
-        }
-        count(&ask.adapter, ask.ids.len() + ask.sampling.max_new_tokens);
-        shapes.values().map(|(rows, longest)| rows * longest).sum::<usize>() <= self.cache_tokens
-    }
-
-    fn begin(&mut self, adapter: Option<String>, rows: Vec<Row>) -> Result<()> {
+    fn begin(&mut self, adapter: Option<String>, mut batch: Batch) -> Result<()> {
         let decoder = self.tunings.wear(adapter.as_ref())?;
-        let mut cache = decoder.cache();
-        cache.bound(rows.iter().map(Row::most).max().unwrap_or(0) as i64);
-        let prompts: Vec<Vec<i64>> = rows.iter().map(|row| row.ids.clone()).collect();
-        let logits = decoder.prefill(&prompts, &mut cache, Pass::INFERENCE)?;
-        let mut batch = Batch { cache, rows, next: Vec::new() };
+        let prompts: Vec<Vec<i64>> = batch.rows.iter().map(|row| row.ids.clone()).collect();
+        let logits = decoder.read(&prompts, &mut batch.cache, Pass::INFERENCE)?;
         batch.choose(&logits, self.events)?;
         match self.running.get_mut(&adapter) {
-            Some(running) => running.join(batch, &decoder.config),
+            Some(running) => running.join(batch),
             None if batch.rows.is_empty() => {}
             None => drop(self.running.insert(adapter, batch)),
         }
@@ -237,6 +255,7 @@ impl<'a> Floor<'a> {
 
     /// One token more for every running answer.
     fn step(&mut self) -> Result<()> {
+        self.make_room();
         for (adapter, batch) in &mut self.running {
             let decoder = self.tunings.wear(adapter.as_ref())?;
             let logits = decoder.step(&batch.next, &mut batch.cache, Pass::INFERENCE)?;
@@ -245,26 +264,61 @@ impl<'a> Floor<'a> {
         self.running.retain(|_, batch| !batch.rows.is_empty());
         Ok(())
     }
-}
 
-impl Batch {
-    fn join(&mut self, other: Batch, config: &ModelConfig) {
-        if !other.rows.is_empty() {
-            self.cache.join(other.cache, config);
-            self.rows.extend(other.rows);
-            self.next.extend(other.next);
+    /// Sends the youngest rows back to wait until every other has room for its next token. The oldest always has: it alone
+    /// fits the cache.
+    fn make_room(&mut self) {
+        while self.running.values().map(|batch| batch.cache.full_rows()).sum::<usize>() > self.blocks.fill().free {
+            let all = self.running.values_mut().flat_map(|batch| {
+                let places: Vec<(u64, usize)> = batch.rows.iter().map(|row| row.arrival).zip(0..).collect();
+                places.into_iter().max().map(|(arrival, place)| (arrival, place, batch))
+            });
+            let Some((_, place, batch)) = all.max_by_key(|(arrival, ..)| *arrival) else { return };
+            if let Some(row) = batch.remove(place) {
+                self.waiting.push_front(row);
+            }
+            self.preempted += 1;
+            self.running.retain(|_, batch| !batch.rows.is_empty());
         }
     }
 
-    /// Keeps only these rows.
-    fn keep(&mut self, kept: &[usize]) {
+    /// Tells how full the cache is, when that has changed.
+    fn tell(&mut self) {
+        let fill = self.blocks.fill();
+        let now = CacheFill { used: fill.used, free: fill.free, found: fill.found, preempted: self.preempted };
+        if std::mem::replace(&mut self.told, now) != now {
+            self.events.send(&Event::Cache(now));
+        }
+    }
+}
+
+impl Batch {
+    fn new(cache: Cache) -> Self {
+        Self { cache, rows: Vec::new(), next: Vec::new() }
+    }
+
+    fn join(&mut self, other: Batch) {
+        self.cache.join(other.cache);
+        self.rows.extend(other.rows);
+        self.next.extend(other.next);
+    }
+
+    /// Takes a row out.
+    fn remove(&mut self, place: usize) -> Option<Row> {
+        let kept: Vec<usize> = (0..self.rows.len()).filter(|&other| other != place).collect();
+        self.keep(&kept).pop()
+    }
+
+    /// Keeps only these rows; the others come back.
+    fn keep(&mut self, kept: &[usize]) -> Vec<Row> {
         if kept.len() == self.rows.len() {
-            return;
+            return Vec::new();
         }
         self.cache.keep(kept);
         let mut rows: Vec<Option<Row>> = std::mem::take(&mut self.rows).into_iter().map(Some).collect();
         self.rows = kept.iter().filter_map(|&place| rows[place].take()).collect();
         self.next = kept.iter().filter_map(|&place| self.next.get(place).copied()).collect();
+        rows.into_iter().flatten().collect()
     }
 
     /// Chooses each row's next token from logits `[rows, vocabulary]` and says it; rows that are done leave.
@@ -313,9 +367,4 @@ impl Row {
         let cut = Cut { temperature: how.temperature, top_p: how.top_p, top_k: how.top_k };
         Ok(sample::draw(&scores, cut, random::unit(random::mix(how.seed, 0), answer.len() as u64)))
     }
-}
-
-/// Bytes of one token's keys and values in all layers.
-fn token_bytes(config: &ModelConfig, kind: Kind) -> u64 {
-    (2 * config.layers * config.kv_heads * config.head_dim * kind.elt_size_in_bytes()) as u64
 }

@@ -53,6 +53,37 @@ pub struct Attention {
     pub seed: u64,
 }
 
+/// Where some rows' keys and values lie, and the new tokens that are stored there.
+#[derive(Clone, Copy, Debug)]
+pub struct Pages<'a> {
+    /// Memory of the cache: tensors of `blocks_each` blocks, `[blocks, layers, 2, kv_heads * head_dim * BLOCK]`.
+    pub slabs: &'a [Tensor],
+    pub blocks_each: usize,
+    pub layers: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    /// The rows' blocks, end to end.
+    pub blocks: &'a [i64],
+    /// Of each new token: where its row's blocks begin among them, and how many tokens of its row it sees, itself included.
+    pub starts: &'a [i64],
+    pub seen: &'a [i64],
+}
+
+#[repr(C)]
+struct PipePages {
+    slabs: *const *const C_tensor,
+    slab_count: i64,
+    blocks_each: i64,
+    layers: i64,
+    kv_heads: i64,
+    dim: i64,
+    blocks: *const i64,
+    block_count: i64,
+    starts: *const i64,
+    seen: *const i64,
+    tokens: i64,
+}
+
 type Error = *mut c_char;
 
 unsafe extern "C" {
@@ -74,6 +105,15 @@ unsafe extern "C" {
         v: *const C_tensor,
         lengths: *const i64,
         documents: i64,
+        how: *const Attention,
+        error: *mut Error,
+    ) -> *mut C_tensor;
+    fn pipe_cached_attention(
+        q: *const C_tensor,
+        k: *const C_tensor,
+        v: *const C_tensor,
+        pages: *const PipePages,
+        layer: i64,
         how: *const Attention,
         error: *mut Error,
     ) -> *mut C_tensor;
@@ -152,6 +192,36 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, lengths: &[i64], how: &Atte
         let (documents, places) = (lengths.len() as i64, lengths.as_ptr());
         pipe_attention(q.as_ptr(), k.as_ptr(), v.as_ptr(), places, documents, how, error)
     })
+}
+
+/// Stores new tokens' keys and values, `[tokens, kv_heads * head_dim]`, in one layer of the cache. With `q`, `[tokens, heads *
+/// head_dim]`, each attends over what its row holds up to itself; without, the answer is empty.
+pub fn cached_attention(
+    q: Option<&Tensor>,
+    k: &Tensor,
+    v: &Tensor,
+    pages: &Pages<'_>,
+    layer: usize,
+    how: &Attention,
+) -> Tensor {
+    assert_eq!(pages.starts.len(), pages.seen.len());
+    let slabs: Vec<*const C_tensor> = pages.slabs.iter().map(Tensor::as_ptr).collect();
+    let raw = PipePages {
+        slabs: slabs.as_ptr(),
+        slab_count: slabs.len() as i64,
+        blocks_each: pages.blocks_each as i64,
+        layers: pages.layers as i64,
+        kv_heads: pages.kv_heads as i64,
+        dim: pages.head_dim as i64,
+        blocks: pages.blocks.as_ptr(),
+        block_count: pages.blocks.len() as i64,
+        starts: pages.starts.as_ptr(),
+        seen: pages.seen.as_ptr(),
+        tokens: pages.starts.len() as i64,
+    };
+    let q = q.map_or(null(), Tensor::as_ptr);
+    // SAFETY: as in `linear`; every number in `pages` is checked against the slabs before anything is read or written.
+    take(|error| unsafe { pipe_cached_attention(q, k.as_ptr(), v.as_ptr(), &raw, layer as i64, how, error) })
 }
 
 /// Cross-entropy of each row, `[rows]` f32: `hidden` `[rows, hidden]`, a frozen `head` `[vocabulary, hidden]`, `targets`

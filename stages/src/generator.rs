@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use pipe_engine::task::TaskError;
 use pipe_job::{Ask, End, Event, Job, Task};
-pub use pipe_job::{BaseWeights, Compute, End as AnswerEnd, ModelSource, Sampling, ServeJob};
+pub use pipe_job::{BaseWeights, CacheFill, Compute, End as AnswerEnd, ModelSource, Sampling, ServeJob};
 
 use crate::worker::{Worker, crash_message, keep_last_lines};
 
@@ -55,6 +55,7 @@ struct Shared {
 struct Table {
     sinks: HashMap<u64, Sink>,
     attaching: HashMap<String, Sender<Option<String>>>,
+    cache: CacheFill,
     /// Why nothing is answered any more.
     gone: Option<String>,
 }
@@ -131,6 +132,11 @@ impl Generator {
         Ok(ticket)
     }
 
+    /// How full the worker's cache was when it last told.
+    pub fn cache(&self) -> CacheFill {
+        self.shared.table().cache
+    }
+
     /// Holds one more adapter under `name`, in place of an earlier one of that name; what is being answered goes on.
     pub fn attach(&self, name: &str, path: &Path) -> Result<(), TaskError> {
         let (send, receive) = channel();
@@ -189,6 +195,7 @@ impl Shared {
                     let _ = waiting.send(refused);
                 }
             }
+            Event::Cache(fill) => table.cache = fill,
             last @ Event::Failed { .. } => return Some(last),
             _ => {}
         }

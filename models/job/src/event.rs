@@ -27,6 +27,8 @@ pub enum Event {
     Ready { context: usize, cache_tokens: usize },
     /// Serve only: the next token of some answers, by their ids.
     Tokens { tokens: Vec<(u64, i64)> },
+    /// Serve only: how full the cache is.
+    Cache(CacheFill),
     /// Serve only: an answer is over.
     Ended { id: u64, end: End },
     /// Serve only: the adapter is held, or why it is not.
@@ -37,6 +39,19 @@ pub enum Event {
     Cancelled { peak_rss_bytes: u64 },
     /// The job failed. `input` tells a mistake in what was given (exit code 2) from a failure in the work (1).
     Failed { message: String, input: bool },
+}
+
+/// How full a serving worker's cache is, and what it has brought since it began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CacheFill {
+    /// Blocks of keys and values that running answers hold.
+    pub used: usize,
+    /// Blocks that can be had, those included whose content is kept for requests that begin alike.
+    pub free: usize,
+    /// Tokens of prompts that did not have to be read, because another request began with them.
+    pub found: u64,
+    /// Answers that gave their blocks to older ones and went on later.
+    pub preempted: u64,
 }
 
 /// The numbers of one optimizer step.

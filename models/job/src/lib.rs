@@ -13,7 +13,7 @@ mod serve;
 mod train;
 
 pub use adapter::{Adapter, Freeze, Init, Lora, Targets};
-pub use event::{Event, Metric};
+pub use event::{CacheFill, Event, Metric};
 pub use model::{
     AgreementJob, Asked, EvalJob, Generation, ImportanceJob, MergeBase, MergeJob, ModelSource, QuantizeJob, WeightType,
     Weighted,
