@@ -21,8 +21,9 @@ use crate::failure::{Failure, exit_interrupted};
 
 /// Connections that are open at one time; more wait to be accepted.
 const CONNECTIONS: usize = 1024;
-/// How long a client may take to send a request's head.
-const HEAD: Duration = Duration::from_secs(15);
+/// How long a connection may go without a whole request's head, between two requests as well. A request that crosses the
+/// closing is lost, so this is longer than proxies and clients keep an idle connection (60 s at most, by their defaults).
+const HEAD: Duration = Duration::from_secs(75);
 
 /// Where to listen.
 #[derive(Clone, Copy, Debug)]

@@ -309,6 +309,41 @@ fn leave(server: &Server, number: usize) {
 }
 
 #[test]
+fn the_turns_of_a_conversation_are_read_once() {
+    let project = project();
+    let server = Server::start(&project, &[], &[]);
+    let question = "Please list every container that is running on this machine now";
+    // The worker tells of its cache after the end of an answer.
+    let chat = |body: &Value| {
+        let answer = server.chat(body);
+        let began = Instant::now();
+        while server.metric("pipe_cache_blocks_used") > 0.0 {
+            assert!(began.elapsed() < Duration::from_secs(5), "blocks are still held");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        answer
+    };
+    let first = chat(&asked("model", question, json!({})));
+    let free = server.metric("pipe_cache_blocks_free");
+    assert_eq!(server.metric("pipe_prompt_tokens_cached_total"), 0.0);
+    let again = chat(&asked("model", question, json!({})));
+    assert_eq!(text(&first), text(&again));
+    let once = server.metric("pipe_prompt_tokens_cached_total");
+    let prompt = first["usage"]["prompt_tokens"].as_f64().unwrap();
+    assert!(prompt > 16.0 && once == ((prompt - 1.0) / 16.0).floor() * 16.0, "{once} of {prompt} tokens");
+    let turns = json!({ "messages": [
+        { "role": "user", "content": question },
+        { "role": "assistant", "content": text(&first) },
+        { "role": "user", "content": "And the stopped ones?" },
+    ] });
+    chat(&asked("model", "", turns));
+    assert!(server.metric("pipe_prompt_tokens_cached_total") > once);
+    assert_eq!(server.metric("pipe_cache_blocks_free"), free, "what is kept can be had");
+    assert_eq!(server.metric("pipe_preemptions_total"), 0.0);
+    assert_eq!(server.stop().0, Some(0));
+}
+
+#[test]
 fn a_worker_that_dies_is_started_again() {
     let project = project();
     let server = Server::start(&project, &[], &[]);
