@@ -4,7 +4,7 @@
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -203,15 +203,15 @@ impl RunLog {
 impl Sink for RunLog {
     fn emit(&self, event: Event) {
         let event = without_secrets(event);
-        if let Ok(mut state) = self.state.lock() {
-            if let Event::NodeFinished(finished) = &event {
-                state.nodes.push((**finished).clone());
-            }
-            let stamped = stamp(event.clone());
-            if let Ok(mut line) = serde_json::to_vec(&stamped) {
-                line.push(b'\n');
-                let _ = state.events.write_all(&line);
-            }
+        // Held until the event was shown: the record and the display tell of concurrent nodes in one order.
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Event::NodeFinished(finished) = &event {
+            state.nodes.push((**finished).clone());
+        }
+        let stamped = stamp(event.clone());
+        if let Ok(mut line) = serde_json::to_vec(&stamped) {
+            line.push(b'\n');
+            let _ = state.events.write_all(&line);
         }
         self.inner.emit(event);
     }

@@ -10,28 +10,29 @@
 //! the document before it. Rows are packed in windows of bounded size, so memory does not grow with the data; rows of badly
 //! filled packs wait for the next window. Packs keep the order of their first rows.
 
+mod emit;
 mod fit;
 
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, ListBuilder, RecordBatch, StringBuilder, UInt16Builder};
+use arrow::array::RecordBatch;
 use pipe_engine::task::{Context, Summary, Task, TaskError};
 use serde::Serialize;
 use serde_json::Value;
 
+use self::emit::Emitter;
 use crate::mix::{self, Mix};
 use crate::recipe::ExcessLength;
-use crate::rows::{PACKS_FILE, TableWriter, batches, int_list, int_lists, list_column, row_count, shapes, text_column};
+use crate::rows::{PACKS_FILE, TableWriter, batches, int_list, list_column, row_count, shapes, text_column};
 
 const ROWS_PER_BATCH: usize = 2048;
 const MASKED: i32 = -100;
-/// A window closes once it holds this many tokens, or this many full sequences where that is more.
-const WINDOW_TOKENS: usize = 8 << 20;
+/// A window closes once it holds this many tokens, or this many full sequences where that is more. Two exist at one time:
+/// one is written while the next one fills.
+const WINDOW_TOKENS: usize = 4 << 20;
 const WINDOW_PACKS: usize = 64;
 /// A pack less full than this gives its rows to the next window.
 const GOOD_FILL: f64 = 0.97;
-/// Tokens per batch of packs that is written.
-const BATCH_TOKENS: usize = 1 << 20;
 
 /// How rows are put together, resolved.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -64,7 +65,7 @@ impl Task for Pack {
     }
 
     fn version(&self) -> String {
-        "1".into()
+        "2".into()
     }
 
     fn params(&self) -> Value {
@@ -162,22 +163,18 @@ struct Counts {
 /// What is carried from batch to batch.
 struct Packing<'a> {
     pack: &'a Pack,
-    writer: TableWriter,
     window: Window,
-    out: Packs,
+    emitter: Emitter,
     counts: Vec<Counts>,
-    packs: u64,
 }
 
 impl<'a> Packing<'a> {
     fn start(pack: &'a Pack, ctx: &Context, sources: usize) -> Result<Packing<'a>, TaskError> {
         Ok(Packing {
             pack,
-            writer: TableWriter::create(&ctx.out().join(PACKS_FILE), shapes::packs())?,
             window: Window::default(),
-            out: Packs::default(),
+            emitter: Emitter::start(TableWriter::create(&ctx.out().join(PACKS_FILE), shapes::packs())?),
             counts: vec![Counts::default(); sources],
-            packs: 0,
         })
     }
 
@@ -229,59 +226,35 @@ impl<'a> Packing<'a> {
     }
 
     fn close_window(&mut self, last: bool) -> Result<(), TaskError> {
-        let window = std::mem::take(&mut self.window);
+        let window = Arc::new(std::mem::take(&mut self.window));
         if !self.pack.packing {
-            for row in 0..window.ends.len() {
-                self.emit(&window, &[row as u32])?;
-            }
-            return Ok(());
+            return self.emitter.emit(&window, (0..window.ends.len() as u32).map(|row| vec![row]).collect());
         }
         let capacity = self.pack.sequence_len.min(u64::from(u32::MAX)) as u32;
         let lengths: Vec<u32> = (0..window.ends.len()).map(|row| window.range(row).len() as u32).collect();
         let most = self.pack.bin_size.map_or(usize::MAX, |rows| rows.max(1) as usize);
         if self.pack.sequential {
-            return self.emit_in_order(window, &lengths, capacity, most, last);
+            // The last pack may take more rows, so it waits for the next window.
+            let mut bins = fit::next_fit(&lengths, capacity, most);
+            let open = if last { None } else { bins.pop() };
+            self.put_back(&window, open.into_iter().flatten());
+            return self.emitter.emit(&window, bins);
         }
-        let mut waiting = Vec::new();
-        for bin in fit::best_fit(&lengths, capacity, most) {
-            let filled: u32 = bin.iter().map(|&row| lengths[row as usize]).sum();
-            if last || bin.len() == most || f64::from(filled) >= GOOD_FILL * f64::from(capacity) {
-                self.emit(&window, &bin)?;
-            } else {
-                waiting.extend(bin);
-            }
-        }
+        let filled = |bin: &[u32]| bin.iter().map(|&row| f64::from(lengths[row as usize])).sum::<f64>();
+        let is_good = |bin: &Vec<u32>| last || bin.len() == most || filled(bin) >= GOOD_FILL * f64::from(capacity);
+        let (mut packs, poor): (Vec<_>, Vec<_>) =
+            fit::best_fit(&lengths, capacity, most).into_iter().partition(is_good);
         // Where most packs are poor, waiting would not make them better: rows too long to share a pack.
+        let mut waiting = poor.concat();
         waiting.sort_unstable();
-        let held: usize = waiting.iter().map(|&row| lengths[row as usize] as usize).sum();
-        if held * 4 > window.ids.len() {
+        if filled(&waiting) * 4.0 > window.ids.len() as f64 {
             let lengths: Vec<u32> = waiting.iter().map(|&row| lengths[row as usize]).collect();
-            for bin in fit::best_fit(&lengths, capacity, most) {
-                let rows: Vec<u32> = bin.iter().map(|&at| waiting[at as usize]).collect();
-                self.emit(&window, &rows)?;
-            }
-            return Ok(());
+            let again = fit::best_fit(&lengths, capacity, most);
+            packs.extend(again.into_iter().map(|bin| bin.iter().map(|&at| waiting[at as usize]).collect()));
+            waiting.clear();
         }
         self.put_back(&window, waiting);
-        Ok(())
-    }
-
-    /// The last pack may take more rows, so it waits for the next window.
-    fn emit_in_order(
-        &mut self,
-        window: Window,
-        lengths: &[u32],
-        capacity: u32,
-        most: usize,
-        last: bool,
-    ) -> Result<(), TaskError> {
-        let mut bins = fit::next_fit(lengths, capacity, most);
-        let open = if last { None } else { bins.pop() };
-        for bin in bins {
-            self.emit(&window, &bin)?;
-        }
-        self.put_back(&window, open.into_iter().flatten());
-        Ok(())
+        self.emitter.emit(&window, packs)
     }
 
     fn put_back(&mut self, window: &Window, rows: impl IntoIterator<Item = u32>) {
@@ -292,22 +265,12 @@ impl<'a> Packing<'a> {
         }
     }
 
-    fn emit(&mut self, window: &Window, rows: &[u32]) -> Result<(), TaskError> {
-        self.out.push(window, rows);
-        self.packs += 1;
-        if self.out.ids.len() >= BATCH_TOKENS {
-            self.writer.write(&std::mem::take(&mut self.out).batch()?)?;
-        }
-        Ok(())
-    }
-
     fn finish(mut self, ctx: &Context, read: u64) -> Result<Summary, TaskError> {
         self.close_window(true)?;
-        self.writer.write(&std::mem::take(&mut self.out).batch()?)?;
-        self.writer.finish()?;
+        let packs = self.emitter.finish()?;
         let sum = |of: fn(&Counts) -> u64| self.counts.iter().map(of).sum::<u64>();
         let (rows, tokens) = (sum(|c| c.rows), sum(|c| c.tokens));
-        let mut summary = Summary { rows: Some(self.packs), ..Summary::default() };
+        let mut summary = Summary { rows: Some(packs), ..Summary::default() };
         if rows == 0 {
             let (long, short, untrained) = (sum(|c| c.too_long), sum(|c| c.too_short), sum(|c| c.untrained));
             let why = format!(
@@ -322,11 +285,11 @@ impl<'a> Packing<'a> {
             }
             summary.warnings.push(why);
         }
-        let room = self.packs * self.pack.sequence_len;
+        let room = packs * self.pack.sequence_len;
         let fill = if room == 0 { 0.0 } else { tokens as f64 / room as f64 };
         let stats = &mut summary.stats;
         for (name, value) in [
-            ("packs", self.packs),
+            ("packs", packs),
             ("rows", rows),
             ("tokens", tokens),
             ("trained_tokens", sum(|c| c.trained_tokens)),
@@ -366,55 +329,6 @@ impl Counts {
             "dropped_too_long": self.too_long, "dropped_too_short": self.too_short,
             "dropped_untrained": self.untrained, "truncated": self.truncated, "split": self.split,
         })
-    }
-}
-
-/// Packs to be written, column by column.
-#[derive(Default)]
-struct Packs {
-    ids: Vec<i32>,
-    labels: Vec<i32>,
-    positions: Vec<i32>,
-    segments: Vec<i32>,
-    /// End of each pack in the four columns above.
-    ends: Vec<i32>,
-    lengths: Vec<i32>,
-    length_ends: Vec<i32>,
-    row_ids: ListBuilder<StringBuilder>,
-    sources: ListBuilder<UInt16Builder>,
-}
-
-impl Packs {
-    fn push(&mut self, window: &Window, rows: &[u32]) {
-        for (segment, row) in rows.iter().map(|&row| row as usize).enumerate() {
-            let range = window.range(row);
-            let length = range.len() as i32;
-            self.ids.extend_from_slice(&window.ids[range.clone()]);
-            self.labels.push(MASKED);
-            self.labels.extend_from_slice(&window.labels[range.start + 1..range.end]);
-            self.positions.extend(0..length);
-            self.segments.extend(std::iter::repeat_n(segment as i32 + 1, range.len()));
-            self.lengths.push(length);
-            self.row_ids.values().append_value(&window.row_ids[row]);
-            self.sources.values().append_value(window.sources[row]);
-        }
-        self.ends.push(self.ids.len() as i32);
-        self.length_ends.push(self.lengths.len() as i32);
-        self.row_ids.append(true);
-        self.sources.append(true);
-    }
-
-    fn batch(mut self) -> Result<RecordBatch, TaskError> {
-        let columns: Vec<ArrayRef> = vec![
-            int_lists(self.ids, &self.ends),
-            int_lists(self.labels, &self.ends),
-            int_lists(self.positions, &self.ends),
-            int_lists(self.segments, &self.ends),
-            Arc::new(self.row_ids.finish()),
-            int_lists(self.lengths, &self.length_ends),
-            Arc::new(self.sources.finish()),
-        ];
-        RecordBatch::try_new(shapes::packs(), columns).map_err(|e| TaskError::Failed(e.to_string()))
     }
 }
 

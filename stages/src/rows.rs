@@ -4,6 +4,8 @@
 //! never on how callers cut them into batches or on thread counts, because the engine compares outputs by digest.
 //! Nothing here knows what a row means.
 
+mod encoder;
+mod int_lists;
 pub mod reference;
 
 use std::fs::File;
@@ -14,13 +16,12 @@ use std::thread::JoinHandle;
 
 use arrow::array::{Array, ArrayRef, Int32Array, ListArray, RecordBatch, StringArray};
 use arrow::buffer::OffsetBuffer;
-use arrow::compute::concat_batches;
 use arrow::datatypes::{DataType, Field, SchemaRef};
+use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ParquetRecordBatchReaderBuilder};
-use parquet::arrow::{ArrowWriter, ProjectionMask};
-use parquet::basic::{Compression, ZstdLevel};
-use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterVersion};
 use pipe_engine::task::TaskError;
+
+use self::encoder::{Chunk, Encoder};
 
 /// The file that ingest and clean write.
 pub const ROWS_FILE: &str = "rows.parquet";
@@ -34,8 +35,6 @@ pub const PACKS_FILE: &str = "packs.parquet";
 /// Rows are handed to the encoder in chunks of this many, or of [`CHUNK_BYTES`] where that is less.
 const CHUNK_ROWS: usize = 4096;
 const CHUNK_BYTES: usize = 8 << 20;
-/// A row group is closed once it holds this much before compression.
-const ROW_GROUP_BYTES: usize = 32 << 20;
 
 /// The columns of every row shape.
 pub mod shapes {
@@ -106,33 +105,29 @@ pub mod shapes {
     }
 }
 
-/// Where chunks and their sizes go, and the thread that turns them into bytes.
-type Encoder = (SyncSender<(RecordBatch, usize)>, JoinHandle<Result<(), TaskError>>);
+/// Where chunks go, and the thread that turns them into bytes.
+type Encoding = (SyncSender<Chunk>, JoinHandle<Result<(), TaskError>>);
 
 /// Writes a table on a thread of its own, so that encoding overlaps the caller's work.
 pub struct TableWriter {
     path: PathBuf,
-    schema: SchemaRef,
     pending: Vec<RecordBatch>,
     pending_rows: usize,
     pending_bytes: usize,
     rows: u64,
-    encoder: Option<Encoder>,
+    encoder: Option<Encoding>,
 }
 
 impl TableWriter {
     /// Creates the file. The table is complete only after [`TableWriter::finish`].
     pub fn create(path: &Path, schema: SchemaRef) -> Result<Self, TaskError> {
         let file = File::create(path).map_err(TaskError::io(format!("cannot create {}", path.display())))?;
-        let properties = properties()?;
-        let writer =
-            ArrowWriter::try_new(file, schema.clone(), Some(properties)).map_err(|e| write_failed(path, &e))?;
+        let encoder = Encoder::new(file, schema).map_err(|e| write_failed(path, &e))?;
         let (sender, receiver) = sync_channel(2);
         let place = path.to_path_buf();
-        let encoder = std::thread::spawn(move || encode(writer, &receiver, &place));
+        let encoder = std::thread::spawn(move || encoder.run(&receiver, &place));
         Ok(TableWriter {
             path: path.to_path_buf(),
-            schema,
             pending: Vec::new(),
             pending_rows: 0,
             pending_bytes: 0,
@@ -177,16 +172,11 @@ impl TableWriter {
         if self.pending.is_empty() {
             return Ok(());
         }
-        let chunk = match self.pending.as_slice() {
-            [one] => one.clone(),
-            many => concat_batches(&self.schema, many).map_err(|e| write_failed(&self.path, &e))?,
-        };
-        let bytes = self.pending_bytes;
-        self.pending.clear();
+        let chunk = (std::mem::take(&mut self.pending), self.pending_bytes);
         self.pending_rows = 0;
         self.pending_bytes = 0;
         match &self.encoder {
-            Some((sender, _)) if sender.send((chunk, bytes)).is_ok() => Ok(()),
+            Some((sender, _)) if sender.send(chunk).is_ok() => Ok(()),
             // The encoder only hangs up when it failed: its own error says why.
             _ => self.join(),
         }
@@ -295,39 +285,6 @@ pub fn int_lists(values: Vec<i32>, ends: &[i32]) -> ArrayRef {
 pub fn workers(threads: usize) -> Result<rayon::ThreadPool, TaskError> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.max(1)).build();
     pool.map_err(|e| TaskError::Failed(format!("cannot start threads: {e}")))
-}
-
-fn encode(
-    mut writer: ArrowWriter<File>,
-    chunks: &Receiver<(RecordBatch, usize)>,
-    path: &Path,
-) -> Result<(), TaskError> {
-    let mut group = 0;
-    while let Ok((chunk, bytes)) = chunks.recv() {
-        writer.write(&chunk).map_err(|e| write_failed(path, &e))?;
-        group += bytes;
-        if group >= ROW_GROUP_BYTES {
-            writer.flush().map_err(|e| write_failed(path, &e))?;
-            group = 0;
-        }
-    }
-    let file = writer.into_inner().map_err(|e| write_failed(path, &e))?;
-    file.sync_all().map_err(TaskError::io(format!("cannot write {}", path.display())))
-}
-
-/// Everything that decides bytes is fixed here. No dictionaries and no statistics: rows are near unique, and nothing
-/// filters on them. `created_by` is ours, so that an upgrade of the Parquet library does not make old outputs differ.
-fn properties() -> Result<WriterProperties, TaskError> {
-    let level = ZstdLevel::try_new(1).map_err(|e| TaskError::Failed(e.to_string()))?;
-    let builder = WriterProperties::builder()
-        .set_created_by("pipe".to_string())
-        .set_writer_version(WriterVersion::PARQUET_1_0)
-        .set_compression(Compression::ZSTD(level))
-        .set_dictionary_enabled(false)
-        .set_statistics_enabled(EnabledStatistics::None)
-        .set_offset_index_disabled(true)
-        .set_max_row_group_row_count(Some(usize::MAX));
-    Ok(builder.build())
 }
 
 /// Bytes of each row's variable parts, from the offsets alone.

@@ -86,7 +86,7 @@ impl Task for Template {
     }
 
     fn version(&self) -> String {
-        "4".into()
+        "5".into()
     }
 
     fn params(&self) -> Value {

@@ -84,7 +84,7 @@ impl Task for Tokenize {
 
     fn version(&self) -> String {
         // The tokenizers crate decides the ids.
-        "3+tokenizers-0.23".into()
+        "4+tokenizers-0.23".into()
     }
 
     fn params(&self) -> Value {

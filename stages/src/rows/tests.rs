@@ -2,6 +2,7 @@
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, ListBuilder, StringBuilder, UInt16Array, UInt64Array};
+use proptest::prelude::*;
 
 use super::*;
 
@@ -81,4 +82,76 @@ fn lists_built_by_default_builders_fit_the_shapes() {
 fn a_table_cannot_be_written_where_there_is_no_folder() {
     let error = TableWriter::create(Path::new("/nonexistent/t.parquet"), shapes::raw()).err().unwrap();
     assert!(error.to_string().contains("/nonexistent/t.parquet"));
+}
+
+/// Rows of token lists of these lengths, with values that tell where they stand.
+fn token_rows(lengths: &[usize], first: usize) -> RecordBatch {
+    let ends: Vec<i32> = lengths.iter().scan(0, |end, &n| (*end += n as i32, Some(*end)).1).collect();
+    let values = |step: i32| (0..ends.last().copied().unwrap_or(0)).map(|i| (i * step) ^ first as i32).collect();
+    let row_ids = StringArray::from_iter_values((0..lengths.len()).map(|i| format!("{:032x}", first + i)));
+    let counts = Int32Array::from_iter_values(lengths.iter().map(|&n| n as i32));
+    let columns: Vec<ArrayRef> =
+        vec![Arc::new(row_ids), int_lists(values(7), &ends), int_lists(values(-100), &ends), Arc::new(counts)];
+    RecordBatch::try_new(shapes::tokens(), columns).unwrap()
+}
+
+fn read_lists(path: &Path, column: &str) -> Vec<Vec<i32>> {
+    let read = batches(path, &[column], 100).unwrap().flat_map(|batch| {
+        let batch = batch.unwrap();
+        let lists = list_column(&batch, column).unwrap();
+        (0..batch.num_rows()).map(|i| int_list(lists, i).unwrap().to_vec()).collect::<Vec<_>>()
+    });
+    read.collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+
+    /// Empty lists, lists longer than a page, pages and row groups that end anywhere.
+    #[test]
+    fn lists_come_back_as_they_were(
+        parts in proptest::collection::vec(
+            proptest::collection::vec(prop_oneof![4 => 0usize..90, 1 => 0usize..3, 1 => 300usize..600_000], 0..40),
+            1..6,
+        ),
+        cut in 1usize..50,
+    ) {
+        let dir = tempfile::tempdir().unwrap();
+        let (whole, cuts) = (dir.path().join("whole.parquet"), dir.path().join("cuts.parquet"));
+        let mut written = [TableWriter::create(&whole, shapes::tokens()).unwrap(),
+            TableWriter::create(&cuts, shapes::tokens()).unwrap()];
+        let (mut expected, mut first) = (Vec::new(), 0);
+        for lengths in &parts {
+            let batch = token_rows(lengths, first);
+            first += lengths.len();
+            let lists = list_column(&batch, "input_ids").unwrap();
+            expected.extend((0..batch.num_rows()).map(|i| int_list(lists, i).unwrap().to_vec()));
+            written[0].write(&batch).unwrap();
+            for at in (0..batch.num_rows()).step_by(cut) {
+                written[1].write(&batch.slice(at, cut.min(batch.num_rows() - at))).unwrap();
+            }
+        }
+        for table in written {
+            prop_assert_eq!(table.finish().unwrap(), first as u64);
+        }
+        prop_assert_eq!(read_lists(&whole, "input_ids"), expected);
+        prop_assert!(std::fs::read(whole).unwrap() == std::fs::read(cuts).unwrap());
+    }
+}
+
+#[test]
+fn a_null_in_a_list_of_tokens_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let item = Arc::new(Field::new("item", DataType::Int32, true));
+    let holey = ListArray::new(
+        item,
+        OffsetBuffer::new(vec![0, 2].into()),
+        Arc::new(Int32Array::from(vec![Some(1), None])),
+        None,
+    );
+    let columns: Vec<ArrayRef> = vec![Arc::new(holey)];
+    let schema = Arc::new(arrow::datatypes::Schema::new(vec![shapes::tokens().field(1).clone()]));
+    let mut writer = TableWriter::create(&dir.path().join("t.parquet"), schema.clone()).unwrap();
+    writer.write(&RecordBatch::try_new(schema, columns).unwrap()).unwrap();
+    assert!(writer.finish().unwrap_err().to_string().contains("holds a null"));
 }
