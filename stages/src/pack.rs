@@ -132,13 +132,17 @@ impl Pack {
         }
     }
 
+    /// A window closes with the row that brings it to this many tokens.
+    fn window_tokens(&self) -> usize {
+        WINDOW_TOKENS.max((self.sequence_len as usize).saturating_mul(WINDOW_PACKS))
+    }
+
     fn is_usable(&self, ids: &[i32], labels: &[i32]) -> bool {
         self.parts(ids, labels).any(|(ids, labels)| self.judge(ids, labels).is_ok())
     }
 }
 
 /// Rows that wait to be packed, end to end.
-#[derive(Default)]
 struct Window {
     ids: Vec<i32>,
     labels: Vec<i32>,
@@ -172,7 +176,7 @@ impl<'a> Packing<'a> {
     fn start(pack: &'a Pack, ctx: &Context, sources: usize) -> Result<Packing<'a>, TaskError> {
         Ok(Packing {
             pack,
-            window: Window::default(),
+            window: Window::new(pack),
             emitter: Emitter::start(TableWriter::create(&ctx.out().join(PACKS_FILE), shapes::packs())?),
             counts: vec![Counts::default(); sources],
         })
@@ -202,9 +206,8 @@ impl<'a> Packing<'a> {
         for (ids, labels) in self.pack.parts(ids, labels) {
             self.document(row_id, ids, labels, source);
         }
-        let full = limit * WINDOW_PACKS;
         let group = self.pack.group_size.is_some_and(|rows| self.window.ends.len() as u64 >= rows);
-        if group || self.window.ids.len() >= WINDOW_TOKENS.max(full) {
+        if group || self.window.ids.len() >= self.pack.window_tokens() {
             self.close_window(group)?;
         }
         Ok(())
@@ -226,7 +229,7 @@ impl<'a> Packing<'a> {
     }
 
     fn close_window(&mut self, last: bool) -> Result<(), TaskError> {
-        let window = Arc::new(std::mem::take(&mut self.window));
+        let window = Arc::new(std::mem::replace(&mut self.window, Window::new(self.pack)));
         if !self.pack.packing {
             return self.emitter.emit(&window, (0..window.ends.len() as u32).map(|row| vec![row]).collect());
         }
@@ -308,6 +311,13 @@ impl<'a> Packing<'a> {
 }
 
 impl Window {
+    /// With room for all it may come to hold: rooms that grow leave holes behind.
+    fn new(pack: &Pack) -> Self {
+        let room = if pack.group_size.is_some() { 0 } else { 2 * WINDOW_TOKENS.min(pack.window_tokens()) };
+        let (ids, labels) = (Vec::with_capacity(room), Vec::with_capacity(room));
+        Self { ids, labels, ends: Vec::new(), row_ids: Vec::new(), sources: Vec::new() }
+    }
+
     fn push(&mut self, row_id: &str, ids: &[i32], labels: &[i32], source: u16) {
         self.ids.extend_from_slice(ids);
         self.labels.extend_from_slice(labels);

@@ -65,12 +65,12 @@ impl Drop for Emitter {
 }
 
 fn write(mut writer: TableWriter, windows: &Receiver<Planned>) -> Result<(), TaskError> {
-    let mut out = Packs::default();
+    let mut out = Packs::new();
     for (window, packs) in windows {
         for rows in packs {
             out.push(&window, &rows);
             if out.ids.len() >= BATCH_TOKENS {
-                writer.write(&std::mem::take(&mut out).batch()?)?;
+                writer.write(&std::mem::replace(&mut out, Packs::new()).batch()?)?;
             }
         }
     }
@@ -79,7 +79,6 @@ fn write(mut writer: TableWriter, windows: &Receiver<Planned>) -> Result<(), Tas
 }
 
 /// Packs to be written, column by column.
-#[derive(Default)]
 struct Packs {
     ids: Vec<i32>,
     labels: Vec<i32>,
@@ -94,6 +93,22 @@ struct Packs {
 }
 
 impl Packs {
+    fn new() -> Self {
+        // A pack more than a batch: the last one goes over its end.
+        let room = || Vec::with_capacity(BATCH_TOKENS + BATCH_TOKENS / 8);
+        Self {
+            ids: room(),
+            labels: room(),
+            positions: room(),
+            segments: room(),
+            ends: Vec::new(),
+            lengths: Vec::new(),
+            length_ends: Vec::new(),
+            row_ids: ListBuilder::default(),
+            sources: ListBuilder::default(),
+        }
+    }
+
     fn push(&mut self, window: &Window, rows: &[u32]) {
         for (segment, row) in rows.iter().map(|&row| row as usize).enumerate() {
             let range = window.range(row);

@@ -1,11 +1,13 @@
 #![allow(clippy::unwrap_used)]
 use std::path::PathBuf;
 
+use arrow::array::ArrayRef;
 use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::*;
 use crate::rows::harness::{Done, run};
+use crate::rows::int_lists;
 
 type Row = (Vec<i32>, Vec<i32>);
 

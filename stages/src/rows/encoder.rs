@@ -16,7 +16,7 @@ use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterVersi
 use parquet::file::writer::SerializedFileWriter;
 use pipe_engine::task::TaskError;
 
-use super::int_lists::IntLists;
+use super::int_lists::{IntLists, Press};
 
 /// A row group is closed once it holds this much before compression.
 const ROW_GROUP_BYTES: usize = 32 << 20;
@@ -27,7 +27,7 @@ pub(super) type Chunk = (Vec<RecordBatch>, usize);
 /// A table that is being written.
 pub(super) struct Encoder {
     schema: SchemaRef,
-    level: ZstdLevel,
+    press: Press,
     file: SerializedFileWriter<File>,
     factory: ArrowRowGroupWriterFactory,
     /// The open row group.
@@ -38,8 +38,8 @@ pub(super) struct Encoder {
 
 /// One leaf column of a row group.
 enum Column {
-    Ints(Box<IntLists>),
-    Other(ArrowColumnWriter),
+    Ints(IntLists),
+    Other(Box<ArrowColumnWriter>),
 }
 
 impl Encoder {
@@ -50,7 +50,7 @@ impl Encoder {
         add_encoded_arrow_schema_to_metadata(&schema, &mut properties);
         let file = SerializedFileWriter::new(file, parquet.root_schema_ptr(), Arc::new(properties))?;
         let factory = ArrowRowGroupWriterFactory::new(&file, schema.clone());
-        Ok(Self { schema, level, file, factory, columns: Vec::new(), group_bytes: 0, groups: 0 })
+        Ok(Self { schema, press: Press::new(level)?, file, factory, columns: Vec::new(), group_bytes: 0, groups: 0 })
     }
 
     /// Encodes everything that comes, then ends the file.
@@ -76,7 +76,7 @@ impl Encoder {
             let arrays: Vec<&dyn Array> = parts.iter().map(|part| part.column(place).as_ref()).collect();
             if IntLists::fit(field) {
                 if let Some(Column::Ints(column)) = columns.next() {
-                    arrays.iter().try_for_each(|&array| column.write(array))?;
+                    arrays.iter().try_for_each(|&array| column.write(array, &mut self.press))?;
                 }
                 continue;
             }
@@ -97,13 +97,11 @@ impl Encoder {
         let column = |(leaf, writer)| {
             let root = parquet.get_column_root(leaf).name();
             match self.schema.field_with_name(root) {
-                Ok(field) if IntLists::fit(field) => {
-                    Ok(Column::Ints(Box::new(IntLists::new(parquet.column(leaf), self.level)?)))
-                }
-                _ => Ok(Column::Other(writer)),
+                Ok(field) if IntLists::fit(field) => Column::Ints(IntLists::new(parquet.column(leaf))),
+                _ => Column::Other(Box::new(writer)),
             }
         };
-        writers.into_iter().enumerate().map(column).collect()
+        Ok(writers.into_iter().enumerate().map(column).collect())
     }
 
     fn close_group(&mut self) -> Result<()> {
@@ -114,7 +112,7 @@ impl Encoder {
         for column in self.columns.drain(..) {
             match column {
                 Column::Ints(column) => {
-                    let (bytes, close) = column.close()?;
+                    let (bytes, close) = column.close(&mut self.press)?;
                     group.append_column(&bytes, close)?;
                 }
                 Column::Other(column) => column.close()?.append_to_row_group(&mut group)?,

@@ -25,17 +25,21 @@ const PAGE_BYTES: usize = 1 << 20;
 /// The column chunk of one row group.
 pub(super) struct IntLists {
     column: ColumnDescPtr,
-    level: ZstdLevel,
-    compressor: Compressor<'static>,
     page: PageParts,
-    /// The page before and after compression; kept for their room.
-    plain: Vec<u8>,
-    packed: Vec<u8>,
     chunk: TrackedWrite<Vec<u8>>,
     /// Levels in the chunk: a value each, and one for every empty list.
     levels: i64,
     rows: u64,
     plain_bytes: i64,
+}
+
+/// Compresses pages, one at a time for all columns of a table.
+pub(super) struct Press {
+    level: ZstdLevel,
+    compressor: Compressor<'static>,
+    /// The page before and after compression; kept for their room.
+    plain: Vec<u8>,
+    packed: Vec<u8>,
 }
 
 /// A page that is being filled.
@@ -63,23 +67,19 @@ impl IntLists {
             && !field.is_nullable()
     }
 
-    pub(super) fn new(column: ColumnDescPtr, level: ZstdLevel) -> Result<Self> {
-        Ok(Self {
+    pub(super) fn new(column: ColumnDescPtr) -> Self {
+        Self {
             column,
-            level,
-            compressor: Compressor::new(level.compression_level())?,
             page: PageParts::default(),
-            plain: Vec::new(),
-            packed: Vec::new(),
             chunk: TrackedWrite::new(Vec::new()),
             levels: 0,
             rows: 0,
             plain_bytes: 0,
-        })
+        }
     }
 
     /// Appends the lists of `column`, which hold no nulls.
-    pub(super) fn write(&mut self, column: &dyn Array) -> Result<()> {
+    pub(super) fn write(&mut self, column: &dyn Array, press: &mut Press) -> Result<()> {
         let lists = column.as_any().downcast_ref::<ListArray>();
         let values = lists.and_then(|lists| lists.values().as_any().downcast_ref::<Int32Array>());
         let (Some(lists), Some(values)) = (lists, values) else {
@@ -92,20 +92,17 @@ impl IntLists {
             self.page.push(&values.values()[ends[0] as usize..ends[1] as usize]);
             self.rows += 1;
             if self.page.values.len() >= PAGE_BYTES {
-                self.close_page()?;
+                self.close_page(press)?;
             }
         }
         Ok(())
     }
 
-    fn close_page(&mut self) -> Result<()> {
-        let page = std::mem::take(&mut self.page);
-        let (levels, values) = (page.levels, page.into_body(&mut self.plain));
-        self.packed.clear();
-        self.packed.reserve(zstd::zstd_safe::compress_bound(self.plain.len()));
-        self.compressor.compress_to_buffer(&self.plain, &mut self.packed)?;
+    fn close_page(&mut self, press: &mut Press) -> Result<()> {
+        let levels = std::mem::take(&mut self.page.levels);
+        self.page.take(&mut press.plain);
         let packed = Page::DataPage {
-            buf: Bytes::copy_from_slice(&self.packed),
+            buf: press.packed()?,
             num_values: levels,
             encoding: Encoding::PLAIN,
             def_level_encoding: Encoding::RLE,
@@ -113,23 +110,22 @@ impl IntLists {
             statistics: None,
         };
         let mut writer = SerializedPageWriter::new(&mut self.chunk);
-        let written = writer.write_page(CompressedPage::new(packed, self.plain.len()))?;
+        let written = writer.write_page(CompressedPage::new(packed, press.plain.len()))?;
         self.plain_bytes += written.uncompressed_size as i64;
         self.levels += i64::from(levels);
-        self.page.values = values;
         Ok(())
     }
 
     /// The bytes of the chunk and what the file's footer says of them.
-    pub(super) fn close(mut self) -> Result<(Bytes, ColumnCloseResult)> {
+    pub(super) fn close(mut self, press: &mut Press) -> Result<(Bytes, ColumnCloseResult)> {
         if self.page.levels > 0 {
-            self.close_page()?;
+            self.close_page(press)?;
         }
         self.chunk.flush()?;
         let bytes_written = self.chunk.bytes_written() as u64;
         let encodings = [Encoding::PLAIN, Encoding::RLE];
         let metadata = ColumnChunkMetaData::builder(self.column)
-            .set_compression(Compression::ZSTD(self.level))
+            .set_compression(Compression::ZSTD(press.level))
             .set_encodings_mask(EncodingMask::new_from_encodings(encodings.iter()))
             .set_num_values(self.levels)
             .set_total_compressed_size(bytes_written as i64)
@@ -145,6 +141,20 @@ impl IntLists {
             offset_index: None,
         };
         Ok((Bytes::from(self.chunk.into_inner()?), close))
+    }
+}
+
+impl Press {
+    pub(super) fn new(level: ZstdLevel) -> Result<Self> {
+        let compressor = Compressor::new(level.compression_level())?;
+        Ok(Self { level, compressor, plain: Vec::new(), packed: Vec::new() })
+    }
+
+    fn packed(&mut self) -> Result<Bytes> {
+        self.packed.clear();
+        self.packed.reserve(zstd::zstd_safe::compress_bound(self.plain.len()));
+        self.compressor.compress_to_buffer(&self.plain, &mut self.packed)?;
+        Ok(Bytes::copy_from_slice(&self.packed))
     }
 }
 
@@ -164,18 +174,15 @@ impl PageParts {
         self.values.extend(list.iter().flat_map(|value| value.to_le_bytes()));
     }
 
-    /// The page as `body`: both kinds of levels, each after its length, then the values. Gives back the room of the values.
-    fn into_body(self, body: &mut Vec<u8>) -> Vec<u8> {
+    /// The page as `body`: both kinds of levels, each after its length, then the values. What was filled is empty again.
+    fn take(&mut self, body: &mut Vec<u8>) {
         body.clear();
-        for levels in [self.repetition, self.definition] {
-            let levels = levels.finish();
-            body.extend_from_slice(&(levels.len() as u32).to_le_bytes());
-            body.extend_from_slice(&levels);
+        for levels in [&mut self.repetition, &mut self.definition] {
+            levels.end_run();
+            body.extend_from_slice(&(levels.bytes.len() as u32).to_le_bytes());
+            body.append(&mut levels.bytes);
         }
-        body.extend_from_slice(&self.values);
-        let mut values = self.values;
-        values.clear();
-        values
+        body.append(&mut self.values);
     }
 }
 
@@ -200,11 +207,6 @@ impl Runs {
         self.bytes.extend([head as u8, self.number]);
         self.length = 0;
     }
-
-    fn finish(mut self) -> Vec<u8> {
-        self.end_run();
-        self.bytes
-    }
 }
 
 #[cfg(test)]
@@ -219,6 +221,7 @@ mod tests {
         for (number, length) in [(0, 1), (1, 0), (0, 1), (1, 199), (0, 1)] {
             runs.push(number, length);
         }
-        assert_eq!(runs.finish(), [2 << 1, 0, 0x8e, 0x03, 1, 1 << 1, 0]);
+        runs.end_run();
+        assert_eq!(runs.bytes, [2 << 1, 0, 0x8e, 0x03, 1, 1 << 1, 0]);
     }
 }
