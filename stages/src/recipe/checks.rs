@@ -31,8 +31,15 @@ pub(super) struct Facts<'a> {
 }
 
 /// Codes that speak of what is written for a key, and point at it.
-const ABOUT_VALUES: [&str; 6] =
-    ["missing-file", "dataset-files", "unfit-value", "no-module", "not-a-token", "unsupported-model"];
+const ABOUT_VALUES: [&str; 7] = [
+    "missing-file",
+    "dataset-files",
+    "unfit-value",
+    "no-module",
+    "not-a-token",
+    "unsupported-model",
+    "unusable-tokenizer",
+];
 
 /// Runs every check.
 pub(super) fn run(recipe: &Recipe, tree: &Node, tainted: &Tainted, project: &Project, problems: &mut Vec<Problem>) {

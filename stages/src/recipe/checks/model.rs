@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use pipe_files::{Gguf, ModelConfig, ModelFiles, TokenizerInfo};
+use pipe_files::{FilesError, Gguf, ModelConfig, ModelFiles, TokenizerInfo};
 
 use super::Facts;
 use crate::compile;
@@ -32,10 +32,18 @@ pub(super) fn check(facts: &mut Facts<'_>) {
         }
     }
     continued(facts);
-    let tokenizer = local(facts, facts.recipe.tokenizer_config.as_deref(), Need::Tokenizer).unwrap_or(model);
-    if let Some(vocabulary) = Vocabulary::open(&tokenizer) {
-        terminators(facts, &vocabulary);
-        special_tokens(facts, &vocabulary);
+    let own = local(facts, facts.recipe.tokenizer_config.as_deref(), Need::Tokenizer);
+    let key = if own.is_some() { "tokenizer_config" } else { "base_model" };
+    match Vocabulary::open(&own.unwrap_or(model)) {
+        Ok(vocabulary) => {
+            terminators(facts, &vocabulary);
+            special_tokens(facts, &vocabulary);
+        }
+        Err(error) if facts.recipe.datasets.is_some() && facts.sound(&[key, "base_model"]) => {
+            let message = format!("the tokenizer cannot be used: {error}");
+            facts.error("unusable-tokenizer", key, message, Some("a model with its tokenizer files whole".to_string()));
+        }
+        Err(_) => {}
     }
 }
 
@@ -159,16 +167,27 @@ enum Vocabulary {
     Gguf(Arc<Gguf>, PathBuf),
 }
 
+/// What every `tokenizer.json` has.
+#[derive(serde::Deserialize)]
+struct Whole {
+    #[serde(rename = "model")]
+    _model: serde::de::IgnoredAny,
+}
+
 impl Vocabulary {
-    fn open(path: &Path) -> Option<Vocabulary> {
-        if path.is_file() {
-            return Gguf::open(path).ok().map(|gguf| Vocabulary::Gguf(gguf, path.to_path_buf()));
+    /// Whole as far as can be told without building the tokenizer, which takes a while.
+    fn open(path: &Path) -> Result<Vocabulary, FilesError> {
+        if path.is_file() && path.extension().is_none_or(|end| end != "json") {
+            return Ok(Vocabulary::Gguf(Gguf::open(path)?, path.to_path_buf()));
         }
-        let main = pipe_files::tokenizer_json(path).ok()?;
+        let main = pipe_files::tokenizer_json(path)?;
+        if let Err(error) = serde_json::from_slice::<Whole>(&main) {
+            return Err(FilesError::Tokenizer { path: path.to_path_buf(), what: format!("its JSON: {error}") });
+        }
         let more = ["added_tokens.json", "tokenizer_config.json"];
         let mut files = vec![main];
         files.extend(more.into_iter().filter_map(|name| std::fs::read(path.join(name)).ok()));
-        Some(Vocabulary::Folder(files, path.to_path_buf()))
+        Ok(Vocabulary::Folder(files, path.to_path_buf()))
     }
 
     fn has(&self, token: &str) -> bool {

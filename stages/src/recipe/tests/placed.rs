@@ -9,6 +9,11 @@ const CONFIG: &str = r#"{"architectures": ["LlamaForCausalLM"], "model_type": "l
 
 /// A project with a model, an adapter, data, and the base recipe with more lines; what is said of it.
 fn placed(config: &str, more: &str) -> Vec<String> {
+    placed_beside(&[], config, more)
+}
+
+/// The same with further files, or none where their text is empty.
+fn placed_beside(files: &[(&str, &str)], config: &str, more: &str) -> Vec<String> {
     let dir = tempfile::tempdir().unwrap();
     let write = |name: &str, text: &str| {
         let path = dir.path().join(name);
@@ -23,6 +28,12 @@ fn placed(config: &str, more: &str) -> Vec<String> {
     write("adapter/adapter_config.json", r#"{"peft_type": "LORA", "r": 4, "lora_alpha": 16}"#);
     write("rows.jsonl", &"{\"instruction\": \"a\", \"output\": \"b\"}\n".repeat(20));
     write("chats.jsonl", &"{\"messages\": []}\n".repeat(2000));
+    for (name, text) in files {
+        match text.is_empty() {
+            true => fs::remove_file(dir.path().join(name)).unwrap(),
+            false => write(name, text),
+        }
+    }
     let text = BASE.replace("org/model", "model").replace("org/data", "rows.jsonl");
     // The last of two equal keys counts: cases write over the base's lines.
     let mut lines: Vec<&str> = text.lines().collect();
@@ -61,6 +72,22 @@ fn a_model_whose_weights_are_of_another() {
     let wanted = "unsupported-model base_model -> a folder with its .safetensors files whole";
     assert_eq!(placed(&larger, ""), [wanted]);
     assert_eq!(placed(&larger, "train: false\n"), [""; 0]);
+}
+
+#[test]
+fn a_tokenizer_that_is_not_whole() {
+    let wanted = |key: &str| format!("unusable-tokenizer {key} -> a model with its tokenizer files whole");
+    for (file, text) in [
+        ("model/tokenizer.json", "{\"model\": {\"vocab\": {\"<s>\": 1, "),
+        ("model/tokenizer.json", "{\"version\": \"1.0\"}"),
+        ("model/tokenizer.json", ""),
+    ] {
+        assert_eq!(placed_beside(&[(file, text)], CONFIG, ""), [wanted("base_model")], "{text}");
+    }
+    let older = [("model/tokenizer.json", ""), ("model/tokenizer.model", "no model at all")];
+    assert_eq!(placed_beside(&older, CONFIG, ""), [wanted("base_model")]);
+    let other = [("other/tokenizer.json", "{")];
+    assert_eq!(placed_beside(&other, CONFIG, "tokenizer_config: other\n"), [wanted("tokenizer_config")]);
 }
 
 #[test]
