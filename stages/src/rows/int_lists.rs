@@ -188,7 +188,7 @@ impl PageParts {
 
 impl Runs {
     fn push(&mut self, number: u8, length: u64) {
-        if number != self.number {
+        if length > 0 && number != self.number {
             self.end_run();
             self.number = number;
         }
