@@ -48,6 +48,9 @@ pub struct EvalArgs {
     /// Set a recipe key. Repeatable.
     #[arg(long = "set", value_name = "KEY=VALUE", value_parser = key_value)]
     set: Vec<(String, String)>,
+    /// Write the questions and answers for lm-evaluation-harness into this new folder.
+    #[arg(long, value_name = "DIR", conflicts_with = "compare")]
+    export: Option<PathBuf>,
     /// One JSON object instead of text.
     #[arg(long)]
     pub json: bool,
@@ -56,11 +59,16 @@ pub struct EvalArgs {
 pub fn eval(args: &EvalArgs) -> Outcome {
     let Some(model) = &args.model else { return compare(args) };
     let adapter = args.adapter.as_deref().map(alone::existing).transpose()?;
+    let export = args.export.as_deref().map(alone::vacant).transpose()?;
     let asked =
         Asked { model: &alone::existing(model)?, adapter: adapter.as_deref(), metrics: &["perplexity", "exact_match"] };
     let evaluated = evaluate(args, &asked, None, &alone::interruptible()?)?;
     let folder = evaluated.outputs.get(&NodeName::new("eval"));
     let measures = folder.and_then(|folder| measures(folder)).ok_or_else(|| Failure::told(Kind::Stage))?;
+    if let (Some(folder), Some(to)) = (folder, export) {
+        copy(&folder.join("lm_eval"), to)?;
+        report::note(&format!("wrote {}", to.display()));
+    }
     if args.json {
         report::json(&measures)
     } else {
@@ -98,7 +106,7 @@ pub fn evaluate(
         "tokenizer_config": adapter.filter(|folder| folder.join("tokenizer.json").is_file()),
         "sequence_len": args.sequence_len.unwrap_or(longest),
         "test_datasets": [{ "path": alone::existing(&args.data)?, "type": args.kind }],
-        "eval": { "metrics": metrics, "baseline": false },
+        "eval": { "metrics": metrics, "baseline": false, "export": args.export.as_ref().map(|_| "lm_eval") },
     });
     let made = alone::recipe_in(store, &keys, &args.set)?;
     let machine = Machine::here(pipe_stages::worker::Worker { program: job::worker()? });
@@ -110,6 +118,26 @@ pub fn evaluate(
     let store = made.opened.store()?;
     let outputs = alone::until(&plan, &store, "eval", Arc::new(OnlyWarnings), cancel)?;
     Ok(Evaluated { outputs, _made: made })
+}
+
+/// Copies the files of a folder and those below it.
+fn copy(from: &Path, to: &Path) -> Outcome {
+    let failed = |path: &Path| {
+        let path = path.to_path_buf();
+        move |e: std::io::Error| Failure::invalid(format!("cannot write {}: {e}", path.display()))
+    };
+    std::fs::create_dir_all(to).map_err(failed(to))?;
+    for entry in std::fs::read_dir(from).into_iter().flatten().flatten() {
+        let (path, place) = (entry.path(), to.join(entry.file_name()));
+        if path.is_dir() {
+            copy(&path, &place)?;
+        } else {
+            // Not the file itself: the store's are read-only.
+            let bytes = std::fs::read(&path).map_err(failed(&path))?;
+            std::fs::write(&place, bytes).map_err(failed(&place))?;
+        }
+    }
+    Ok(())
 }
 
 /// What the contract wants of `eval.json`'s one model and split, and what more it says of them.

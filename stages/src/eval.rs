@@ -2,7 +2,8 @@
 //!
 //! Perplexity comes from packed rows, every other measure from answers to each row's prompt (its ids before the first
 //! trained token). The worker computes losses and token ids; everything that needs text happens here. The output is
-//! `eval.json` (the table), `answers.parquet` (one line per model and row) and `samples.json`.
+//! `eval.json` (the table), `answers.parquet` (one line per model and row) and `samples.json`; with `eval.export` also a folder
+//! for another program.
 
 mod answering;
 mod answers;
@@ -14,6 +15,7 @@ mod choices;
 mod chrf;
 pub mod compare;
 mod documents;
+mod export;
 mod general;
 mod losses;
 mod questions;
@@ -37,7 +39,7 @@ use crate::companions::tokenizer_part;
 use crate::fingerprint::{self, Written, fingerprint};
 use crate::inspect;
 use crate::model::BaseModel;
-use crate::recipe::Metric;
+use crate::recipe::{Export, Metric};
 use crate::worker::Worker;
 pub use answering::{Answering, TrainingSamples};
 use answers::Decoder;
@@ -66,6 +68,9 @@ pub struct Eval {
     pub sequence_len: usize,
     /// Training rows put before each prompt for the base model; 0 for no such answers.
     pub few_shot: usize,
+    /// Whom questions and answers are also written for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub export: Option<Export>,
     /// Files of general text; their content is part of the key, their names are not.
     #[serde(skip)]
     pub general: Vec<PathBuf>,
@@ -130,10 +135,15 @@ impl Task for Eval {
         }
         questions.score(&losses, &mut sheet, &ctx.out().join("choices.parquet"))?;
         let expected = answers::expected(&asked, &decoder)?;
+        let given = scratch.join("answers.parquet");
         if !asked.is_empty() {
-            let given = scratch.join("answers.parquet");
             let scored = answers::score(&given, &expected, measures, &decoder, &mut sheet)?;
             scored.write(&expected, &self.sources, &ctx.out().join("answers.parquet"))?;
+        }
+        if self.export == Some(Export::LmEval) {
+            let (asked, answers, decoder) = (asked.as_slice(), given.as_path(), &decoder);
+            let source = export::Source { asked, answers, decoder, losses: &losses, questions: &questions };
+            warnings.extend(export::write(self, &source, ctx.out())?);
         }
         let samples = self.decode_samples(&scratch.join("samples.json"), &decoder)?;
         write_json(&ctx.out().join("samples.json"), &samples)?;

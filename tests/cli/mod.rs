@@ -6,6 +6,7 @@ mod comparing;
 mod crash;
 mod display;
 mod evaluating;
+mod exporting;
 mod gallery;
 mod harness;
 mod hub;

@@ -147,6 +147,7 @@ pub fn eval(
         resamples: section.resamples.unwrap_or(RESAMPLES) as usize,
         checks: section.checks.unwrap_or_default(),
         few_shot: section.few_shot.unwrap_or(0) as usize,
+        export: section.export,
         base: base_weights(recipe),
         compute: compute(recipe, machine),
         sources,

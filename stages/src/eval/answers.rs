@@ -33,19 +33,30 @@ pub struct Decoder<'a> {
 impl Decoder<'_> {
     /// The text without special tokens and surrounding white space.
     pub fn text(&self, ids: &[i32]) -> Result<String, TaskError> {
-        Ok(self.raw(ids)?.trim().to_string())
+        Ok(self.raw(ids, true)?.trim().to_string())
     }
 
     /// The same, up to the first stop text.
     pub fn answer(&self, ids: &[i32]) -> Result<String, TaskError> {
-        let text = self.raw(ids)?;
-        let end = self.stops.iter().filter_map(|stop| text.find(stop.as_str())).min().unwrap_or(text.len());
-        Ok(text[..end].trim().to_string())
+        Ok(self.written(ids)?.trim().to_string())
     }
 
-    fn raw(&self, ids: &[i32]) -> Result<String, TaskError> {
+    /// The text up to the first stop text, with white space and without special tokens.
+    pub fn written(&self, ids: &[i32]) -> Result<String, TaskError> {
+        let mut text = self.raw(ids, true)?;
+        let end = self.stops.iter().filter_map(|stop| text.find(stop.as_str())).min().unwrap_or(text.len());
+        text.truncate(end);
+        Ok(text)
+    }
+
+    /// The text with special tokens and white space.
+    pub fn whole(&self, ids: &[i32]) -> Result<String, TaskError> {
+        self.raw(ids, false)
+    }
+
+    fn raw(&self, ids: &[i32], skip_special: bool) -> Result<String, TaskError> {
         let ids: Vec<u32> = ids.iter().filter_map(|&id| u32::try_from(id).ok()).collect();
-        self.tokenizer.decode(&ids, true).map_err(|e| TaskError::Failed(format!("decoding tokens: {e}")))
+        self.tokenizer.decode(&ids, skip_special).map_err(|e| TaskError::Failed(format!("decoding tokens: {e}")))
     }
 }
 

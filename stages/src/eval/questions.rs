@@ -61,6 +61,11 @@ impl Questions {
         self.choices.iter().any(|asked| asked.choices.name == split)
     }
 
+    /// Each file of choices with its questions.
+    pub fn each(&self) -> impl Iterator<Item = (&Choices, &[Question])> {
+        self.choices.iter().map(|asked| (&asked.choices, asked.questions.as_slice()))
+    }
+
     /// Adds `acc` and `acc_norm` to the sheet and writes a line for each model and question.
     pub fn score(
         &self,

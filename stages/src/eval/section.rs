@@ -51,6 +51,16 @@ pub struct EvalSection {
     /// The base model answers once more with so many training rows in front of each prompt.
     #[schemars(range(min = 1))]
     pub few_shot: Option<u64>,
+    /// Also write what was asked and answered in the form of another program.
+    pub export: Option<Export>,
+}
+
+/// Programs whose forms evaluation writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Export {
+    /// EleutherAI's lm-evaluation-harness: `output_dir/eval/lm_eval` with tasks that it runs, and the answers as it writes them.
+    LmEval,
 }
 
 /// What evaluation measures.
@@ -110,6 +120,12 @@ impl EvalSection {
         if self.few_shot.is_some() && self.baseline == Some(false) {
             let why = "is measured with the base model, which `baseline: false` leaves out";
             wrong.push(Mistake::value("few_shot", why, Some("baseline: true".to_string())));
+        }
+        let measures = self.metrics.as_ref().is_none_or(|metrics| metrics.iter().any(|own| own.formula().is_some()));
+        let asks = measures || self.checks.as_ref().is_some_and(|checks| !checks.is_empty());
+        if self.export.is_some() && !asks && self.choices.as_ref().is_none_or(Vec::is_empty) {
+            let why = "has nothing to write: no metric needs answers, and there are no `choices`";
+            wrong.push(Mistake::value("export", why, Some("metrics: [perplexity, exact_match]".to_string())));
         }
         for (i, stop) in self.stop.iter().flatten().enumerate() {
             if stop.is_empty() {

@@ -200,6 +200,7 @@ const EVAL: Examples = &[
     ("choices", "[{\"path\": \"questions.jsonl\"}]"),
     ("general", "\"wiki.txt\""),
     ("few_shot", "4"),
+    ("export", "\"lm_eval\""),
 ];
 
 const CHECK: Examples =

@@ -27,7 +27,7 @@ use std::path::{Path, PathBuf};
 use pipe_engine::document::{self, Node};
 use pipe_engine::problem::Problem;
 
-pub use crate::eval::section::{EvalSection, Metric};
+pub use crate::eval::section::{EvalSection, Export, Metric};
 pub use dataset::{Dataset, Role, Source, UserDefined};
 pub use format::Format;
 pub use keys::{BnbConfig, FourBit, Recipe, SpecialTokens};
