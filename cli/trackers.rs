@@ -9,7 +9,9 @@ use std::time::Duration;
 use pipe_engine::event::{Event, NodeOutcome, Sink, Stamped};
 use pipe_engine::plan::NodeName;
 use pipe_engine::runs::stamp;
-use pipe_stages::track::{self, Address, Credentials, Mlflow, Point, RunFacts, TensorBoard, Tracker, TrackerName};
+use pipe_stages::track::{
+    self, Address, Credentials, Mlflow, Point, RunFacts, TensorBoard, Tracker, TrackerName, Wandb, WandbRun,
+};
 
 use crate::open::Opened;
 use crate::page;
@@ -33,6 +35,7 @@ struct Wanted {
     address: Option<Address>,
     experiment: Option<String>,
     run_name: Option<String>,
+    wandb: WandbRun,
     credentials: Credentials,
     facts: RunFacts,
     logging_steps: u64,
@@ -94,6 +97,12 @@ impl Wanted {
             address: recipe.mlflow_tracking_uri.as_deref().and_then(|uri| track::address(uri, &opened.project)),
             experiment: recipe.mlflow_experiment_name.clone(),
             run_name: recipe.mlflow_run_name.clone(),
+            wandb: WandbRun {
+                project: recipe.wandb_project.clone(),
+                entity: recipe.wandb_entity.clone(),
+                name: recipe.wandb_name.clone(),
+                id: recipe.wandb_run_id.clone(),
+            },
             credentials: Credentials {
                 username: variable("MLFLOW_TRACKING_USERNAME"),
                 password: variable("MLFLOW_TRACKING_PASSWORD"),
@@ -115,6 +124,10 @@ impl Wanted {
                     let all = self.output_dir.as_ref().map(|folder| folder.join("runs"));
                     let all = all.unwrap_or_else(|| self.store.join("tensorboard"));
                     Some(Box::new(TensorBoard::new(all.join(run))))
+                }
+                TrackerName::Wandb => {
+                    let all = self.output_dir.as_ref().unwrap_or(&self.store).join("wandb");
+                    Some(Box::new(Wandb::new(all, self.wandb.clone(), facts.clone())))
                 }
                 TrackerName::Mlflow => {
                     let address = self.address.clone().unwrap_or_else(|| Address::Folder(self.store.join("mlruns")));

@@ -6,6 +6,7 @@
 mod mlflow;
 mod section;
 mod tensorboard;
+mod wandb;
 
 use std::path::PathBuf;
 
@@ -14,8 +15,9 @@ use serde_json::Value;
 use thiserror::Error;
 
 pub use self::mlflow::{Address, Credentials, Mlflow, address};
-pub use self::section::{ReportTo, TrackerName, trackers};
+pub use self::section::{ReportTo, TrackerName, WandbMode, trackers};
 pub use self::tensorboard::TensorBoard;
+pub use self::wandb::{Wandb, WandbRun};
 
 /// Numbers of one moment of a run.
 #[derive(Clone, Debug, PartialEq)]
@@ -103,6 +105,16 @@ pub fn point(stamped: &Stamped, last_step: u64) -> Option<Point> {
 /// Milliseconds since 1970 of an event's time.
 pub fn millis(time: &str) -> i64 {
     time.parse::<jiff::Timestamp>().map_or(0, |time| time.as_millisecond())
+}
+
+/// A curve by transformers' names: `train/loss`, `eval/loss`; what stands before the slash groups curves.
+fn curve(kind: &Kind, name: &str) -> String {
+    match kind {
+        Kind::Train => format!("train/{name}"),
+        Kind::Eval(split) if split == "val" => format!("eval/{name}"),
+        Kind::Eval(split) => format!("eval_{split}/{name}"),
+        Kind::Final => format!("final/{name}"),
+    }
 }
 
 fn numbers(event: &Event) -> Vec<(String, f64)> {

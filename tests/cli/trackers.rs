@@ -199,6 +199,143 @@ fn a_server_is_told_over_http_and_a_dead_one_fails_nothing() {
     assert!(warnings.iter().all(|w| !w.contains("secret")) && warnings.len() == 2, "{warnings:?}");
 }
 
+/// The records of a run of Weights & Biases: fragments joined, none over a block's end, checksums checked. CRC-32 is computed bit by
+/// bit here: polynomial 0x04C11DB7, reflected.
+fn wandb_records(path: &Path) -> Vec<Vec<u8>> {
+    fn crc(bytes: impl Iterator<Item = u8>) -> u32 {
+        !bytes.fold(!0u32, |crc, byte| {
+            (0..8).fold(crc ^ u32::from(byte), |crc, _| if crc & 1 == 1 { (crc >> 1) ^ 0xedb8_8320 } else { crc >> 1 })
+        })
+    }
+    assert_eq!(crc(b"123456789".iter().copied()), 0xcbf4_3926, "the polynomial's check value");
+    let bytes = std::fs::read(path).unwrap();
+    assert_eq!(&bytes[..7], b":W&B\xe1\xbe\0");
+    let (mut at, mut found, mut open) = (7, Vec::new(), None::<Vec<u8>>);
+    while at < bytes.len() {
+        let left = 32768 - at % 32768;
+        if left < 7 {
+            assert!(bytes[at..at + left].iter().all(|byte| *byte == 0));
+            at += left;
+            continue;
+        }
+        let (sum, kind) = (u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap()), bytes[at + 6]);
+        let length = usize::from(u16::from_le_bytes(bytes[at + 4..at + 6].try_into().unwrap()));
+        assert!(7 + length <= left, "a fragment crosses a block's end");
+        let part = &bytes[at + 7..at + 7 + length];
+        assert_eq!(crc(std::iter::once(kind).chain(part.iter().copied())), sum, "at {at}");
+        match (kind, &mut open) {
+            (1, None) => found.push(part.to_vec()),
+            (2, None) => open = Some(part.to_vec()),
+            (3, Some(begun)) => begun.extend(part),
+            (4, Some(begun)) => {
+                begun.extend(part);
+                found.extend(open.take());
+            }
+            other => panic!("kind {} out of order", other.0),
+        }
+        at += 7 + length;
+    }
+    assert!(open.is_none());
+    found
+}
+
+/// A protobuf message's fields: number, and the number or the bytes it has.
+fn fields(mut bytes: &[u8]) -> Vec<(u64, u64, Vec<u8>)> {
+    fn varint(bytes: &mut &[u8]) -> u64 {
+        let mut value = 0;
+        for shift in (0..).step_by(7) {
+            let (first, rest) = bytes.split_first().unwrap();
+            value |= u64::from(first & 0x7f) << shift;
+            *bytes = rest;
+            if first & 0x80 == 0 {
+                break;
+            }
+        }
+        value
+    }
+    let mut found = Vec::new();
+    while !bytes.is_empty() {
+        let tag = varint(&mut bytes);
+        match tag & 7 {
+            0 => found.push((tag >> 3, varint(&mut bytes), Vec::new())),
+            2 => {
+                let length = varint(&mut bytes) as usize;
+                found.push((tag >> 3, 0, bytes[..length].to_vec()));
+                bytes = &bytes[length..];
+            }
+            other => panic!("wire type {other}"),
+        }
+    }
+    found
+}
+
+fn field(bytes: &[u8], number: u64) -> Option<Vec<u8>> {
+    fields(bytes).into_iter().find(|(own, ..)| *own == number).map(|(.., bytes)| bytes)
+}
+
+fn words(bytes: &[u8], number: u64) -> String {
+    String::from_utf8(field(bytes, number).unwrap_or_default()).unwrap()
+}
+
+/// Names and values of a record's items, the names under `key`.
+fn items(body: &[u8], key: u64) -> Vec<(String, Value)> {
+    let items = fields(body).into_iter().filter(|(number, ..)| *number == 1);
+    items.map(|(.., item)| (words(&item, key), serde_json::from_str(&words(&item, 16)).unwrap())).collect()
+}
+
+#[test]
+fn an_offline_run_of_wandb_holds_the_run() {
+    let keys = "wandb_project: docker\nwandb_entity: me\nwandb_name: first\nwandb_run_id: k3x9\nwandb_mode: offline\nwandb_watch:\n";
+    let project = project(keys);
+    let ran = project.run(&[]);
+    assert_eq!((ran.code, ran.warnings()), (0, vec![]));
+    let all: Vec<PathBuf> =
+        std::fs::read_dir(project.path("work/out/wandb")).unwrap().flatten().map(|entry| entry.path()).collect();
+    let [folder] = &all[..] else { panic!("{all:?}") };
+    let name = folder.file_name().unwrap().to_string_lossy();
+    let parts: Vec<&str> = name.split('-').collect();
+    assert!(matches!(parts[..], ["offline", "run", time, "k3x9"] if time.len() == 15), "{name}");
+    let records = wandb_records(&folder.join("run-k3x9.wandb"));
+    for (number, record) in (1..).zip(&records) {
+        assert_eq!(fields(record)[0], (1, number, vec![]), "records are numbered");
+        assert_eq!(words(&field(record, 200).unwrap(), 1), "k3x9");
+    }
+    let body = |number: u64| records.iter().filter_map(move |record| field(record, number));
+    assert_eq!(field(&records[0], 21).map(|header| field(&header, 1).is_some()), Some(true));
+    let run = body(17).next().unwrap();
+    assert_eq!([1, 2, 3, 8].map(|number| words(&run, number)), ["k3x9", "me", "docker", "first"]);
+    let config = items(&field(&run, 4).unwrap(), 1);
+    assert!(config.contains(&("optimizer.lr".to_string(), json!(0.01))), "{config:?}");
+    let rows: Vec<Vec<(String, Value)>> = body(2).map(|history| items(&history, 2)).collect();
+    let of = |row: &[(String, Value)], name: &str| row.iter().find(|(own, _)| own == name).map(|(_, v)| v.clone());
+    let told: Vec<(u64, f64)> = rows
+        .iter()
+        .filter_map(|row| Some((of(row, "train/global_step")?.as_u64()?, of(row, "train/loss")?.as_f64()?)))
+        .collect();
+    assert_eq!(told, losses(&ran));
+    assert_eq!(rows.iter().filter(|row| of(row, "eval/loss").is_some()).count(), 1);
+    assert_eq!(rows.iter().filter(|row| of(row, "final/tuned/val/perplexity").is_some()).count(), 1);
+    assert_eq!(
+        rows.iter().map(|row| of(row, "_step").unwrap()).collect::<Vec<_>>(),
+        (0..7).map(|n| json!(n)).collect::<Vec<_>>()
+    );
+    assert_eq!(body(3).count(), rows.len(), "each row is also the newest summary");
+    let exit = fields(&field(records.last().unwrap(), 18).unwrap());
+    assert!(exit.iter().all(|(number, value, _)| *number == 2 || *value == 0), "{exit:?}");
+    let summary: Value =
+        serde_json::from_str(&std::fs::read_to_string(folder.join("files/wandb-summary.json")).unwrap()).unwrap();
+    assert_eq!(summary["train/loss"], told.last().unwrap().1);
+    // Nothing depends on it, and one that cannot be written fails nothing.
+    std::fs::remove_dir_all(folder).unwrap();
+    std::fs::remove_dir(project.path("work/out/wandb")).unwrap();
+    assert_eq!(project.run(&["--set", "wandb_mode=disabled"]).executed, set(&[]));
+    assert!(!project.path("work/out/wandb").exists());
+    project.write("out/wandb", "in the way");
+    let ran = project.run(&["--force", "train"]);
+    let warnings = ran.warnings();
+    assert!(ran.code == 0 && warnings.len() == 1 && warnings[0].starts_with("wandb: cannot write"), "{warnings:?}");
+}
+
 #[test]
 fn trackers_that_are_not_written_to_are_refused() {
     let project = Project::with_data_recipe();
@@ -207,8 +344,15 @@ fn trackers_that_are_not_written_to_are_refused() {
         let said = project.pipe(&[&["run", "recipe.yml", "--dry-run"], &sets[..]].concat());
         (said.code, said.stderr)
     };
-    let (code, said) = told(&["report_to=wandb"]);
+    let (code, said) = told(&["report_to=swanlab"]);
     assert!(code == 2 && said.contains("tensorboard"), "{said}");
+    let (code, said) = told(&["report_to=wandb", "wandb_mode=online"]);
+    assert!(code == 2 && said.contains("wandb sync") && said.contains("offline"), "{said}");
+    let (code, said) = told(&["report_to=wandb", "wandb_run_id=../../x"]);
+    assert!(code == 2 && said.contains("wandb_run_id"), "{said}");
+    assert_eq!(told(&["report_to=none", "use_wandb=true"]).0, 2);
+    let (code, said) = told(&["wandb_name=x"]);
+    assert!(code == 0 && said.contains("does nothing"), "{said}");
     let (code, said) = told(&["report_to=[tensorboard, comet_ml]"]);
     assert!(code == 2 && said.contains("report_to[1]"), "{said}");
     let (code, said) = told(&["mlflow_tracking_uri=postgresql://me:hunter2@host/db", "report_to=mlflow"]);

@@ -20,7 +20,7 @@ use crate::clean::CleanSection;
 use crate::eval::section::EvalSection;
 use crate::mix::MixSection;
 use crate::split::SplitSection;
-use crate::track::ReportTo;
+use crate::track::{ReportTo, WandbMode};
 
 /// A fine-tuning recipe: Axolotl's flat keys, plus a section for each thing Axolotl has no key for.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -313,6 +313,24 @@ pub struct Recipe {
     /// Name of the run in MLflow; the run's id by default.
     #[schemars(regex(pattern = r"\S"))]
     pub mlflow_run_name: Option<String>,
+    /// The same as `report_to: wandb`; `false` leaves it out.
+    #[schemars(extend("default" = false))]
+    pub use_wandb: Option<bool>,
+    /// Whether the run is written for Weights & Biases; nothing is uploaded but by `wandb sync`.
+    #[schemars(extend("default" = "offline"))]
+    pub wandb_mode: Option<WandbMode>,
+    /// Project of the run in Weights & Biases; setting it switches them on.
+    #[schemars(regex(pattern = r"\S"))]
+    pub wandb_project: Option<String>,
+    /// Who owns the project: a user or a team.
+    #[schemars(regex(pattern = r"\S"))]
+    pub wandb_entity: Option<String>,
+    /// Name of the run in Weights & Biases; the run's id by default.
+    #[schemars(regex(pattern = r"\S"))]
+    pub wandb_name: Option<String>,
+    /// Id of the run in Weights & Biases; the run's own by default.
+    #[schemars(regex(pattern = "^[A-Za-z0-9_][A-Za-z0-9_.-]*$"))]
+    pub wandb_run_id: Option<String>,
     /// Folder for the final artifacts.
     #[schemars(extend("default" = "./model-out"))]
     pub output_dir: Option<String>,

@@ -120,7 +120,7 @@ const INERT_FLAGS: Grouped = &[
         "the kernels are built in",
     ),
     (
-        "use_wandb hf_mlflow_log_artifacts use_comet comet_online use_swanlab swanlab_log_model \
+        "hf_mlflow_log_artifacts use_comet comet_online use_swanlab swanlab_log_model \
          swanlab_log_completions use_trackio use_otel_metrics include_tokens_per_second include_tkps",
         "runs are recorded under .pipe/runs; trackers that are written to are named in `report_to`",
     ),
@@ -157,8 +157,7 @@ const INERT: Grouped = &[
         "the kernels are built in",
     ),
     (
-        "wandb_name wandb_run_id wandb_mode wandb_project wandb_entity wandb_watch wandb_log_model \
-         comet_api_key comet_workspace comet_project_name \
+        "wandb_watch wandb_log_model comet_api_key comet_workspace comet_project_name \
          comet_experiment_key comet_mode comet_experiment_config swanlab_project swanlab_experiment_name \
          swanlab_description swanlab_mode swanlab_workspace swanlab_api_key swanlab_web_host swanlab_api_host \
          swanlab_lark_webhook_url swanlab_lark_secret swanlab_completion_log_interval \
@@ -236,8 +235,7 @@ const SHAPES: &[(&str, Shape)] = &[
     ("merge_method", Shape::Words("legacy memory_efficient")),
     ("relora_prune_method", Shape::Words("magnitude random reset")),
     (
-        "torch_compile_backend expert_backend moe_grouped_backend wandb_name wandb_run_id wandb_mode wandb_project \
-         wandb_entity wandb_watch wandb_log_model \
+        "torch_compile_backend expert_backend moe_grouped_backend wandb_watch wandb_log_model \
          comet_api_key comet_workspace comet_project_name comet_experiment_key comet_mode swanlab_project \
          swanlab_experiment_name swanlab_description swanlab_mode swanlab_workspace swanlab_api_key swanlab_web_host \
          swanlab_api_host swanlab_lark_webhook_url swanlab_lark_secret trackio_project_name trackio_run_name \
@@ -504,9 +502,15 @@ const KNOWN_VALUES: &[KnownValues] = &[
     },
     KnownValues {
         key: "report_to",
-        values: "all wandb comet comet_ml swanlab trackio neptune clearml dagshub dvclive flyte codecarbon azure_ml",
+        values: "all comet comet_ml swanlab trackio neptune clearml dagshub dvclive flyte codecarbon azure_ml",
         why: "this tracker is not written to yet",
         instead: "tensorboard",
+    },
+    KnownValues {
+        key: "wandb_mode",
+        values: "online run shared",
+        why: "nothing is uploaded; an offline run is sent by `wandb sync`",
+        instead: "offline",
     },
     KnownValues { key: "adapter", values: "llama-adapter mora", why: "this adapter is not supported", instead: "lora" },
     KnownValues {

@@ -19,6 +19,20 @@ pub enum TrackerName {
     Tensorboard,
     /// The store or server of `mlflow_tracking_uri`; by default a store in `.pipe/mlruns`.
     Mlflow,
+    /// Weights & Biases' offline runs under `output_dir/wandb`, for `wandb sync`.
+    Wandb,
+}
+
+/// What becomes of a run for Weights & Biases.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum WandbMode {
+    /// It is written, and sent by `wandb sync`.
+    Offline,
+    /// The same, by an older name.
+    Dryrun,
+    /// It is not written.
+    Disabled,
 }
 
 /// One tracker, or several.
@@ -27,13 +41,16 @@ pub enum TrackerName {
 pub struct ReportTo(pub Vec<TrackerName>);
 
 /// The trackers of a recipe: those of `report_to` and those that Axolotl's keys switch on. There `mlflow_experiment_name` is
-/// such a key; `use_...: false` switches off what it names.
+/// such a key, and so is `wandb_project`; `use_...: false` switches off what it names, and so does `wandb_mode: disabled`.
 pub fn trackers(recipe: &Recipe) -> Vec<TrackerName> {
     let named = |name| recipe.report_to.as_ref().is_some_and(|list| list.0.contains(&name));
     let experiment = recipe.mlflow_experiment_name.is_some();
+    let project = recipe.wandb_project.is_some();
+    let wandb = if recipe.wandb_mode == Some(WandbMode::Disabled) { Some(false) } else { recipe.use_wandb };
     let wanted = [
         (TrackerName::Tensorboard, named(TrackerName::Tensorboard), recipe.use_tensorboard),
         (TrackerName::Mlflow, named(TrackerName::Mlflow) || experiment, recipe.use_mlflow),
+        (TrackerName::Wandb, named(TrackerName::Wandb) || project, wandb),
     ];
     let silent = named(TrackerName::None);
     let on = wanted.into_iter().filter(|(_, named, switch)| !silent && switch.unwrap_or(*named));

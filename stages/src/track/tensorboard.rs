@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use prost::Message;
 
-use super::{Kind, Point, TrackError, Tracker};
+use super::{Point, TrackError, Tracker, curve};
 
 /// What a reader looks for in the first record.
 const VERSION: &str = "brain.Event:2";
@@ -98,23 +98,15 @@ impl Tracker for TensorBoard {
 }
 
 fn record(point: &Point) -> EventRecord {
-    let value =
-        |(name, value): &(String, f64)| ScalarRecord { tag: tag(&point.kind, name), simple_value: Some(*value as f32) };
+    let value = |(name, value): &(String, f64)| ScalarRecord {
+        tag: curve(&point.kind, name),
+        simple_value: Some(*value as f32),
+    };
     EventRecord {
         wall_time: seconds(point.time),
         step: point.step as i64,
         file_version: None,
         summary: Some(SummaryRecord { value: point.values.iter().map(value).collect() }),
-    }
-}
-
-/// transformers' names: `train/loss`, `eval/loss`; TensorBoard groups curves by what stands before the slash.
-fn tag(kind: &Kind, name: &str) -> String {
-    match kind {
-        Kind::Train => format!("train/{name}"),
-        Kind::Eval(split) if split == "val" => format!("eval/{name}"),
-        Kind::Eval(split) => format!("eval_{split}/{name}"),
-        Kind::Final => format!("final/{name}"),
     }
 }
 

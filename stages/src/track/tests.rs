@@ -1,4 +1,4 @@
-//! Trackers against the files of TensorBoard's and MLflow's own writers (`tests/fixtures/trackers/generate.py`).
+//! Trackers against the files of TensorBoard's, MLflow's and Weights & Biases' own writers (`tests/fixtures/trackers/generate.py`).
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -93,6 +93,44 @@ fn a_file_store_holds_what_mlflow_writes() {
     assert_eq!(fs::read_dir(&experiment).unwrap().flatten().filter(|e| e.path().is_dir()).count(), 2);
 }
 
+#[test]
+fn a_run_s_records_are_byte_for_byte_those_of_wandb() {
+    let folder = tempfile::tempdir().unwrap();
+    let setting = |key: &str, value: &str| (key.to_string(), value.to_string());
+    let facts = RunFacts {
+        run: "20251128T1724-ab".into(),
+        recipe: "r.yml".into(),
+        started: 1_764_350_000_250,
+        params: vec![
+            setting("optimizer.lr", "0.0005"),
+            setting("batching.in_order", "true"),
+            // Longer than a block of the file.
+            setting("long", &"x".repeat(70_000)),
+        ],
+    };
+    let about = WandbRun {
+        project: Some("docker".into()),
+        entity: Some("me".into()),
+        name: Some("first try".into()),
+        id: None,
+    };
+    let mut tracker = Wandb::new(folder.path().join("wandb"), about, facts);
+    tracker.log(&[]).unwrap();
+    assert!(!folder.path().join("wandb").exists(), "a run without numbers leaves nothing");
+    let points = points();
+    tracker.log(&points[..1]).unwrap();
+    tracker.log(&points[1..]).unwrap();
+    tracker.end(false, 1_764_350_002_750).unwrap();
+    let run = folder.path().join("wandb/offline-run-20251128_171320-20251128T1724-ab");
+    let ours = fs::read(run.join("run-20251128T1724-ab.wandb")).unwrap();
+    let theirs = fs::read(fixtures().join("wandb/run.wandb")).unwrap();
+    let differs = ours.iter().zip(&theirs).position(|(a, b)| a != b);
+    assert!(ours == theirs, "{} bytes, {} in the fixture, differing from {differs:?}", ours.len(), theirs.len());
+    let summary: Value = serde_json::from_slice(&fs::read(run.join("files/wandb-summary.json")).unwrap()).unwrap();
+    assert_eq!((&summary["train/loss"], &summary["train/grad_norm"]), (&2.25.into(), &7.0625.into()));
+    assert_eq!(summary["train/global_step"], 300);
+}
+
 fn files(folder: &Path) -> BTreeMap<String, String> {
     let (mut found, mut todo) = (BTreeMap::new(), vec![folder.to_path_buf()]);
     while let Some(at) = todo.pop() {
@@ -118,13 +156,19 @@ fn numbers(text: &str) -> String {
 #[test]
 fn axolotl_s_keys_switch_trackers_as_report_to_does() {
     let told = |text: &str| trackers(&serde_yaml::from_str::<Recipe>(text).unwrap());
-    use TrackerName::{Mlflow, Tensorboard};
+    use TrackerName::{Mlflow, Tensorboard, Wandb};
     assert_eq!(told("report_to: tensorboard"), [Tensorboard]);
     assert_eq!(told("report_to: [mlflow, tensorboard]"), [Tensorboard, Mlflow]);
     assert_eq!(told("use_tensorboard: true\nmlflow_experiment_name: x"), [Tensorboard, Mlflow]);
     assert_eq!(told("use_mlflow: false\nmlflow_experiment_name: x"), []);
     assert_eq!(told("report_to: none\nmlflow_experiment_name: x"), []);
     assert_eq!(told("mlflow_tracking_uri: http://localhost:5000"), []);
+    assert_eq!(told("report_to: [wandb, mlflow]"), [Mlflow, Wandb]);
+    assert_eq!(told("wandb_project: x"), [Wandb]);
+    assert_eq!(told("use_wandb: true\nwandb_mode: dryrun"), [Wandb]);
+    assert_eq!(told("wandb_project: x\nuse_wandb: false"), []);
+    assert_eq!(told("report_to: wandb\nuse_wandb: true\nwandb_mode: disabled"), []);
+    assert_eq!(told("wandb_mode: offline\nwandb_name: x"), []);
 }
 
 #[test]
