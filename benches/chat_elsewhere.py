@@ -1,4 +1,4 @@
-"""Asks a running `pipe serve` twenty questions and transformers the same: equal greedy answers of 64 tokens, and the speed of each.
+"""Asks a running `pipe serve` twenty questions and transformers the same, in f32 and in bf16: equal greedy answers of 64 tokens, and the speed of each.
 
     pipe serve downloads/SmolLM2-135M-Instruct.Q4_1.gguf --dtype float32
     python benches/chat_elsewhere.py http://127.0.0.1:8080 downloads/SmolLM2-135M-Instruct.Q4_1.gguf
@@ -33,8 +33,8 @@ def here(url, name):
             yield answer["choices"][0]["message"]["content"], answer["usage"]["completion_tokens"]
 
 
-def transformers(path):
-    model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32).eval()
+def transformers(path, dtype):
+    model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=dtype).eval()
     tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     yield None
     for question in QUESTIONS:
@@ -65,13 +65,15 @@ def llama(path):
 def main():
     url, path = sys.argv[1], Path(sys.argv[2]).resolve()
     name = httpx.get(url + "/v1/models").json()["data"][0]["id"]
-    runs = {"pipe": here(url, name), "transformers": transformers(path)}
+    runs = {"pipe": here(url, name), "transformers": transformers(path, torch.float32),
+            "transformers in bf16": transformers(path, torch.bfloat16)}
     try:
         runs["llama.cpp"] = llama(path)
         next(runs["llama.cpp"])
     except ImportError as missing:
         print(f"llama.cpp: left out, {missing}")
     next(runs["transformers"])
+    next(runs["transformers in bf16"])
     answers = {run: [] for run in runs}
     spent = {run: [0.0, 0] for run in runs}
     for _ in QUESTIONS:
@@ -86,8 +88,9 @@ def main():
     for question, same, a, b in zip(QUESTIONS, equal, answers["pipe"], answers["transformers"]):
         if not same:
             print(f"  {question!r}\n    pipe         {a!r}\n    transformers {b!r}")
-    for run, (seconds, tokens) in spent.items():
-        print(f"{run}: {tokens / seconds:.1f} tokens/s over {tokens} tokens, prompts included")
+    speeds = {run: tokens / seconds for run, (seconds, tokens) in spent.items()}
+    for run, speed in speeds.items():
+        print(f"{run}: {speed:.1f} tokens/s over {spent[run][1]} tokens, prompts included; pipe is {speeds['pipe'] / speed:.2f} times as fast")
 
 
 if __name__ == "__main__":

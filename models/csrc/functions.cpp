@@ -188,18 +188,37 @@ struct DropoutFunction : Function<DropoutFunction> {
 
 // ---- Norm, gate, rotation -----------------------------------------------------------------------------------------
 
+// Where no gradient is wanted, what is recorded for it would take longer than the work on a few rows.
+template <class F, class... Inputs>
+Tensor applied(const Inputs&... inputs) {
+  if (at::GradMode::is_enabled()) return F::apply(inputs...);
+  return F::compute(inputs...);
+}
+
 struct RmsNormFunction : Function<RmsNormFunction> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& weight, double eps) {
-    const Tensor x = input.contiguous(), w = weight.to(x.scalar_type()).contiguous();
+  // `scales` receives what each row was multiplied by.
+  static Tensor normed(const Tensor& x, const Tensor& w, const Tensor& scales, double eps) {
     const int64_t n = x.size(-1), rows = x.numel() / n;
-    Tensor out = at::empty_like(x), scales = at::empty({rows}, at::kFloat);
+    Tensor out = at::empty_like(x);
     by_kind(x, [&](auto* type) {
       using T = std::remove_pointer_t<decltype(type)>;
       at::parallel_for(0, rows, grain(n), [&](int64_t first, int64_t last) {
-        for (int64_t r = first; r < last; r++)
-          data<float>(scales)[r] = pipe_kernels::rms_norm_row(data<T>(x) + r * n, data<T>(w), data<T>(out) + r * n, n, static_cast<float>(eps));
+        for (int64_t r = first; r < last; r++) {
+          const float scale = pipe_kernels::rms_norm_row(data<T>(x) + r * n, data<T>(w), data<T>(out) + r * n, n, static_cast<float>(eps));
+          if (scales.defined()) data<float>(scales)[r] = scale;
+        }
       });
     });
+    return out;
+  }
+  static Tensor compute(const Tensor& input, const Tensor& weight, double eps) {
+    const Tensor x = input.contiguous();
+    return normed(x, weight.to(x.scalar_type()).contiguous(), Tensor(), eps);
+  }
+  static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& weight, double eps) {
+    const Tensor x = input.contiguous(), w = weight.to(x.scalar_type()).contiguous();
+    const Tensor scales = at::empty({x.numel() / x.size(-1)}, at::kFloat);
+    Tensor out = normed(x, w, scales, eps);
     ctx->save_for_backward({x, w, scales});
     return out;
   }
@@ -220,7 +239,7 @@ struct RmsNormFunction : Function<RmsNormFunction> {
 };
 
 struct SwigluFunction : Function<SwigluFunction> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& gate, const Tensor& up) {
+  static Tensor compute(const Tensor& gate, const Tensor& up) {
     Tensor out = at::empty_like(gate);
     by_kind(gate, [&](auto* type) {
       using T = std::remove_pointer_t<decltype(type)>;
@@ -228,8 +247,11 @@ struct SwigluFunction : Function<SwigluFunction> {
         pipe_kernels::swiglu_span(data<T>(gate) + first, data<T>(up) + first, data<T>(out) + first, last - first);
       });
     });
-    ctx->save_for_backward({gate, up});
     return out;
+  }
+  static Tensor forward(AutogradContext* ctx, const Tensor& gate, const Tensor& up) {
+    ctx->save_for_backward({gate, up});
+    return compute(gate, up);
   }
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const auto saved = ctx->get_saved_variables();
@@ -265,6 +287,9 @@ Tensor rotated(const Tensor& input, const Tensor& cos, const Tensor& sin, float 
 }
 
 struct RotateFunction : Function<RotateFunction> {
+  static Tensor compute(const Tensor& x, const Tensor& cos, const Tensor& sin) {
+    return rotated(x, cos, sin, 1.0f);
+  }
   static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& cos, const Tensor& sin) {
     ctx->save_for_backward({cos, sin});
     return rotated(x, cos, sin, 1.0f);
@@ -566,15 +591,15 @@ Tensor* pipe_dropout(const Tensor* x, double p, uint64_t seed, char** error) {
 }
 
 Tensor* pipe_rms_norm(const Tensor* x, const Tensor* weight, double eps, char** error) {
-  return guarded(error, [&] { return RmsNormFunction::apply(*x, *weight, eps); });
+  return guarded(error, [&] { return applied<RmsNormFunction>(*x, *weight, eps); });
 }
 
 Tensor* pipe_swiglu(const Tensor* gate, const Tensor* up, char** error) {
-  return guarded(error, [&] { return SwigluFunction::apply(gate->contiguous(), up->contiguous()); });
+  return guarded(error, [&] { return applied<SwigluFunction>(gate->contiguous(), up->contiguous()); });
 }
 
 Tensor* pipe_rotate(const Tensor* x, const Tensor* cos, const Tensor* sin, char** error) {
-  return guarded(error, [&] { return RotateFunction::apply(*x, *cos, *sin); });
+  return guarded(error, [&] { return applied<RotateFunction>(*x, *cos, *sin); });
 }
 
 Tensor* pipe_attention(const Tensor* q, const Tensor* k, const Tensor* v, const int64_t* lengths, int64_t documents,
@@ -600,6 +625,14 @@ Tensor* pipe_checkpoint(const Tensor* x, void* closure, char** error) {
     anchor.requires_grad_(true);
     return CheckpointFunction::apply(*x, anchor, shared);
   });
+}
+
+int32_t pipe_wants_gradient() {
+  return at::GradMode::is_enabled();
+}
+
+void pipe_parallel(int64_t count, int64_t grain, void (*work)(const void*, int64_t, int64_t), const void* with) {
+  at::parallel_for(0, count, grain, [&](int64_t first, int64_t last) { work(with, first, last); });
 }
 
 void pipe_free(char* message) {

@@ -65,6 +65,11 @@ struct PipePages {
 void pipe_nf4_decode(const uint8_t* packed, const uint8_t* scale_codes, const float* absmax, float offset, int64_t first,
                      int64_t last, int64_t count, int32_t wide, int32_t fp4, void* out);
 
+// Whether operations of this thread are recorded for a backward pass.
+int32_t pipe_wants_gradient();
+// Calls `work` with ranges of [0, count) on libtorch's threads; a range has at least `grain` elements but for the last.
+void pipe_parallel(int64_t count, int64_t grain, void (*work)(const void* with, int64_t first, int64_t last), const void* with);
+
 // The recomputed part of activation checkpointing; implemented in Rust. Returns a new tensor or null.
 at::Tensor* pipe_checkpoint_run(void* closure, const at::Tensor* x);
 void pipe_checkpoint_drop(void* closure);

@@ -12,7 +12,7 @@ use tch::{Kind, Tensor};
 
 use crate::decoder::Decoder;
 use crate::init;
-use crate::linear::{Dora, Linear, Lora};
+use crate::linear::{Dora, Linear, Lora, Weight};
 use crate::optimizer::Parameter;
 use crate::tensors::write_tensors;
 use crate::{ModelError, Result};
@@ -65,7 +65,7 @@ pub fn attach(
 
 /// Makes embeddings and head trainable beside the adapter, each with weights of its own, as PEFT's `modules_to_save`.
 pub fn train_whole(decoder: &mut Decoder, modules: &[String]) -> Result<()> {
-    let leaf = |x: &Tensor| x.detach().to_kind(Kind::Float).copy().set_requires_grad(true);
+    let leaf = |x: &Weight| x.dense(Kind::Float).detach().copy().set_requires_grad(true);
     for module in modules {
         if is_named("model.embed_tokens", module) {
             decoder.replace_embedding(leaf(&decoder.embedding));
@@ -113,8 +113,8 @@ pub fn parameters(decoder: &Decoder) -> Vec<Parameter> {
         }
     }
     let whole = [("model.embed_tokens", Some(&decoder.embedding)), ("lm_head", decoder.untied_head.as_ref())];
-    for (name, tensor) in whole {
-        if let Some(tensor) = tensor.filter(|tensor| tensor.requires_grad()) {
+    for (name, table) in whole {
+        if let Some(tensor) = table.and_then(Weight::tensor).filter(|tensor| tensor.requires_grad()) {
             add(format!("{PREFIX}{name}.weight"), tensor);
         }
     }

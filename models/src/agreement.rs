@@ -86,7 +86,7 @@ struct Sums {
 }
 
 fn compare(reference: &Answers, other: &Answers, ids: &[i64]) -> Result<Sums> {
-    let vocabulary = |answers: &Answers| answers.decoder.head(Pass::INFERENCE).size()[0];
+    let vocabulary = |answers: &Answers| answers.decoder.head(Pass::INFERENCE).shape().0;
     if vocabulary(reference) != vocabulary(other) {
         return Err(ModelError::input(format!(
             "one model has {} tokens and the other {}; they cannot stand for one another",

@@ -11,8 +11,9 @@ use tch::{Device, Kind, Tensor};
 
 use crate::attention::{self, Angles, Rotary, Span};
 use crate::cache::{Blocks, Cache};
+use crate::few;
 use crate::layer::Layer;
-use crate::linear::{Linear, Lora, Pass};
+use crate::linear::{Linear, Lora, Pass, Weight};
 use crate::mlp::{Tally, balance_loss};
 use crate::norm::Norm;
 use crate::shim;
@@ -25,14 +26,14 @@ pub struct Decoder {
     /// The arithmetic type: f32 or bf16.
     pub compute: Kind,
     /// `[vocabulary, hidden]`
-    pub embedding: Tensor,
+    pub embedding: Weight,
     /// Learned positions, `[positions, hidden]`.
     pub positions: Option<Tensor>,
     pub layers: Vec<Layer>,
     /// The last norm.
     pub norm: Norm,
     /// `[vocabulary, hidden]`; `None` when the embedding is used.
-    pub untied_head: Option<Tensor>,
+    pub untied_head: Option<Weight>,
     /// `[vocabulary]`
     pub head_bias: Option<Tensor>,
     /// What an adapter's own embedding and head took the place of, for passes without adapters.
@@ -46,16 +47,16 @@ pub struct Decoder {
 /// The base's embedding and head where an adapter brings its own.
 #[derive(Debug, Default)]
 pub struct Replaced {
-    embedding: Option<Tensor>,
-    head: Option<Tensor>,
+    embedding: Option<Weight>,
+    head: Option<Weight>,
 }
 
 /// All that makes a tuned model of a base: one adapter's part of a decoder, to be swapped for another's.
 #[derive(Debug)]
 pub struct Tuning {
     loras: Vec<Option<Lora>>,
-    embedding: Tensor,
-    untied_head: Option<Tensor>,
+    embedding: Weight,
+    untied_head: Option<Weight>,
     replaced: Replaced,
 }
 
@@ -154,32 +155,37 @@ impl Decoder {
         })
     }
 
+    /// Tokens that there are.
+    pub fn vocabulary(&self) -> i64 {
+        self.embedding.shape().0
+    }
+
     /// The output head's weight, `[vocabulary, hidden]`.
-    pub fn head(&self, pass: Pass) -> &Tensor {
+    pub fn head(&self, pass: Pass) -> &Weight {
         let own = self.replaced.head.as_ref().filter(|_| pass.base_only).or(self.untied_head.as_ref());
         own.unwrap_or(&self.embedding)
     }
 
     /// Gives the tuned model an embedding of its own; a head that was tied to the old one keeps it.
     pub fn replace_embedding(&mut self, weight: Tensor) {
-        self.untied_head.get_or_insert_with(|| self.embedding.shallow_clone());
-        let old = std::mem::replace(&mut self.embedding, weight);
+        self.untied_head.get_or_insert_with(|| self.embedding.shared());
+        let old = std::mem::replace(&mut self.embedding, Weight::Dense(weight));
         self.replaced.embedding.get_or_insert(old);
     }
 
     /// Gives the tuned model a head of its own.
     pub fn replace_head(&mut self, weight: Tensor) {
-        let old = self.head(Pass::INFERENCE).shallow_clone();
+        let old = self.head(Pass::INFERENCE).shared();
         self.replaced.head.get_or_insert(old);
-        self.untied_head = Some(weight);
+        self.untied_head = Some(Weight::Dense(weight));
     }
 
     /// The untuned model's part, for a decoder that has no adapter; tensors are shared, not copied.
     pub fn untuned(&self) -> Tuning {
         Tuning {
             loras: self.linears().map(|_| None).collect(),
-            embedding: self.embedding.shallow_clone(),
-            untied_head: self.untied_head.as_ref().map(Tensor::shallow_clone),
+            embedding: self.embedding.shared(),
+            untied_head: self.untied_head.as_ref().map(Weight::shared),
             replaced: Replaced::default(),
         }
     }
@@ -201,20 +207,24 @@ impl Decoder {
             let place = outside.iter().find(|place| place.part == part && place.bias == bias);
             place.map(|place| place.name.clone()).unwrap_or_default()
         };
-        let mut all = vec![(name(Part::Embedding, false), &mut self.embedding)];
+        let mut all = Vec::new();
+        all.extend(self.embedding.tensor_mut().map(|table| (name(Part::Embedding, false), table)));
         all.extend(self.positions.as_mut().map(|table| (name(Part::Positions, false), table)));
         for layer in &mut self.layers {
             all.extend(layer.weights_mut());
         }
         all.extend(self.norm.weights_mut());
-        all.extend(self.untied_head.as_mut().map(|head| (name(Part::Head, false), head)));
+        let head = self.untied_head.as_mut().and_then(Weight::tensor_mut);
+        all.extend(head.map(|head| (name(Part::Head, false), head)));
         all.extend(self.head_bias.as_mut().map(|bias| (name(Part::Head, true), bias)));
         all
     }
 
     /// `hidden` `[rows, hidden]` to logits `[rows, vocabulary]` in f32.
     pub fn logits(&self, hidden: &Tensor, pass: Pass) -> Tensor {
-        let logits = hidden.matmul(&self.head(pass).to_kind(hidden.kind()).tr()).to_kind(Kind::Float);
+        let head = self.head(pass);
+        let few = few::product(head, hidden, pass);
+        let logits = few.unwrap_or_else(|| head.product(hidden)).to_kind(Kind::Float);
         let scale = self.config.scales.logits;
         let logits = if scale == 1.0 { logits } else { logits * scale };
         let logits = match &self.head_bias {
@@ -360,7 +370,12 @@ impl Decoder {
     fn rows_of(&self, ids: &[i64], pass: Pass) -> Tensor {
         let own = self.replaced.embedding.as_ref().filter(|_| pass.base_only).unwrap_or(&self.embedding);
         let pad = self.config.pad.filter(|_| self.config.family.pads).map_or(-1, i64::from);
-        Tensor::embedding(own, &Tensor::from_slice(ids), pad, false, false).to_kind(self.compute)
+        let look_up = |table: &Tensor| Tensor::embedding(table, &Tensor::from_slice(ids), pad, false, false);
+        match own {
+            Weight::Blocks(blocks) => blocks.select(ids, self.compute),
+            Weight::Dense(table) => look_up(table).to_kind(self.compute),
+            own => look_up(&own.dense(self.compute)),
+        }
     }
 
     /// NEFTune (arXiv 2310.05914): uniform noise of size `alpha / sqrt(document tokens * hidden)`.
@@ -411,10 +426,10 @@ impl Decoder {
     }
 
     fn check_ids(&self, ids: &[i64]) -> Result<()> {
-        match ids.iter().find(|&&id| id < 0 || id >= self.embedding.size()[0]) {
+        match ids.iter().find(|&&id| id < 0 || id >= self.vocabulary()) {
             Some(id) => Err(ModelError::input(format!(
                 "token id {id} lies outside the model's vocabulary of {}; the rows were tokenised for another model",
-                self.embedding.size()[0]
+                self.vocabulary()
             ))),
             None => Ok(()),
         }

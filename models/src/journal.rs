@@ -134,7 +134,8 @@ impl Work {
     /// where it is trained; the head at trained positions alone.
     fn of(decoder: &Decoder, parameters: &[Parameter]) -> Self {
         let linears: i64 = decoder.linears().map(|linear| linear.shape().0 * linear.shape().1).sum();
-        let head = decoder.embedding.numel() as f64;
+        let (vocabulary, hidden) = decoder.embedding.shape();
+        let head = (vocabulary * hidden) as f64;
         let trained = |lora: bool| -> f64 {
             let own = parameters.iter().filter(|p| p.tensor.dim() == 2 && p.name.contains(".lora_") == lora);
             own.map(|p| p.tensor.numel() as f64).sum()

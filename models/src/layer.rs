@@ -126,7 +126,7 @@ impl Layer {
     fn project(&self, config: &ModelConfig, x: &Tensor, pass: Pass) -> [Tensor; 3] {
         let dim = config.head_dim as i64;
         let parts = match &self.projections {
-            Projections::Separate(three) => three.each_ref().map(|linear: &Linear| linear.forward(x, pass)),
+            Projections::Separate(three) => Linear::forward_all(three.each_ref(), x, pass),
             Projections::Packed(linear) => unpack(&linear.forward(x, pass), config),
         };
         let [q, k, v] = match config.clip_qkv {

@@ -14,9 +14,11 @@ pub mod device;
 pub mod error;
 pub mod eval;
 pub mod events;
+pub mod few;
 #[cfg(test)]
 mod fixture;
 pub mod generate;
+pub mod gguf_blocks;
 pub mod importance;
 pub mod init;
 pub mod int8;

@@ -6,6 +6,8 @@ use std::sync::{Mutex, PoisonError};
 
 use tch::{Kind, Tensor};
 
+use crate::few;
+use crate::gguf_blocks::GgufBlocks;
 use crate::importance::Heard;
 use crate::int8::Int8;
 use crate::nf4::Nf4;
@@ -21,6 +23,63 @@ pub enum Weight {
     Nf4(Nf4),
     /// 8-bit integers, dequantised on the fly.
     Int8(Int8),
+    /// As a GGUF file holds it, for inference alone.
+    Blocks(GgufBlocks),
+}
+
+impl Weight {
+    /// As a dense `[outputs, inputs]` tensor of `kind`.
+    pub fn dense(&self, kind: Kind) -> Tensor {
+        match self {
+            Self::Dense(weight) => weight.to_kind(kind),
+            Self::Nf4(weight) => weight.dequantize(kind),
+            Self::Int8(weight) => weight.dequantize(kind),
+            Self::Blocks(weight) => weight.dequantize(kind),
+        }
+    }
+
+    /// Another handle of the same numbers.
+    pub fn shared(&self) -> Self {
+        match self {
+            Self::Dense(weight) => Self::Dense(weight.shallow_clone()),
+            Self::Blocks(weight) => Self::Blocks(weight.clone()),
+            weight => Self::Dense(weight.dense(Kind::Float)),
+        }
+    }
+
+    /// The plain tensor, where it is one.
+    pub fn tensor(&self) -> Option<&Tensor> {
+        match self {
+            Self::Dense(weight) => Some(weight),
+            _ => None,
+        }
+    }
+
+    /// The plain tensor, where it is one.
+    pub fn tensor_mut(&mut self) -> Option<&mut Tensor> {
+        match self {
+            Self::Dense(weight) => Some(weight),
+            _ => None,
+        }
+    }
+
+    /// `x weight^T` in the type of `x`, for any number of rows.
+    pub fn product(&self, x: &Tensor) -> Tensor {
+        match self {
+            Self::Blocks(weight) => weight.product(x),
+            weight => x.matmul(&weight.dense(x.kind()).tr()),
+        }
+    }
+
+    /// `[outputs, inputs]`
+    pub fn shape(&self) -> (i64, i64) {
+        match self {
+            Self::Dense(weight) => (weight.size()[0], weight.size()[1]),
+            Self::Nf4(weight) => (weight.rows, weight.columns),
+            Self::Int8(weight) => (weight.rows, weight.columns),
+            Self::Blocks(weight) => (weight.rows, weight.columns),
+        }
+    }
 }
 
 /// A low-rank adapter: `y += scale * (dropout(x) A^T) B^T`. Both matrices are f32 leaves.
@@ -85,6 +144,19 @@ impl Pass {
 impl Linear {
     /// `x` is `[rows, inputs]` in the compute type; the answer is `[rows, outputs]` in the same type.
     pub fn forward(&self, x: &Tensor, pass: Pass) -> Tensor {
+        let [y] = Self::forward_all([self], x, pass);
+        y
+    }
+
+    /// The answers of several layers to the same input.
+    pub fn forward_all<const N: usize>(linears: [&Self; N], x: &Tensor, pass: Pass) -> [Tensor; N] {
+        match few::forward(&linears, x, pass).map(<[Tensor; N]>::try_from) {
+            Some(Ok(all)) => all,
+            _ => linears.map(|linear| linear.forward_many(x, pass)),
+        }
+    }
+
+    fn forward_many(&self, x: &Tensor, pass: Pass) -> Tensor {
         if let Some(heard) = &self.heard {
             heard.lock().unwrap_or_else(PoisonError::into_inner).add(x);
         }
@@ -95,10 +167,10 @@ impl Linear {
         {
             return self.decomposed(x, lora, dora, seed, pass);
         }
-        if pass.fused && !self.weight_is_trained() {
+        if pass.fused && self.is_fused() {
             return shim::linear(x, &self.weight, self.bias.as_ref(), lora, seed);
         }
-        let mut y = x.matmul(&self.dense(x.kind()).tr());
+        let mut y = self.product(x, pass);
         if let Some(bias) = &self.bias {
             y += bias.to_kind(x.kind());
         }
@@ -134,9 +206,9 @@ impl Linear {
 
     /// `x W^T` alone.
     fn product(&self, x: &Tensor, pass: Pass) -> Tensor {
-        match pass.fused && !self.weight_is_trained() {
+        match pass.fused && self.is_fused() {
             true => shim::linear(x, &self.weight, None, None, None),
-            false => x.matmul(&self.dense(x.kind()).tr()),
+            false => self.weight.product(x),
         }
     }
 
@@ -148,34 +220,29 @@ impl Linear {
 
     /// The base weight as a dense `[outputs, inputs]` tensor of `kind`, without the adapter.
     pub fn dense(&self, kind: Kind) -> Tensor {
-        match &self.weight {
-            Weight::Dense(weight) => weight.to_kind(kind),
-            Weight::Nf4(weight) => weight.dequantize(kind),
-            Weight::Int8(weight) => weight.dequantize(kind),
-        }
+        self.weight.dense(kind)
     }
 
     /// The weight, unless it is quantised, and the bias, by name.
     pub fn weights_mut(&mut self) -> Vec<(String, &mut Tensor)> {
         let mut all = Vec::with_capacity(2);
-        if let Weight::Dense(weight) = &mut self.weight {
-            all.push((format!("{}.weight", self.name), weight));
-        }
+        all.extend(self.weight.tensor_mut().map(|weight| (format!("{}.weight", self.name), weight)));
         all.extend(self.bias.as_mut().map(|bias| (format!("{}.bias", self.name), bias)));
         all
     }
 
     /// `[outputs, inputs]`
     pub fn shape(&self) -> (i64, i64) {
-        match &self.weight {
-            Weight::Dense(weight) => (weight.size()[0], weight.size()[1]),
-            Weight::Nf4(weight) => (weight.rows, weight.columns),
-            Weight::Int8(weight) => (weight.rows, weight.columns),
-        }
+        self.weight.shape()
     }
 
-    fn weight_is_trained(&self) -> bool {
-        matches!(&self.weight, Weight::Dense(weight) if weight.requires_grad())
+    /// Whether the fused product knows this weight: a frozen one that is not in blocks.
+    fn is_fused(&self) -> bool {
+        match &self.weight {
+            Weight::Dense(weight) => !weight.requires_grad(),
+            Weight::Nf4(_) | Weight::Int8(_) => true,
+            Weight::Blocks(_) => false,
+        }
     }
 }
 

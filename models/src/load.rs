@@ -6,14 +6,16 @@
 use std::path::Path;
 
 use half::bf16;
-use pipe_files::{ModelConfig, ModelFiles, NormStyle, Part, Place};
+use pipe_files::{ModelConfig, ModelFiles, NormStyle, Part, Place, TensorType};
 use pipe_job::{BaseWeights, Compute};
 use tch::{Kind, Tensor};
 
 use crate::attention::Rotary;
 use crate::decoder::{Decoder, Replaced};
 use crate::events::Events;
+use crate::gguf_blocks::GgufBlocks;
 use crate::int8::Int8;
+use crate::kernels::rows;
 use crate::layer::{Layer, Projections};
 use crate::linear::{Linear, Weight};
 use crate::mlp::{Mixture, Mlp};
@@ -34,7 +36,17 @@ pub fn kind_of(compute: Compute) -> Result<Kind> {
 
 /// Loads the model at `path` without adapters.
 pub fn load(path: &Path, base: BaseWeights, compute: Compute, events: &Events) -> Result<Decoder> {
-    let loader = Loader::open(path, base, compute)?;
+    all(&Loader::open(path, base, compute)?, events)
+}
+
+/// The same for decoding alone: weights that are to be dense stay as the files have them, where there are kernels for
+/// their types. Decoding reads every weight for every token, and so fewer bytes.
+pub fn load_stored(path: &Path, base: BaseWeights, compute: Compute, events: &Events) -> Result<Decoder> {
+    let loader = Loader { stored: base == BaseWeights::Dense, ..Loader::open(path, base, compute)? };
+    all(&loader, events)
+}
+
+fn all(loader: &Loader, events: &Events) -> Result<Decoder> {
     let mut decoder = loader.outside()?;
     let layers = decoder.config.layers;
     for index in 0..layers {
@@ -77,12 +89,14 @@ pub struct Loader {
     files: ModelFiles,
     base: BaseWeights,
     kind: Kind,
+    /// Whether matrices may stay in the type of the files.
+    stored: bool,
 }
 
 impl Loader {
     /// Opens the model at `path`, to be held as `base` and computed with in `compute`.
     pub fn open(path: &Path, base: BaseWeights, compute: Compute) -> Result<Self> {
-        Ok(Self { files: ModelFiles::open(path)?, base, kind: kind_of(compute)? })
+        Ok(Self { files: ModelFiles::open(path)?, base, kind: kind_of(compute)?, stored: false })
     }
 
     /// A decoder that has everything but its layers.
@@ -90,7 +104,7 @@ impl Loader {
         let config = self.files.config().clone();
         let outer = Places::outside(&config);
         let embedding = self.table(&outer, Part::Embedding)?;
-        let positions = outer.has(Part::Positions).then(|| self.table(&outer, Part::Positions)).transpose()?;
+        let positions = outer.weight(Part::Positions).map(|place| self.dense(&place.name)).transpose()?;
         let norm = self.norm(&outer, Part::FinalNorm, config.norm)?;
         let untied_head = outer.has(Part::Head).then(|| self.table(&outer, Part::Head)).transpose()?;
         let head_bias = outer.bias(Part::Head).map(|place| self.dense(&place.name)).transpose()?;
@@ -172,9 +186,26 @@ impl Loader {
         Ok(Norm { name, style, weight: stacked(false)?, bias: stacked(true)? })
     }
 
-    fn table(&self, places: &Places, part: Part) -> Result<Tensor> {
+    fn table(&self, places: &Places, part: Part) -> Result<Weight> {
         let place = places.weight(part).ok_or_else(|| self.absent(part))?;
-        self.dense(&place.name)
+        self.matrix(&place.name)
+    }
+
+    /// A matrix in the compute type, or as it is stored.
+    fn matrix(&self, name: &str) -> Result<Weight> {
+        let (dtype, columns) = (self.files.dtype(name), self.shape(name)?.last().copied().unwrap_or_default());
+        match dtype.filter(|_| self.stored) {
+            Some(TensorType::Bf16) if rows::fast() => Ok(Weight::Dense(self.tensor(name, Kind::BFloat16)?)),
+            Some(dtype) if GgufBlocks::suit(dtype, columns) => {
+                let mut bytes = Vec::new();
+                let Some(dtype) = self.files.read_blocks(name, &mut bytes)? else {
+                    return Ok(Weight::Dense(self.dense(name)?));
+                };
+                self.files.release(name);
+                Ok(Weight::Blocks(GgufBlocks::new(dtype, columns, &bytes)))
+            }
+            _ => Ok(Weight::Dense(self.dense(name)?)),
+        }
     }
 
     fn linear(&self, places: &Places, part: Part, copy: usize) -> Result<Linear> {
@@ -190,7 +221,7 @@ impl Loader {
                 let (values, rows, columns) = self.to_quantize(&place.name)?;
                 Weight::Int8(Int8::quantize(&values, rows, columns))
             }
-            _ => Weight::Dense(self.dense(&place.name)?),
+            _ => self.matrix(&place.name)?,
         };
         let bias = places.find(part, copy, true).map(|place| self.dense(&place.name)).transpose()?;
         Ok(Linear { name: place.module().to_owned(), weight, bias, lora: None, heard: None })
@@ -218,8 +249,12 @@ impl Loader {
     }
 
     fn dense(&self, name: &str) -> Result<Tensor> {
+        self.tensor(name, self.kind)
+    }
+
+    fn tensor(&self, name: &str, kind: Kind) -> Result<Tensor> {
         let shape: Vec<i64> = self.shape(name)?.iter().map(|&size| size as i64).collect();
-        let tensor = if self.kind == Kind::BFloat16 {
+        let tensor = if kind == Kind::BFloat16 {
             let mut values = Vec::new();
             self.files.read_bf16(name, &mut values)?;
             // tch 0.26 gives a slice of bf16 the type f16; the bits are right, so only the type is set.
@@ -227,7 +262,7 @@ impl Loader {
         } else {
             let mut values = Vec::new();
             self.files.read_f32(name, &mut values)?;
-            Tensor::from_slice(&values).to_kind(self.kind)
+            Tensor::from_slice(&values).to_kind(kind)
         };
         self.files.release(name);
         Ok(tensor.reshape(shape))

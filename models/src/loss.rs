@@ -61,8 +61,8 @@ pub fn token_losses(
     let balance = hidden.balance;
     let rows = hidden.states.index_select(0, &Tensor::from_slice(&targets.rows));
     let ids = Tensor::from_slice(&targets.ids);
-    let head = decoder.head(pass);
-    if pass.fused && !head.requires_grad() && z_loss == 0.0 {
+    let head = decoder.head(pass).tensor().filter(|head| !head.requires_grad());
+    if let Some(head) = head.filter(|_| pass.fused && z_loss == 0.0) {
         let (scale, cap) = (decoder.config.scales.logits, decoder.config.final_softcap.unwrap_or(0.0));
         let tokens = shim::head_loss(&rows, head, decoder.head_bias.as_ref(), &ids, scale, cap);
         return Ok(Losses { objective: tokens.sum(Kind::Float), tokens, balance });

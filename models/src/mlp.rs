@@ -131,7 +131,8 @@ pub fn balance_loss(tallies: &[Tally], rows: i64) -> Option<Tensor> {
 }
 
 fn gated([gate, up, down]: [&Linear; 3], x: &Tensor, activation: Activation, pass: Pass) -> Tensor {
-    let product = gate_times(&gate.forward(x, pass), &up.forward(x, pass), activation, pass);
+    let [gate, up] = Linear::forward_all([gate, up], x, pass);
+    let product = gate_times(&gate, &up, activation, pass);
     down.forward(&product, pass)
 }
 

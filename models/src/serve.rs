@@ -27,7 +27,7 @@ const SPLIT: usize = 256;
 
 /// Loads the model and answers until the input ends.
 pub fn serve(job: &ServeJob, commands: &Receiver<Command>, events: &Events) -> Result<()> {
-    let mut decoder = load::load(&job.model.path, job.model.base, job.model.compute, events)?;
+    let mut decoder = load::load_stored(&job.model.path, job.model.base, job.model.compute, events)?;
     if job.model.base != BaseWeights::Dense {
         tuned::densify(&mut decoder);
     }
@@ -163,7 +163,7 @@ impl<'a> Floor<'a> {
 
     /// Why a request cannot be answered, whatever else is running.
     fn objection(&self, ask: &Ask) -> Option<String> {
-        let vocabulary = self.tunings.decoder().embedding.size()[0];
+        let vocabulary = self.tunings.decoder().vocabulary();
         let longest = ask.ids.len() + ask.sampling.max_new_tokens;
         if ask.ids.is_empty() {
             return Some("the prompt is empty; give it at least one token".to_string());

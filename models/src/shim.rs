@@ -127,7 +127,27 @@ unsafe extern "C" {
         error: *mut Error,
     ) -> *mut C_tensor;
     fn pipe_checkpoint(x: *const C_tensor, closure: *mut c_void, error: *mut Error) -> *mut C_tensor;
+    fn pipe_wants_gradient() -> i32;
+    fn pipe_parallel(count: i64, grain: i64, work: unsafe extern "C" fn(*const c_void, i64, i64), with: *const c_void);
     fn pipe_free(message: *mut c_char);
+}
+
+/// Whether operations of this thread are recorded for a backward pass.
+pub fn wants_gradient() -> bool {
+    // SAFETY: reads a setting of this thread.
+    unsafe { pipe_wants_gradient() != 0 }
+}
+
+/// Runs `work` on ranges that together are `0..count`, on as many of libtorch's threads as there are shares of `grain`.
+pub fn parallel<F: Fn(usize, usize) + Sync>(count: usize, grain: usize, work: &F) {
+    /// A panic ends the process here: it must not reach C++.
+    unsafe extern "C" fn share<F: Fn(usize, usize)>(work: *const c_void, first: i64, last: i64) {
+        // SAFETY: `parallel` lends the closure for the time of the call.
+        let work = unsafe { &*work.cast::<F>() };
+        work(first as usize, last as usize);
+    }
+    // SAFETY: the call returns when all ranges are done.
+    unsafe { pipe_parallel(count as i64, grain as i64, share::<F>, std::ptr::from_ref(work).cast()) }
 }
 
 /// `x W^T + bias + scale * dropout(x) A^T B^T` for a frozen weight; `seed` turns dropout on.
@@ -289,6 +309,7 @@ fn raw_weight(weight: &Weight) -> PipeWeight {
             format: 0,
         },
         Weight::Int8(weight) => raw_int8(weight),
+        Weight::Blocks(_) => unreachable!("blocks are multiplied elsewhere"),
     }
 }
 

@@ -85,7 +85,8 @@ pub fn put_on(linear: &mut Linear, adapter: &mut PeftAdapter, purpose: Use) -> R
 pub fn put_tables(decoder: &mut Decoder, adapter: &mut PeftAdapter, purpose: Use) -> Result<()> {
     for (name, weight) in std::mem::take(&mut adapter.saved) {
         let shape: Vec<i64> = weight.shape.iter().map(|&size| size as i64).collect();
-        if shape != decoder.embedding.size() {
+        let (vocabulary, hidden) = decoder.embedding.shape();
+        if shape != [vocabulary, hidden] {
             return Err(stranger(&adapter.path, &name));
         }
         let kind = if purpose == Use::Training { Kind::Float } else { decoder.compute };

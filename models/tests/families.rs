@@ -105,15 +105,16 @@ fn frozen_weights_pass_on_transformers_gradients() {
         for recompute in [0, 1, 2] {
             let mut decoder = decoder(folder);
             if decoder.untied_head.is_none() {
-                decoder.untied_head = Some(decoder.embedding.copy());
+                decoder.untied_head = Some(Weight::Dense(decoder.embedding.dense(Kind::Float).copy()));
             }
-            decoder.embedding = decoder.embedding.set_requires_grad(true);
+            let embedding = decoder.embedding.dense(Kind::Float).set_requires_grad(true);
+            decoder.embedding = Weight::Dense(embedding.shallow_clone());
             // Training, but for the dropout that some families' files ask for.
             decoder.config.dropout = Default::default();
             let pass = Pass { training: Some(1), recompute, ..Pass::INFERENCE };
             let (segments, targets) = packed(want);
             token_losses(&decoder, &segments, &targets, pass, 0.0).unwrap().objective.backward();
-            same_gradient("embedding", &decoder.embedding, &want["input_gradient"])?;
+            same_gradient("embedding", &embedding, &want["input_gradient"])?;
         }
         Ok(())
     });
@@ -191,9 +192,10 @@ fn train_everything(decoder: &mut Decoder) -> Vec<(String, Tensor)> {
         *tensor = tensor.set_requires_grad(true);
         leaves.push((name, tensor.shallow_clone()));
     };
-    leaf(format!("{embedding}.weight"), &mut decoder.embedding);
+    decoder.embedding.tensor_mut().into_iter().for_each(|table| leaf(format!("{embedding}.weight"), table));
     decoder.positions.iter_mut().for_each(|table| leaf(format!("{positions}.weight"), table));
-    decoder.untied_head.iter_mut().for_each(|table| leaf(format!("{head}.weight"), table));
+    let untied = decoder.untied_head.iter_mut().filter_map(Weight::tensor_mut);
+    untied.for_each(|table| leaf(format!("{head}.weight"), table));
     decoder.head_bias.iter_mut().for_each(|bias| leaf(format!("{head}.bias"), bias));
     let norm = |norm: &mut Norm, leaf: &mut dyn FnMut(String, &mut Tensor)| {
         let weight = norm.weight.as_mut().filter(|weight| weight.dim() == 1);

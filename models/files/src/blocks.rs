@@ -120,7 +120,7 @@ pub(crate) fn half_at(bytes: &[u8], at: usize) -> f32 {
 }
 
 /// The 16 values of the non-linear 4-bit code, from ggml.
-pub(crate) const IQ4_NL: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+pub const IQ4_NL: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
 fn q4_0(s: &[u8], d: &mut [f32]) {
     let scale = half_at(s, 0);

@@ -37,7 +37,7 @@ mod tokenizer;
 mod write_folder;
 mod write_gguf;
 
-pub use blocks::TensorType;
+pub use blocks::{IQ4_NL, TensorType};
 pub use bpe::{Scratch, Token};
 pub use config::{Activation, Dropout, Experts, LayerKind, ModelConfig, NormStyle, Scales};
 pub use encoder::{Encoder, SpecialText};

@@ -155,6 +155,23 @@ impl ModelFiles {
         Ok(())
     }
 
+    /// Reads a matrix in blocks as they are stored, row after row in the network's order, replacing `out`'s content; `None`
+    /// where the network's matrix is more than stored rows of one type in another order.
+    pub fn read_blocks(&self, name: &str, out: &mut Vec<u8>) -> Result<Option<TensorType>, FilesError> {
+        let entry = self.entry(name)?;
+        let dtype = entry.pieces.first().map(|piece| piece.dtype);
+        let Some(dtype) = dtype.filter(|dtype| entry.pieces.iter().all(|piece| piece.dtype == *dtype)) else {
+            return Ok(None);
+        };
+        if entry.transposed || entry.excess != 0.0 || entry.shape.len() != 2 {
+            return Ok(None);
+        }
+        out.clear();
+        out.resize(dtype.bytes(entry.shape.iter().product()), 0);
+        self.rows(entry, out, |_, src, dst| dst.copy_from_slice(src));
+        Ok(Some(dtype))
+    }
+
     /// Drops a tensor's pages from resident memory after it was read: mapped files count as resident.
     pub fn release(&self, name: &str) {
         let Some(entry) = self.tensors.get(name) else { return };
@@ -236,7 +253,8 @@ impl ModelFiles {
                 Some(*end)
             })
             .collect();
-        out.par_chunks_mut(width).with_min_len(16).enumerate().for_each(|(row, dst)| {
+        let rows = entry.shape.iter().product::<usize>() / width;
+        out.par_chunks_mut((out.len() / rows.max(1)).max(1)).with_min_len(16).enumerate().for_each(|(row, dst)| {
             let row = entry.order.as_ref().map_or(row, |order| order[row]);
             let index = ends.partition_point(|end| *end <= row);
             let piece = &entry.pieces[index];

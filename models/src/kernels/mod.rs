@@ -4,11 +4,16 @@
 
 #![allow(unsafe_code)]
 
+mod block_formats;
+pub mod block_rows;
+mod dense_rows;
 pub mod eight_bit;
 pub mod elementwise;
 mod nf4_decode;
+pub mod rows;
 
 pub use nf4_decode::{Decoder, Packed, decode};
+pub use rows::Matrix;
 
 /// The C++ shim's way in; see csrc/functions.h for the layout.
 ///
