@@ -88,7 +88,7 @@ parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.R
 parser.add_argument("--pipe", required=True)
 parser.add_argument("--model", required=True)
 parser.add_argument("--kills", type=int, default=30)
-parser.add_argument("--steps", type=int, default=60)
+parser.add_argument("--steps", type=int, default=90)
 parser.add_argument("--seed", type=int, default=1)
 args = parser.parse_args()
 args.pipe, args.model = os.path.abspath(args.pipe), os.path.abspath(args.model)
@@ -101,7 +101,7 @@ with tempfile.TemporaryDirectory() as root:
     wanted, _ = finish(calm, args)
     step = (time.perf_counter() - began) / args.steps
     kills = 0
-    while kills < args.kills and kill_once(torn, args, kills, 4 * step):
+    while kills < args.kills and kill_once(torn, args, kills, 2 * step):
         kills += 1
     found, _ = finish(torn, args)
     print(f"{kills} kills; undisturbed {wanted[:16]}, killed {found[:16]}: {'equal' if wanted == found else 'DIFFERENT'}")

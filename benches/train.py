@@ -17,14 +17,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 model_path, data, bits, dtype, steps, out = sys.argv[1:]
 steps, dtype = int(steps), getattr(torch, dtype)
-folder, _, file = model_path.rpartition("/")
-tokenizer = AutoTokenizer.from_pretrained(folder or ".", gguf_file=file)
+tokenizer = AutoTokenizer.from_pretrained(model_path)
 if tokenizer.pad_token is None: tokenizer.pad_token = tokenizer.eos_token
-dense = AutoModelForCausalLM.from_pretrained(folder or ".", gguf_file=file, dtype=dtype)
-if bits == "4":
-    dense.save_pretrained(out + "/dense"); del dense
-    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
-    dense = AutoModelForCausalLM.from_pretrained(out + "/dense", quantization_config=config, dtype=dtype)
+four = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
+dense = AutoModelForCausalLM.from_pretrained(model_path, dtype=dtype, **({"quantization_config": four} if bits == "4" else {}))
 lora = LoraConfig(r=32, lora_alpha=64, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
 rows = json.load(open(data))
 def text(row):
@@ -170,7 +166,7 @@ def peer(script, args, folder):
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--pipe", required=True)
-parser.add_argument("--model", required=True, help="a GGUF")
+parser.add_argument("--model", required=True, help="a GGUF or a folder")
 parser.add_argument("--data", required=True)
 parser.add_argument("--python", default=sys.executable)
 parser.add_argument("--bits", type=int, default=4, choices=[4, 16])
@@ -180,6 +176,12 @@ parser.add_argument("--rounds", type=int, default=1)
 parser.add_argument("--peers", nargs="+", default=["tuned", "trl"], choices=["tuned", "trl"])
 args = parser.parse_args()
 args.model, args.data = os.path.abspath(args.model), os.path.abspath(args.data)
+if os.path.isfile(args.model):
+    # What transformers makes of a GGUF counts as quantised already; all three train the same folder.
+    unpacked = tempfile.TemporaryDirectory()
+    folder = os.path.join(unpacked.name, "model")
+    subprocess.run([args.pipe, "convert", args.model, "--output", folder], check=True, stdout=subprocess.DEVNULL)
+    args.model = folder
 runs = {"pipe": pipe} | {name: (lambda args, folder, script={"tuned": TUNED, "trl": TRL}[name]: peer(script, args, folder)) for name in args.peers}
 best = {}
 for turn in range(args.rounds):
