@@ -82,6 +82,47 @@ impl Row<'_> {
         // SAFETY: the stride is a multiple of eight, as `block` is.
         unsafe { _mm256_cvtph_ps(_mm_loadu_si128(self.heads.as_ptr().add(place).cast())) }
     }
+
+    /// `d` and `m` of a block that holds `d` alone: `m` is 0.
+    fn one(&self, block: usize) -> (f32, f32) {
+        (self.head(0, block), 0.0)
+    }
+
+    /// Of one whose weights are `d * (q + by)`.
+    fn shifted(&self, block: usize, by: f32) -> (f32, f32) {
+        let d = self.head(0, block);
+        (d, d * by)
+    }
+
+    /// Of one that holds both.
+    fn both(&self, block: usize) -> (f32, f32) {
+        (self.head(0, block), self.head(1, block))
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn one_avx2(&self, block: usize) -> [std::arch::x86_64::__m256; 2] {
+        // SAFETY: as above.
+        unsafe { [self.heads_avx2(0, block), std::arch::x86_64::_mm256_setzero_ps()] }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn shifted_avx2(&self, block: usize, by: f32) -> [std::arch::x86_64::__m256; 2] {
+        use std::arch::x86_64::*;
+        // SAFETY: as above.
+        unsafe {
+            let d = self.heads_avx2(0, block);
+            [d, _mm256_mul_ps(d, _mm256_set1_ps(by))]
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn both_avx2(&self, block: usize) -> [std::arch::x86_64::__m256; 2] {
+        // SAFETY: as above.
+        unsafe { [self.heads_avx2(0, block), self.heads_avx2(1, block)] }
+    }
 }
 
 /// Sixteen bytes as 16-bit integers.
@@ -102,6 +143,18 @@ unsafe fn nibbles(at: *const u8) -> Pair {
     unsafe {
         let bytes = wide(at);
         [_mm256_and_si256(bytes, _mm256_set1_epi16(15)), _mm256_srli_epi16::<4>(bytes)]
+    }
+}
+
+/// The nibbles that follow 32 fifth bits, with those.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn nibbles_with_fifths(at: *const u8) -> Pair {
+    use std::arch::x86_64::*;
+    // SAFETY: the callers' contract: twenty bytes lie there.
+    unsafe {
+        let (low, fifth) = (nibbles(at.add(4)), fifths(at));
+        [0, 1].map(|i| _mm256_or_si256(low[i], fifth[i]))
     }
 }
 
@@ -128,7 +181,9 @@ fn nibbles_of(bytes: &[u8], out: &mut [i16; PART]) {
     }
 }
 
-fn add_fifths(bytes: &[u8], out: &mut [i16; PART]) {
+/// 32 fifth bits, then the nibbles.
+fn nibbles_with_fifths_of(bytes: &[u8], out: &mut [i16; PART]) {
+    nibbles_of(&bytes[4..], out);
     for (i, q) in out.iter_mut().enumerate() {
         *q |= i16::from((bytes[i / 8] >> (i % 8)) & 1) << 4;
     }
@@ -141,7 +196,7 @@ impl Format for Q8_0 {
     const MINIMUM: bool = false;
 
     fn scale(row: &Row<'_>, at: usize) -> (f32, f32) {
-        (row.head(0, at), 0.0)
+        row.one(at)
     }
 
     fn part(body: &[u8], _: usize, out: &mut [i16; PART]) {
@@ -151,9 +206,8 @@ impl Format for Q8_0 {
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     unsafe fn scales_avx2(row: &Row<'_>, at: usize) -> [std::arch::x86_64::__m256; 2] {
-        use std::arch::x86_64::*;
         // SAFETY: the trait's contract.
-        unsafe { [row.heads_avx2(0, at), _mm256_setzero_ps()] }
+        unsafe { row.one_avx2(at) }
     }
 
     #[cfg(target_arch = "x86_64")]
@@ -172,7 +226,7 @@ impl Format for Q4_0 {
     const MINIMUM: bool = true;
 
     fn scale(row: &Row<'_>, at: usize) -> (f32, f32) {
-        (row.head(0, at), row.head(0, at) * -8.0)
+        row.shifted(at, -8.0)
     }
 
     fn part(body: &[u8], _: usize, out: &mut [i16; PART]) {
@@ -182,12 +236,8 @@ impl Format for Q4_0 {
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     unsafe fn scales_avx2(row: &Row<'_>, at: usize) -> [std::arch::x86_64::__m256; 2] {
-        use std::arch::x86_64::*;
         // SAFETY: the trait's contract.
-        unsafe {
-            let d = row.heads_avx2(0, at);
-            [d, _mm256_mul_ps(d, _mm256_set1_ps(-8.0))]
-        }
+        unsafe { row.shifted_avx2(at, -8.0) }
     }
 
     #[cfg(target_arch = "x86_64")]
@@ -205,7 +255,7 @@ impl Format for Q4_1 {
     const MINIMUM: bool = true;
 
     fn scale(row: &Row<'_>, at: usize) -> (f32, f32) {
-        (row.head(0, at), row.head(1, at))
+        row.both(at)
     }
 
     fn part(body: &[u8], _: usize, out: &mut [i16; PART]) {
@@ -216,7 +266,7 @@ impl Format for Q4_1 {
     #[inline(always)]
     unsafe fn scales_avx2(row: &Row<'_>, at: usize) -> [std::arch::x86_64::__m256; 2] {
         // SAFETY: the trait's contract.
-        unsafe { [row.heads_avx2(0, at), row.heads_avx2(1, at)] }
+        unsafe { row.both_avx2(at) }
     }
 
     #[cfg(target_arch = "x86_64")]
@@ -234,34 +284,25 @@ impl Format for Q5_0 {
     const MINIMUM: bool = true;
 
     fn scale(row: &Row<'_>, at: usize) -> (f32, f32) {
-        (row.head(0, at), row.head(0, at) * -16.0)
+        row.shifted(at, -16.0)
     }
 
     fn part(body: &[u8], _: usize, out: &mut [i16; PART]) {
-        nibbles_of(&body[4..], out);
-        add_fifths(body, out);
+        nibbles_with_fifths_of(body, out);
     }
 
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     unsafe fn scales_avx2(row: &Row<'_>, at: usize) -> [std::arch::x86_64::__m256; 2] {
-        use std::arch::x86_64::*;
         // SAFETY: the trait's contract.
-        unsafe {
-            let d = row.heads_avx2(0, at);
-            [d, _mm256_mul_ps(d, _mm256_set1_ps(-16.0))]
-        }
+        unsafe { row.shifted_avx2(at, -16.0) }
     }
 
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     unsafe fn part_avx2(body: *const u8, _: usize) -> Pair {
-        use std::arch::x86_64::*;
         // SAFETY: the trait's contract.
-        unsafe {
-            let (low, fifth) = (nibbles(body.add(4)), fifths(body));
-            [0, 1].map(|i| _mm256_or_si256(low[i], fifth[i]))
-        }
+        unsafe { nibbles_with_fifths(body) }
     }
 }
 
@@ -272,30 +313,25 @@ impl Format for Q5_1 {
     const MINIMUM: bool = true;
 
     fn scale(row: &Row<'_>, at: usize) -> (f32, f32) {
-        (row.head(0, at), row.head(1, at))
+        row.both(at)
     }
 
     fn part(body: &[u8], _: usize, out: &mut [i16; PART]) {
-        nibbles_of(&body[4..], out);
-        add_fifths(body, out);
+        nibbles_with_fifths_of(body, out);
     }
 
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     unsafe fn scales_avx2(row: &Row<'_>, at: usize) -> [std::arch::x86_64::__m256; 2] {
         // SAFETY: the trait's contract.
-        unsafe { [row.heads_avx2(0, at), row.heads_avx2(1, at)] }
+        unsafe { row.both_avx2(at) }
     }
 
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     unsafe fn part_avx2(body: *const u8, _: usize) -> Pair {
-        use std::arch::x86_64::*;
         // SAFETY: the trait's contract.
-        unsafe {
-            let (low, fifth) = (nibbles(body.add(4)), fifths(body));
-            [0, 1].map(|i| _mm256_or_si256(low[i], fifth[i]))
-        }
+        unsafe { nibbles_with_fifths(body) }
     }
 }
 
@@ -306,7 +342,7 @@ impl Format for Iq4Nl {
     const MINIMUM: bool = false;
 
     fn scale(row: &Row<'_>, at: usize) -> (f32, f32) {
-        (row.head(0, at), 0.0)
+        row.one(at)
     }
 
     fn part(body: &[u8], _: usize, out: &mut [i16; PART]) {
@@ -317,9 +353,8 @@ impl Format for Iq4Nl {
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     unsafe fn scales_avx2(row: &Row<'_>, at: usize) -> [std::arch::x86_64::__m256; 2] {
-        use std::arch::x86_64::*;
         // SAFETY: the trait's contract.
-        unsafe { [row.heads_avx2(0, at), _mm256_setzero_ps()] }
+        unsafe { row.one_avx2(at) }
     }
 
     #[cfg(target_arch = "x86_64")]
