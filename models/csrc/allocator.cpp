@@ -17,19 +17,60 @@
 
 namespace {
 
-// Blocks below this stay with malloc.
+// Blocks below this come from malloc.
 constexpr size_t kSmall = 32 * 1024;
 // libtorch's kernels want 64-byte alignment; the header takes one such unit in front of the data.
 constexpr size_t kHeader = 64;
 constexpr int kClasses = 2 * 40;
-constexpr int kMalloced = -1;
+// Small blocks are sized in powers of two from here on; a thread keeps so many bytes of each for its next tensor, because
+// decoding does little else than asking for them.
+constexpr size_t kLeast = 256;
+constexpr int kSmallClasses = 8;
+constexpr size_t kKept = 128 * 1024;
 // Free memory that may wait for its next use. Without it, blocks that a layer frees and the next one takes would be
 // unmapped in between.
 constexpr size_t kSlack = size_t{32} << 20;
 
+// What stands in front of a block: its class, negative for a small one.
 struct Header {
   int size_class;
 };
+
+// The small blocks that a thread has freed last.
+struct Nearby {
+  std::array<std::vector<void*>, kSmallClasses> free;
+
+  ~Nearby();
+};
+
+// Outlives the blocks: tensors may be freed while a thread ends.
+thread_local bool ended = false;
+thread_local Nearby nearby;
+
+Nearby::~Nearby() {
+  ended = true;
+  for (auto& blocks : free)
+    for (void* block : blocks) std::free(block);
+}
+
+void* take_small(size_t bytes) {
+  int index = 0;
+  while (kLeast << index < bytes) index++;
+  if (!ended && !nearby.free[index].empty()) {
+    void* block = nearby.free[index].back();
+    nearby.free[index].pop_back();
+    return block;
+  }
+  void* block = nullptr;
+  if (posix_memalign(&block, kHeader, kLeast << index) != 0) return nullptr;
+  static_cast<Header*>(block)->size_class = -1 - index;
+  return block;
+}
+
+void give_small(void* block, int index) {
+  if (ended || (nearby.free[index].size() + 1) * (kLeast << index) > kKept) return std::free(block);
+  nearby.free[index].push_back(block);
+}
 
 // Two classes to a doubling. The odd factors keep widths that are common in models, times a few hundred tokens more or
 // less, clear of a class's edge.
@@ -72,12 +113,7 @@ Lists& lists() {
 
 void* take(size_t bytes) {
   const size_t whole = bytes + kHeader;
-  if (whole < kSmall) {
-    void* block = nullptr;
-    if (posix_memalign(&block, kHeader, whole) != 0) return nullptr;
-    static_cast<Header*>(block)->size_class = kMalloced;
-    return block;
-  }
+  if (whole <= kSmall) return take_small(whole);
   const int size_class = class_of(whole);
   if (size_class >= kClasses) return nullptr;
   {
@@ -103,10 +139,7 @@ void give(void* data) {
   if (!data) return;
   void* block = static_cast<char*>(data) - kHeader;
   const int size_class = static_cast<Header*>(block)->size_class;
-  if (size_class == kMalloced) {
-    free(block);
-    return;
-  }
+  if (size_class < 0) return give_small(block, -1 - size_class);
   Lists& held = lists();
   const std::lock_guard<std::mutex> guard(held.lock);
   held.free[size_class].push_back(block);

@@ -598,6 +598,10 @@ Tensor* pipe_swiglu(const Tensor* gate, const Tensor* up, char** error) {
   return guarded(error, [&] { return applied<SwigluFunction>(gate->contiguous(), up->contiguous()); });
 }
 
+void pipe_swiglu_numbers(const float* gate, const float* up, float* out, int64_t count) {
+  pipe_kernels::swiglu_span(gate, up, out, count);
+}
+
 Tensor* pipe_rotate(const Tensor* x, const Tensor* cos, const Tensor* sin, char** error) {
   return guarded(error, [&] { return applied<RotateFunction>(*x, *cos, *sin); });
 }

@@ -6,6 +6,8 @@
 
 #![allow(unsafe_code)]
 
+use std::borrow::Cow;
+
 use tch::{Device, Kind, Tensor};
 
 use crate::kernels::rows::{self, Matrix, Rows};
@@ -35,12 +37,38 @@ pub fn forward(linears: &[&Linear], x: &Tensor, pass: Pass) -> Option<Vec<Tensor
 pub fn product(weight: &Weight, x: &Tensor, pass: Pass) -> Option<Tensor> {
     let input = Input::new(x, pass)?;
     let (outputs, weight) = matrix(weight, &input)?;
-    run(&[Product { weight, outputs, bias: None, low: None }], &input).pop()
+    run(&[Product { weight, outputs, bias: None, low: None, onto: None }], &input).pop()
+}
+
+/// `onto` plus a layer's answer, or `None` where these kernels do not apply.
+pub fn added(linear: &Linear, x: &Tensor, onto: &Tensor, pass: Pass) -> Option<Tensor> {
+    let input = Input::new(x, pass)?;
+    run(&[Product::of(linear, &input, pass)?.onto(onto, &input)?], &input).pop()
+}
+
+/// `onto` plus `down` of `silu(gate) * up`, or `None` where these kernels do not apply.
+pub fn gated([gate, up, down]: [&Linear; 3], x: &Tensor, onto: &Tensor, pass: Pass) -> Option<Tensor> {
+    let input = Input::new(x, pass)?;
+    let (gate, up) = (Product::of(gate, &input, pass)?, Product::of(up, &input, pass)?);
+    let (count, width) = (input.rows.count(), gate.outputs);
+    if up.outputs != width {
+        return None;
+    }
+    let mut halves = [vec![0f32; count * width], vec![0f32; count * width]];
+    let places = halves.each_mut().map(|half| Place::Wide(half.as_mut_ptr()));
+    fill(&[gate, up], &places, &input);
+    halves.iter_mut().flatten().for_each(|value| *value = input.round(*value));
+    let [gate, up] = halves;
+    let mut product = vec![0f32; count * width];
+    shim::swiglu_of(&gate, &up, &mut product);
+    product.iter_mut().for_each(|value| *value = input.round(*value));
+    let middle = Input { rows: Rows::new(product.into(), width), kind: input.kind };
+    run(&[Product::of(down, &middle, pass)?.onto(onto, &middle)?], &middle).pop()
 }
 
 /// A few rows.
-struct Input {
-    rows: Rows,
+struct Input<'a> {
+    rows: Rows<'a>,
     kind: Kind,
 }
 
@@ -48,19 +76,21 @@ struct Input {
 struct Product<'a> {
     weight: Matrix<'a>,
     outputs: usize,
-    bias: Option<Vec<f32>>,
+    bias: Option<Cow<'a, [f32]>>,
     low: Option<Low<'a>>,
+    /// `[rows, outputs]`: what the answer is added to.
+    onto: Option<Cow<'a, [f32]>>,
 }
 
 /// An adapter's second half: `scale * low B^T`.
 struct Low<'a> {
     b: Matrix<'a>,
-    rows: Rows,
+    rows: Rows<'static>,
     scale: f32,
 }
 
-impl Input {
-    fn new(x: &Tensor, pass: Pass) -> Option<Self> {
+impl<'a> Input<'a> {
+    fn new(x: &'a Tensor, pass: Pass) -> Option<Self> {
         let size = x.size();
         let suits = pass.fused && pass.training.is_none() && !shim::wants_gradient() && rows::fast();
         let kind = x.kind();
@@ -76,78 +106,111 @@ impl Input {
         }
         Some(Self { rows: Rows::new(numbers(x)?, size[1] as usize), kind })
     }
+
+    /// What is left of a number in a tensor of this type.
+    fn round(&self, value: f32) -> f32 {
+        if self.kind == Kind::Float { value } else { rows::widen(rows::narrow(value)) }
+    }
 }
 
 impl<'a> Product<'a> {
-    fn of(linear: &'a Linear, input: &Input, pass: Pass) -> Option<Self> {
+    fn of(linear: &'a Linear, input: &Input<'_>, pass: Pass) -> Option<Self> {
         let lora = linear.lora.as_ref().filter(|_| !pass.base_only);
         if linear.heard.is_some() || lora.is_some_and(|lora| lora.dora.is_some()) {
             return None;
         }
         let (outputs, weight) = matrix(&linear.weight, input)?;
         let bias = match &linear.bias {
-            Some(bias) => Some(numbers(&bias.to_kind(input.kind))?),
+            Some(bias) if bias.kind() == input.kind => Some(numbers(bias)?),
+            Some(bias) => Some(numbers(&bias.to_kind(input.kind))?.into_owned().into()),
             None => None,
         };
         let low = match lora {
             Some(lora) => Some(Low::of(lora, input)?),
             None => None,
         };
-        Some(Self { weight, outputs, bias, low })
+        Some(Self { weight, outputs, bias, low, onto: None })
+    }
+
+    /// Added to `onto`, `[rows, outputs]`.
+    fn onto(self, onto: &'a Tensor, input: &Input<'_>) -> Option<Self> {
+        let fits = onto.kind() == input.kind && onto.numel() == input.rows.count() * self.outputs;
+        Some(Self { onto: Some(numbers(onto).filter(|_| fits)?), ..self })
     }
 
     /// Outputs from `first` on into `out`, `[outputs, rows]`.
-    fn span(&self, first: usize, input: &Input, out: &mut [f32]) {
+    fn span(&self, first: usize, input: &Input<'_>, out: &mut [f32]) {
         self.weight.times(true, first, &input.rows, out);
-        let round = |value: f32| if input.kind == Kind::Float { value } else { rows::widen(rows::narrow(value)) };
         let count = input.rows.count();
         if let Some(bias) = &self.bias {
             for (out, bias) in out.chunks_mut(count).zip(&bias[first..]) {
-                out.iter_mut().for_each(|value| *value = round(*value) + bias);
+                out.iter_mut().for_each(|value| *value = input.round(*value) + bias);
             }
         }
         if let Some(low) = &self.low {
             let mut change = [0f32; ROOM];
             let change = &mut change[..out.len()];
             low.b.times(true, first, &low.rows, change);
-            out.iter_mut().zip(change).for_each(|(value, change)| *value = low.scale.mul_add(*change, round(*value)));
+            let add = |(value, change): (&mut f32, &mut f32)| *value = low.scale.mul_add(*change, input.round(*value));
+            out.iter_mut().zip(change).for_each(add);
+        }
+        if let Some(onto) = &self.onto {
+            for (output, out) in out.chunks_mut(count).enumerate() {
+                let before = onto[first + output..].iter().step_by(self.outputs);
+                out.iter_mut().zip(before).for_each(|(value, before)| *value = before + input.round(*value));
+            }
         }
     }
 }
 
 impl<'a> Low<'a> {
-    fn of(lora: &'a Lora, input: &Input) -> Option<Self> {
+    fn of(lora: &'a Lora, input: &Input<'_>) -> Option<Self> {
         let (a, b) = (f32_matrix(&lora.a)?, f32_matrix(&lora.b)?);
         let (rank, count) = (lora.a.size()[0] as usize, input.rows.count());
         let mut turned = vec![0f32; rank * count];
         a.times(true, 0, &input.rows, &mut turned);
-        let low = (0..rank * count).map(|i| turned[i % rank * count + i / rank]).collect();
-        Some(Self { b, rows: Rows::new(low, rank), scale: lora.scale as f32 })
+        let low: Vec<f32> = (0..rank * count).map(|i| turned[i % rank * count + i / rank]).collect();
+        Some(Self { b, rows: Rows::new(low.into(), rank), scale: lora.scale as f32 })
     }
 }
 
-/// Makes all products, every thread a share of the outputs.
-fn run(products: &[Product<'_>], input: &Input) -> Vec<Tensor> {
+/// Makes all products, as tensors.
+fn run(products: &[Product<'_>], input: &Input<'_>) -> Vec<Tensor> {
+    let (made, places): (Vec<Tensor>, Vec<Place>) =
+        products.iter().map(|product| room(input.rows.count(), product.outputs, input.kind)).unzip();
+    fill(products, &places, input);
+    made
+}
+
+/// Makes all products, each into its place of `[rows, outputs]`, every thread a share of the outputs.
+fn fill(products: &[Product<'_>], places: &[Place], input: &Input<'_>) {
     let count = input.rows.count();
     products.iter().for_each(|product| product.weight.prepare(&input.rows));
-    let (made, places): (Vec<Tensor>, Vec<Place>) =
-        products.iter().map(|product| room(count, product.outputs, input.kind)).unzip();
     let total = products.iter().map(|product| product.outputs).sum::<usize>();
     let span = ROOM / count;
     shim::parallel(total, (GRAIN / input.rows.columns()).max(1), &|first, last| {
         let mut numbers = [0f32; ROOM];
         let mut start = 0;
-        for (product, place) in products.iter().zip(&places) {
+        for (product, place) in products.iter().zip(places) {
             let own = first.max(start) - start..last.min(start + product.outputs).max(start) - start;
             start += product.outputs;
             for at in own.clone().step_by(span) {
-                let out = &mut numbers[..(own.end - at).min(span) * count];
-                product.span(at, input, out);
-                place.put_span(at, product.outputs, count, out);
+                let outputs = (own.end - at).min(span);
+                match *place {
+                    // A single row lies as it is made.
+                    Place::Wide(out) if count == 1 => {
+                        // SAFETY: the place has room for all outputs, and no other thread has these.
+                        product.span(at, input, unsafe { std::slice::from_raw_parts_mut(out.add(at), outputs) });
+                    }
+                    place => {
+                        let out = &mut numbers[..outputs * count];
+                        product.span(at, input, out);
+                        place.put_span(at, product.outputs, count, out);
+                    }
+                }
             }
         }
     });
-    made
 }
 
 /// Where numbers go, row-major, in the type of a tensor.
@@ -194,7 +257,7 @@ impl Place {
 }
 
 /// A weight that lies in memory in a type that there is a kernel for: f32 for f32 input alone, which is no better in bf16.
-fn matrix<'a>(weight: &'a Weight, input: &Input) -> Option<(usize, Matrix<'a>)> {
+fn matrix<'a>(weight: &'a Weight, input: &Input<'_>) -> Option<(usize, Matrix<'a>)> {
     if weight.shape().1 != input.rows.columns() as i64 {
         return None;
     }
@@ -228,17 +291,19 @@ fn f32_matrix(tensor: &Tensor) -> Option<Matrix<'_>> {
     Some(Matrix::F32(unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast(), tensor.numel()) }))
 }
 
-/// The elements of an f32 or bf16 tensor, row-major.
-fn numbers(tensor: &Tensor) -> Option<Vec<f32>> {
-    let tensor = if tensor.is_contiguous() { tensor.shallow_clone() } else { tensor.contiguous() };
+/// The elements of an f32 or bf16 tensor, row-major; borrowed where they lie so.
+fn numbers(tensor: &Tensor) -> Option<Cow<'_, [f32]>> {
+    if !tensor.is_contiguous() {
+        return Some(numbers(&tensor.contiguous())?.into_owned().into());
+    }
     let count = tensor.numel();
-    // SAFETY: a contiguous tensor of this kind and size, alive until the end.
+    // SAFETY: a contiguous tensor of this kind and size, borrowed as long as the slice.
     unsafe {
         match tensor.kind() {
-            Kind::Float => Some(std::slice::from_raw_parts(tensor.data_ptr().cast::<f32>(), count).to_vec()),
+            Kind::Float => Some(std::slice::from_raw_parts(tensor.data_ptr().cast::<f32>(), count).into()),
             Kind::BFloat16 => {
                 let bits = std::slice::from_raw_parts(tensor.data_ptr().cast::<u16>(), count);
-                Some(bits.iter().map(|bits| rows::widen(*bits)).collect())
+                Some(bits.iter().map(|bits| rows::widen(*bits)).collect::<Vec<_>>().into())
             }
             _ => None,
         }

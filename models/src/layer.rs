@@ -109,17 +109,25 @@ impl Layer {
     ) -> (Tensor, Option<Tally>) {
         let normed = through(&self.attention_norm, x, pass);
         let [q, k, v] = self.project(config, &normed, pass);
-        let attended = self.output.forward(&attend(&q, &k, &v), pass);
-        let attended = through(&self.attention_post_norm, &attended, pass);
-        let attended = self.added(&attended, config, config.dropout.attention_output, "attention", pass);
-        if config.parallel {
-            let normed = if self.mlp_norm.is_some() { through(&self.mlp_norm, x, pass) } else { normed };
-            let (fed, tally) = self.feed(&normed, config, pass);
-            return (x + attended + fed, tally);
+        let mixed = attend(&q, &k, &v);
+        let plain = config.scales.residual == 1.0 && pass.training.is_none();
+        let summed = if plain && self.attention_post_norm.is_none() {
+            self.output.forward_onto(x, &mixed, pass)
+        } else {
+            let attended = through(&self.attention_post_norm, &self.output.forward(&mixed, pass), pass);
+            x + self.added(&attended, config, config.dropout.attention_output, "attention", pass)
+        };
+        let normed = match (&self.mlp_norm, config.parallel) {
+            (None, true) => normed,
+            (_, true) => through(&self.mlp_norm, x, pass),
+            (_, false) => through(&self.mlp_norm, &summed, pass),
+        };
+        if plain && self.mlp_post_norm.is_none() {
+            return self.mlp.forward_onto(&summed, &normed, config.activation, pass);
         }
-        let x = x + attended;
-        let (fed, tally) = self.feed(&through(&self.mlp_norm, &x, pass), config, pass);
-        (x + fed, tally)
+        let (fed, tally) = self.mlp.forward(&normed, config.activation, pass);
+        let fed = through(&self.mlp_post_norm, &fed, pass);
+        (summed + self.added(&fed, config, config.dropout.mlp_output, "mlp", pass), tally)
     }
 
     /// Queries, keys and values, each `[rows, its heads * head_dim]`, before positions.
@@ -138,12 +146,6 @@ impl Layer {
             None => x,
         };
         [normed(&self.query_norm, q), normed(&self.key_norm, k), v]
-    }
-
-    fn feed(&self, x: &Tensor, config: &ModelConfig, pass: Pass) -> (Tensor, Option<Tally>) {
-        let (fed, tally) = self.mlp.forward(x, config.activation, pass);
-        let fed = through(&self.mlp_post_norm, &fed, pass);
-        (self.added(&fed, config, config.dropout.mlp_output, "mlp", pass), tally)
     }
 
     /// What a half adds to the residual stream: scaled, and in training thinned out.

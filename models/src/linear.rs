@@ -148,6 +148,11 @@ impl Linear {
         y
     }
 
+    /// `onto` plus the answer.
+    pub fn forward_onto(&self, onto: &Tensor, x: &Tensor, pass: Pass) -> Tensor {
+        few::added(self, x, onto, pass).unwrap_or_else(|| onto + self.forward(x, pass))
+    }
+
     /// The answers of several layers to the same input.
     pub fn forward_all<const N: usize>(linears: [&Self; N], x: &Tensor, pass: Pass) -> [Tensor; N] {
         match few::forward(&linears, x, pass).map(<[Tensor; N]>::try_from) {

@@ -3,6 +3,7 @@
 use pipe_files::{Activation, Experts};
 use tch::{Kind, Tensor};
 
+use crate::few;
 use crate::linear::{Linear, Pass};
 use crate::{random, shim};
 
@@ -52,6 +53,24 @@ impl Mlp {
             Self::Plain { up, down } => (down.forward(&apply(&up.forward(x, pass), activation), pass), None),
             Self::Mixture(mixture) => mixture.forward(x, activation, pass),
         }
+    }
+
+    /// `onto` plus the answer to `x`, with the tally of a mixture.
+    pub fn forward_onto(
+        &self,
+        onto: &Tensor,
+        x: &Tensor,
+        activation: Activation,
+        pass: Pass,
+    ) -> (Tensor, Option<Tally>) {
+        if let Self::Gated { gate, up, down } = self
+            && activation == Activation::Silu
+            && let Some(sum) = few::gated([gate, up, down], x, onto, pass)
+        {
+            return (sum, None);
+        }
+        let (fed, tally) = self.forward(x, activation, pass);
+        (onto + fed, tally)
     }
 
     /// Its linear layers, in the order of the computation.

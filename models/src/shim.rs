@@ -98,6 +98,7 @@ unsafe extern "C" {
     fn pipe_dropout(x: *const C_tensor, p: f64, seed: u64, error: *mut Error) -> *mut C_tensor;
     fn pipe_rms_norm(x: *const C_tensor, weight: *const C_tensor, eps: f64, error: *mut Error) -> *mut C_tensor;
     fn pipe_swiglu(gate: *const C_tensor, up: *const C_tensor, error: *mut Error) -> *mut C_tensor;
+    fn pipe_swiglu_numbers(gate: *const f32, up: *const f32, out: *mut f32, count: i64);
     fn pipe_rotate(x: *const C_tensor, cos: *const C_tensor, sin: *const C_tensor, error: *mut Error) -> *mut C_tensor;
     fn pipe_attention(
         q: *const C_tensor,
@@ -197,6 +198,13 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Tensor {
 pub fn swiglu(gate: &Tensor, up: &Tensor) -> Tensor {
     // SAFETY: as in `linear`.
     take(|error| unsafe { pipe_swiglu(gate.as_ptr(), up.as_ptr(), error) })
+}
+
+/// `silu(gate) * up` of as many numbers.
+pub fn swiglu_of(gate: &[f32], up: &[f32], out: &mut [f32]) {
+    assert!(gate.len() == up.len() && up.len() == out.len());
+    // SAFETY: reads and writes as many numbers as there are.
+    unsafe { pipe_swiglu_numbers(gate.as_ptr(), up.as_ptr(), out.as_mut_ptr(), out.len() as i64) }
 }
 
 /// Rotary positions on `[tokens, heads * dim]` with `[tokens, dim / 2]` cosines and sines.

@@ -89,13 +89,13 @@ fn drawn(shape: [i64; 2], key: u64) -> Tensor {
     Tensor::from_slice(&draws).reshape(shape)
 }
 
-fn some_layers(weight: Kind, kind: Kind) -> [Linear; 3] {
-    let layer = |outputs: i64, bias: bool, lora: bool| Linear {
+fn layer([outputs, inputs]: [i64; 2], bias: bool, lora: bool, (weight, kind): (Kind, Kind)) -> Linear {
+    Linear {
         name: format!("layer {outputs}"),
-        weight: Weight::Dense(drawn([outputs, 72], outputs as u64).to_kind(weight)),
+        weight: Weight::Dense(drawn([outputs, inputs], outputs as u64).to_kind(weight)),
         bias: bias.then(|| drawn([1, outputs], 7).reshape([outputs]).to_kind(kind)),
         lora: lora.then(|| Lora {
-            a: drawn([5, 72], 8),
+            a: drawn([5, inputs], 8),
             b: drawn([outputs, 5], 9),
             scale: 0.3,
             dropout: 0.0,
@@ -103,7 +103,11 @@ fn some_layers(weight: Kind, kind: Kind) -> [Linear; 3] {
             start: None,
         }),
         heard: None,
-    };
+    }
+}
+
+fn some_layers(weight: Kind, kind: Kind) -> [Linear; 3] {
+    let layer = |outputs: i64, bias: bool, lora: bool| layer([outputs, 72], bias, lora, (weight, kind));
     [layer(33, false, false), layer(700, true, true), layer(1, true, false)]
 }
 
@@ -131,6 +135,33 @@ fn layers_answer_as_libtorch_has_them_answer() {
             for (alone, found) in last.iter().zip(&all) {
                 assert!(alone.equal(&found.narrow(0, count - 1, 1)), "{weight:?}, {kind:?}, {count} rows");
             }
+        }
+    }
+}
+
+#[test]
+fn sums_and_gated_layers_are_those_of_the_steps_one_by_one() {
+    if !rows::fast() {
+        return;
+    }
+    for kinds in [(Kind::Float, Kind::Float), (Kind::BFloat16, Kind::Float), (Kind::BFloat16, Kind::BFloat16)] {
+        let (kind, infer) = (kinds.1, Pass::INFERENCE);
+        let gate = layer([700, 72], true, true, kinds);
+        let up = layer([700, 72], false, true, kinds);
+        let down = layer([72, 700], true, true, kinds);
+        for count in [1, 2, 5, 16] {
+            let (x, onto) = (drawn([count, 72], 3).to_kind(kind), drawn([count, 72], 4).to_kind(kind));
+            let _guard = tch::no_grad_guard();
+            let one = |layer: &Linear, x: &Tensor| few::forward(&[layer], x, infer).unwrap().pop().unwrap();
+            let added = few::added(&down, &x.repeat([1, 10]).narrow(1, 0, 700), &onto, infer).unwrap();
+            assert!(
+                added.equal(&(&onto + one(&down, &x.repeat([1, 10]).narrow(1, 0, 700)))),
+                "{kinds:?}, {count} rows"
+            );
+            let found = few::gated([&gate, &up, &down], &x, &onto, infer).unwrap();
+            let steps = &onto + one(&down, &shim::swiglu(&one(&gate, &x), &one(&up, &x)));
+            assert_eq!((found.kind(), found.size()), (steps.kind(), steps.size()));
+            assert!(difference(&found, &steps) <= 1e-6, "{kinds:?}, {count} rows");
         }
     }
 }

@@ -17,10 +17,10 @@ pub fn is_known(dtype: TensorType) -> bool {
 /// What differs between formats, chosen once per call.
 struct Kernel {
     head: usize,
-    scalar: fn(&[u8], &Rows, &mut [f32]),
+    scalar: fn(&[u8], &Rows<'_>, &mut [f32]),
     decode: fn(&[u8], &mut [f32]),
     #[cfg(target_arch = "x86_64")]
-    avx2: unsafe fn(&[u8], &Rows, &mut [f32]),
+    avx2: unsafe fn(&[u8], &Rows<'_>, &mut [f32]),
     #[cfg(target_arch = "x86_64")]
     decode_avx2: unsafe fn(&[u8], &mut [f32]),
 }
@@ -91,7 +91,7 @@ pub fn decode(fast: bool, dtype: TensorType, bytes: &[u8], out: &mut [f32]) {
 }
 
 /// Products with the matrix's rows from `first` on, as many as `out` has room for; see [`super::Matrix::times`].
-pub fn times(fast: bool, dtype: TensorType, bytes: &[u8], first: usize, rows: &Rows, out: &mut [f32]) {
+pub fn times(fast: bool, dtype: TensorType, bytes: &[u8], first: usize, rows: &Rows<'_>, out: &mut [f32]) {
     let row = row_bytes(dtype, rows.columns()).unwrap_or_default();
     let bytes = &bytes[first * row..][..out.len() / rows.count() * row];
     by_format(dtype, |kernel| {
@@ -111,7 +111,7 @@ fn row_of<F: Format>(bytes: &[u8], parts: usize, stride: usize) -> Row<'_> {
     Row { heads, bodies, stride }
 }
 
-fn scalar<F: Format>(bytes: &[u8], rows: &Rows, out: &mut [f32]) {
+fn scalar<F: Format>(bytes: &[u8], rows: &Rows<'_>, out: &mut [f32]) {
     let (count, x) = (rows.count(), rows.integers());
     let parts = rows.columns() / PART;
     let mut q = [0i16; PART];
@@ -183,7 +183,7 @@ unsafe fn decode_avx2<F: Format>(bytes: &[u8], out: &mut [f32]) {
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn avx2<F: Format>(bytes: &[u8], rows: &Rows, out: &mut [f32]) {
+unsafe fn avx2<F: Format>(bytes: &[u8], rows: &Rows<'_>, out: &mut [f32]) {
     let (count, parts, x) = (rows.count(), rows.columns() / PART, rows.integers());
     let size = x.stride * F::HEAD + parts / F::PARTS * F::BODY;
     // One row of weights after the other is one stream from memory.
@@ -316,7 +316,7 @@ mod tests {
                 for count in [1, 2, 3, 4, 5, 8, 16] {
                     let draw = |i: usize| (random::unit(5, i as u64) * 2.0 - 1.0) as f32;
                     let x: Vec<f32> = (0..count * columns).map(draw).collect();
-                    let rows = Rows::new(x.clone(), columns);
+                    let rows = Rows::new(x.as_slice().into(), columns);
                     check(&Matrix::Blocks(dtype, &arranged), &values, &rows, &x, outputs, 2e-5);
                 }
             }

@@ -14,7 +14,7 @@ pub trait Element: Copy + Default {
     const TOGETHER: usize;
 
     /// The input in the order in which this type's weights are widened.
-    fn input(rows: &Rows) -> &[f32];
+    fn input<'a>(rows: &'a Rows<'_>) -> &'a [f32];
 
     /// Sixteen weights as two times eight.
     fn widen(weights: &[Self; CHUNK]) -> [[f32; 8]; 2];
@@ -30,7 +30,7 @@ pub trait Element: Copy + Default {
 impl Element for f32 {
     const TOGETHER: usize = 4;
 
-    fn input(rows: &Rows) -> &[f32] {
+    fn input<'a>(rows: &'a Rows<'_>) -> &'a [f32] {
         rows.plain()
     }
 
@@ -51,7 +51,7 @@ impl Element for f32 {
 impl Element for u16 {
     const TOGETHER: usize = 1;
 
-    fn input(rows: &Rows) -> &[f32] {
+    fn input<'a>(rows: &'a Rows<'_>) -> &'a [f32] {
         rows.paired()
     }
 
@@ -75,7 +75,7 @@ impl Element for u16 {
 }
 
 /// Products with the matrix's rows from `first` on, as many as `out` has room for; see [`Matrix::times`].
-pub fn times<T: Element>(fast: bool, weights: &[T], first: usize, rows: &Rows, out: &mut [f32]) {
+pub fn times<T: Element>(fast: bool, weights: &[T], first: usize, rows: &Rows<'_>, out: &mut [f32]) {
     let columns = rows.columns();
     let weights = &weights[first * columns..][..out.len() / rows.count() * columns];
     #[cfg(target_arch = "x86_64")]
@@ -87,7 +87,7 @@ pub fn times<T: Element>(fast: bool, weights: &[T], first: usize, rows: &Rows, o
     scalar(weights, rows, out);
 }
 
-fn scalar<T: Element>(weights: &[T], rows: &Rows, out: &mut [f32]) {
+fn scalar<T: Element>(weights: &[T], rows: &Rows<'_>, out: &mut [f32]) {
     let (columns, padded) = (rows.columns(), rows.padded());
     for (weights, out) in weights.chunks(columns).zip(out.chunks_mut(rows.count())) {
         for (x, out) in T::input(rows).chunks(padded).zip(out) {
@@ -108,7 +108,7 @@ fn scalar<T: Element>(weights: &[T], rows: &Rows, out: &mut [f32]) {
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn avx2<T: Element>(weights: &[T], rows: &Rows, out: &mut [f32]) {
+unsafe fn avx2<T: Element>(weights: &[T], rows: &Rows<'_>, out: &mut [f32]) {
     let (columns, padded, count) = (rows.columns(), rows.padded(), rows.count());
     let outputs = out.len() / count;
     let mut first = 0;
@@ -193,7 +193,7 @@ mod tests {
             for count in [1, 2, 3, 4, 5, 7, 8, 16] {
                 let draw = |i: usize, key: u64| (random::unit(key, i as u64) * 2.0 - 1.0) as f32;
                 let x: Vec<f32> = (0..count * columns).map(|i| draw(i, 1)).collect();
-                let rows = Rows::new(x.clone(), columns);
+                let rows = Rows::new(x.as_slice().into(), columns);
                 let outputs = 11;
                 let wide: Vec<f32> = (0..outputs * columns).map(|i| draw(i, 2)).collect();
                 let narrow: Vec<u16> = wide.iter().map(|w| bf16::from_f32(*w).to_bits()).collect();

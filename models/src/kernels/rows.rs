@@ -1,5 +1,6 @@
 //! A few rows of input in the orders and number types that the kernels want, and the matrices they are multiplied with.
 
+use std::borrow::Cow;
 use std::sync::OnceLock;
 
 use half::bf16;
@@ -25,10 +26,10 @@ pub enum Matrix<'a> {
 
 /// Input to products: `count` rows of `columns` numbers. Each form is made when it is first asked for.
 #[derive(Debug)]
-pub struct Rows {
+pub struct Rows<'a> {
     columns: usize,
     count: usize,
-    plain: Vec<f32>,
+    plain: Cow<'a, [f32]>,
     paired: OnceLock<Vec<f32>>,
     integers: OnceLock<Integers>,
 }
@@ -47,9 +48,9 @@ pub struct Integers {
     pub stride: usize,
 }
 
-impl Rows {
+impl<'a> Rows<'a> {
     /// `values` is row-major, at least one row.
-    pub fn new(values: Vec<f32>, columns: usize) -> Self {
+    pub fn new(values: Cow<'a, [f32]>, columns: usize) -> Self {
         let (count, padded) = (values.len() / columns, columns.next_multiple_of(dense_rows::CHUNK));
         let plain = match padded == columns {
             true => values,
@@ -58,7 +59,7 @@ impl Rows {
                 for (to, from) in all.chunks_mut(padded).zip(values.chunks(columns)) {
                     to[..columns].copy_from_slice(from);
                 }
-                all
+                all.into()
             }
         };
         Self { columns, count, plain, paired: OnceLock::new(), integers: OnceLock::new() }
@@ -102,6 +103,22 @@ impl Rows {
 
 impl Integers {
     fn new(plain: &[f32], columns: usize) -> Self {
+        #[cfg(target_arch = "x86_64")]
+        if fast() {
+            // SAFETY: `fast` says that the processor has the instructions.
+            return unsafe { Self::made_avx2(plain, columns) };
+        }
+        Self::made(plain, columns)
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2")]
+    unsafe fn made_avx2(plain: &[f32], columns: usize) -> Self {
+        Self::made(plain, columns)
+    }
+
+    #[inline(always)]
+    fn made(plain: &[f32], columns: usize) -> Self {
         let (count, stride) = (plain.len() / columns, (columns / PART).next_multiple_of(8));
         let none = || vec![0f32; count * stride];
         let mut all = Self { values: vec![0; plain.len()], scales: none(), sums: none(), stride };
@@ -116,15 +133,25 @@ impl Integers {
 }
 
 /// Writes numbers as integers; says their scale and their scaled sum.
+#[inline(always)]
 fn integers(from: &[f32], to: &mut [i16]) -> (f32, f32) {
     // Adding and taking 1.5 * 2^23 rounds to the nearest integer, ties to even.
     const SHIFT: f32 = 12_582_912.0;
-    let top = from.iter().fold(0f32, |top, x| if x.abs() > top { x.abs() } else { top });
+    let (mut tops, mut none) = ([0f32; 8], [0f32; 8]);
+    for from in from.chunks_exact(8) {
+        for ((top, none), x) in tops.iter_mut().zip(&mut none).zip(from) {
+            *top = if x.abs() > *top { x.abs() } else { *top };
+            // What is not a number stays none: 0 times infinity, and a sum with NaN.
+            *none += x * 0.0;
+        }
+    }
+    let top = tops.into_iter().fold(0f32, |top, x| if x > top { x } else { top });
+    let none: f32 = none.into_iter().sum();
     let share = 32767.0 / top;
     if !share.is_finite() {
         // Zeros, or so small that they count as such.
         to.fill(0);
-        return (0.0, 0.0);
+        return (none, none);
     }
     let mut sum = 0;
     for (to, from) in to.iter_mut().zip(from) {
@@ -132,8 +159,7 @@ fn integers(from: &[f32], to: &mut [i16]) -> (f32, f32) {
         *to = nearest as i16;
         sum += nearest;
     }
-    // What is not a number stays none: 0 times infinity, and a sum with NaN.
-    let scale = from.iter().fold(top / 32767.0, |scale, x| scale + x * 0.0);
+    let scale = top / 32767.0 + none;
     (scale, scale * sum as f32)
 }
 
@@ -157,7 +183,7 @@ pub fn multiplies_bf16() -> bool {
 
 impl Matrix<'_> {
     /// Makes the form of the input that this matrix is multiplied with, before several threads ask for it.
-    pub fn prepare(&self, rows: &Rows) {
+    pub fn prepare(&self, rows: &Rows<'_>) {
         match self {
             Self::F32(_) => {}
             Self::Bf16(_) => {
@@ -171,7 +197,7 @@ impl Matrix<'_> {
 
     /// `out[o * count + r]` becomes the product of the matrix's row `first + o` with the input's row `r`, for as many
     /// outputs as there is room for.
-    pub fn times(&self, fast: bool, first: usize, rows: &Rows, out: &mut [f32]) {
+    pub fn times(&self, fast: bool, first: usize, rows: &Rows<'_>, out: &mut [f32]) {
         match *self {
             Self::F32(weights) => dense_rows::times(fast, weights, first, rows, out),
             Self::Bf16(weights) => dense_rows::times(fast, weights, first, rows, out),
@@ -214,7 +240,7 @@ pub unsafe fn total_avx2(lanes: std::arch::x86_64::__m256) -> f32 {
 
 /// Asserts that both twins of `matrix` agree bit for bit, with the plain sums of `values`, and on any cut of the outputs.
 #[cfg(test)]
-pub fn check(matrix: &Matrix<'_>, values: &[f32], rows: &Rows, x: &[f32], outputs: usize, tolerance: f64) {
+pub fn check(matrix: &Matrix<'_>, values: &[f32], rows: &Rows<'_>, x: &[f32], outputs: usize, tolerance: f64) {
     let (columns, count) = (rows.columns(), rows.count());
     let mut found = [vec![0f32; outputs * count], vec![0f32; outputs * count]];
     for (fast, found) in [false, fast()].into_iter().zip(&mut found) {
@@ -225,7 +251,7 @@ pub fn check(matrix: &Matrix<'_>, values: &[f32], rows: &Rows, x: &[f32], output
     let mut part = vec![0f32; 3 * count];
     matrix.times(fast(), 5, rows, &mut part);
     assert_eq!(bits(&part), bits(&found[0][5 * count..8 * count]), "{columns} columns, {count} rows, a cut");
-    let alone = Rows::new(x[(count - 1) * columns..].to_vec(), columns);
+    let alone = Rows::new(x[(count - 1) * columns..].into(), columns);
     let mut single = vec![0f32; outputs];
     matrix.times(fast(), 0, &alone, &mut single);
     for o in 0..outputs {
