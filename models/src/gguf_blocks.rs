@@ -56,19 +56,21 @@ impl GgufBlocks {
 
     /// The weight as `[rows, columns]` of `kind`, f32 or bf16 (rounded once from f32).
     pub fn dequantize(&self, kind: Kind) -> Tensor {
-        self.tile(0, self.rows as usize, kind)
+        self.gather(self.rows as usize, kind, |row| row)
     }
 
     /// Some of the rows, in this order, as `[ids, columns]` of `kind`.
     pub fn select(&self, ids: &[i64], kind: Kind) -> Tensor {
-        let all: Vec<Tensor> = ids.iter().map(|&id| self.tile(id as usize, 1, kind)).collect();
-        Tensor::cat(&all, 0)
+        self.gather(ids.len(), kind, |at| ids[at] as usize)
     }
 
     /// `x weight^T` for any number of rows, in the type of `x`.
     pub fn product(&self, x: &Tensor) -> Tensor {
         let (rows, step) = (self.rows as usize, (TILE / self.columns.max(1) as usize).max(1));
-        let tile = |first: usize| x.matmul(&self.tile(first, step.min(rows - first), x.kind()).tr());
+        let tile = |first: usize| {
+            let weight = self.gather(step.min(rows - first), x.kind(), |row| first + row);
+            x.matmul(&weight.tr())
+        };
         let tiles: Vec<Tensor> = (0..rows).step_by(step).map(tile).collect();
         match &tiles[..] {
             [one] => one.shallow_clone(),
@@ -76,15 +78,15 @@ impl GgufBlocks {
         }
     }
 
-    /// `count` rows from `first` on.
-    fn tile(&self, first: usize, count: usize, kind: Kind) -> Tensor {
+    /// `count` rows; `from` says which of the weight's rows each is.
+    fn gather(&self, count: usize, kind: Kind, from: impl Fn(usize) -> usize + Sync) -> Tensor {
         let columns = self.columns as usize;
         let size = self.bytes.len() / self.rows.max(1) as usize;
         let (out, place) = few::room(count, columns, kind);
-        shim::parallel(count, (GRAIN / columns.max(1)).max(1), &|from, to| {
+        shim::parallel(count, (GRAIN / columns.max(1)).max(1), &|first, end| {
             let mut wide = vec![0f32; columns];
-            for row in from..to {
-                let own = &self.bytes[(first + row) * size..][..size];
+            for row in first..end {
+                let own = &self.bytes[from(row) * size..][..size];
                 block_rows::decode(rows::fast(), self.dtype, own, &mut wide);
                 place.put_row(row, &wide);
             }

@@ -54,6 +54,11 @@ fn blocks_answer_as_the_dense_weights_they_stand_for() {
             for (a, b) in dense.linears().zip(stored.linears()) {
                 assert!(a.dense(Kind::Float).equal(&b.dense(dense.compute).to_kind(Kind::Float)), "{name} {}", a.name);
             }
+            if let Weight::Blocks(blocks) = &stored.embedding {
+                let ids = [5, 0, 77, 5];
+                let expected = dense.embedding.dense(dense.compute).index_select(0, &Tensor::from_slice(&ids));
+                assert!(blocks.select(&ids, dense.compute).equal(&expected), "{name}, {compute:?}");
+            }
             // Few rows go through the blocks, many through tiles of dense weights.
             for length in [1, 3, 40, 100] {
                 let prompt: Vec<i64> = (0..length).map(|i| (i * 37 + 11) % dense.vocabulary()).collect();
