@@ -17,6 +17,7 @@ pub mod eval;
 pub mod fetch;
 mod fingerprint;
 pub mod generator;
+mod hex;
 pub mod import;
 mod importance;
 pub mod ingest;

@@ -15,6 +15,7 @@ use sha2::Digest as _;
 
 use super::FetchError;
 use super::pin::{Downloads, Item};
+use crate::hex::hex;
 
 /// Tries in a row that bring nothing.
 const TRIES: u32 = 4;
@@ -245,10 +246,6 @@ fn names(file: &mut File) -> io::Result<(String, String)> {
         sha1::Digest::update(&mut git, &piece[..read]);
     }
     Ok((hex(&sha256.finalize()), hex(&sha1::Digest::finalize(git))))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use sha2::{Digest, Sha256};
 
 use super::tasks::config;
 use super::{Outcome, Task, make_folder, write_text};
+use crate::hex::hex;
 
 /// Equal evaluations are equal files, so all are of one time.
 const DATE: &str = "1970-01-01T00-00-00.000000";
@@ -111,5 +112,5 @@ fn scores(task: &Task, outcome: &Outcome) -> Value {
 
 /// SHA-256 in hexadecimal.
 pub(super) fn hash(text: &str) -> String {
-    Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(&Sha256::digest(text.as_bytes()))
 }
