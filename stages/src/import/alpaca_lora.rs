@@ -7,7 +7,7 @@ use super::settings::Settings;
 use super::{ImportError, flags, leftovers, number};
 
 const KNOWN: &[(&str, &str)] = &[
-    ("wandb_*", "runs are recorded under .pipe/runs, and nothing is sent anywhere"),
+    ("wandb_*", "`report_to: wandb` writes an offline run, which `wandb sync` sends"),
     ("resume_from_checkpoint", "a run resumes by itself; to go on from an adapter, name it as lora_model_dir"),
     ("add_eos_token", "every answer ends with the end-of-sequence token here"),
 ];

@@ -10,9 +10,10 @@ use super::settings::Settings;
 use super::{ImportError, flags, leftovers, number, trainer_names, warmup, yaml};
 
 const KNOWN: &[(&str, &str)] = &[
+    ("push_to_hub hub_* logging_dir log_level disable_tqdm project trackio_*", "nothing is sent anywhere"),
     (
-        "push_to_hub hub_* report_to run_name logging_dir log_level disable_tqdm project trackio_*",
-        "nothing is sent anywhere",
+        "report_to run_name",
+        "`report_to` names the trackers that runs are written for here: tensorboard, mlflow, wandb (offline)",
     ),
     (
         "trust_remote_code dataset_num_proc dataloader_* overwrite_output_dir do_train do_eval lora_task_type env \
