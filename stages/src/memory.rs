@@ -262,22 +262,31 @@ fn unfrozen(shape: &Shape, adapter: &Value) -> u64 {
 }
 
 /// Per token a layer keeps: the residual before each norm and the norm after it, what goes into attention and out of it,
-/// and what goes into the gate and out of it; each adapted module its narrow product. With recomputation only each layer's
-/// input, and one layer in full. Layers below the first that learns keep nothing.
+/// and what goes into the gate and out of it, less what the kernels make again; each adapted module its narrow product. With
+/// recomputation only each layer's input, and one layer in full. Layers below the first that learns keep nothing.
 fn activations(shape: &Shape, train: &Value, chunk: u64, width: u64, recompute: Recompute) -> u64 {
     let adapted = targets(shape, train);
     let narrow: f64 =
         adapted.iter().map(|m| rank(&train["adapter"], &m.name) as f64 * shape.share(&m.name)).sum::<f64>();
-    let wide: f64 = shape.modules.iter().map(|m| m.kept() as f64 * shape.share(&m.name)).sum();
+    let again = made_again(shape, train);
+    let norms = if again.norms { 2 } else { 4 };
+    let wide: f64 = shape.modules.iter().map(|m| m.kept(again) as f64 * shape.share(&m.name)).sum();
     let lowest = adapted.iter().filter_map(|module| module.layer()).min().filter(|_| trained(shape, train).base == 0);
     let layers = shape.layers.saturating_sub(lowest.unwrap_or(0)).max(1) as f64;
-    let layer = (4 * shape.hidden) as f64 + wide / shape.layers.max(1) as f64 + narrow / layers;
+    let layer = (norms * shape.hidden) as f64 + wide / shape.layers.max(1) as f64 + narrow / layers;
     let scores = (shape.heads * QUERY_BLOCK.min(chunk) * chunk * 2 * width) as f64;
     let per_token = match recompute {
         Recompute::Nothing => layer * layers,
         Recompute::Layers => shape.hidden as f64 * layers + layer,
     };
     (chunk as f64 * per_token * width as f64 * (1.0 + IN_FLIGHT) + scores) as u64
+}
+
+/// Adapters on frozen weights alone, and not where a plain or a decomposed product takes the kernels' place.
+fn made_again(shape: &Shape, train: &Value) -> shape::Again {
+    let adapter = &train["adapter"];
+    let kernels = train["kernels"].as_bool().unwrap_or(true);
+    if kernels && adapter["kind"] == "lora" && adapter["dora"] != true { shape.again } else { shape::Again::default() }
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //!
 //! Numbers from the models' published configurations. A model that is on this machine is read instead.
 
-use super::shape::{Module, Shape};
+use super::shape::{Again, Module, Shape};
 
 /// How a family names and joins its linear modules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -150,7 +150,11 @@ fn build(layout: Layout, sizes: [u64; 7], tied: bool) -> Shape {
     };
     // Norms are all that is left; biases, where a family has them, are a thousandth.
     let parameters = linear + tables + (2 * layers + 1) * hidden;
-    Shape { hidden, layers, heads, vocab, tied, modules, parameters, experts }
+    let again = match layout {
+        NeoX | Gpt2 | Phi2 | Falcon | Starcoder2 => Again::default(),
+        Llama | Phi3 | InternLm2 | Mixtral(..) | QwenMoe(..) => Again { norms: true, gates: true },
+    };
+    Shape { hidden, layers, heads, vocab, tied, modules, parameters, experts, again }
 }
 
 type Part = (String, u64, u64);

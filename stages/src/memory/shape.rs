@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use pipe_files::ModelConfig;
+use pipe_files::{Activation, ModelConfig};
 
 /// A linear module: its name without `.weight`, and its sides.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,6 +25,16 @@ pub struct Shape {
     pub parameters: u64,
     /// Of a mixture: experts in a layer, and those that a token visits.
     pub experts: Option<(u64, u64)>,
+    pub again: Again,
+}
+
+/// What the kernels make again for an adapter's gradient instead of keeping it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Again {
+    /// What comes out of norms: those without a mean.
+    pub norms: bool,
+    /// What goes from gate and up into down: where the gate is a SiLU.
+    pub gates: bool,
 }
 
 /// Last parts of names of modules that write to the residual stream: their inputs are kept, not their outputs.
@@ -42,9 +52,13 @@ impl Module {
     }
 
     /// Numbers that a token keeps because of this module, besides the norms.
-    pub(super) fn kept(&self) -> u64 {
+    pub(super) fn kept(&self, again: Again) -> u64 {
         let last = self.name.rsplit('.').next().unwrap_or(&self.name);
-        if WRITERS.contains(&last) { self.inputs } else { self.outputs }
+        match last {
+            "down_proj" | "w2" if again.gates => 0,
+            last if WRITERS.contains(&last) => self.inputs,
+            _ => self.outputs,
+        }
     }
 }
 
@@ -69,6 +83,10 @@ impl Shape {
             modules: modules.collect(),
             parameters: config.parameters(),
             experts: config.experts.as_ref().map(|experts| (experts.count as u64, experts.per_token as u64)),
+            again: Again {
+                norms: config.norm.weight && !config.norm.centred,
+                gates: config.activation == Activation::Silu,
+            },
         }
     }
 

@@ -35,13 +35,18 @@ fn the_parts_of_the_tiny_llama() {
     // Unpacked where arithmetic is f32, packed where it is bf16.
     assert_eq!(all.weights_bytes, all.parameters * 4);
     assert_eq!(all.chunk_tokens, 128);
-    // Norms 4 x 64; q, k, v 64 + 32 + 32; o 64; gate, up, down 3 x 128; seven narrow products of 4.
-    let kept = 4 * 64 + 128 + 64 + 3 * 128 + 7 * 4;
+    // What norms read 2 x 64; q, k, v 64 + 32 + 32; o 64; gate and up 2 x 128; seven narrow products of 4.
+    let kept = 2 * 64 + 128 + 64 + 2 * 128 + 7 * 4;
     let scores = 4 * 128 * 128 * 2 * 4;
     let activations = (128.0 * f64::from(kept * 2 * 4) * 1.12 + f64::from(scores)) as u64;
     assert_eq!(all.activations_bytes, activations);
     let parts = [all.weights_bytes, all.adapter_bytes, all.gradients_bytes, all.optimizer_bytes, all.activations_bytes];
     assert_eq!(all.total_bytes, parts.iter().sum::<u64>() + all.loss_bytes + all.runtime_bytes);
+    // Without the kernels, what norms give and what goes into down as well.
+    let mut plain = train(lora(json!({"kind": "all_linear"})));
+    plain["kernels"] = json!(false);
+    let more = f64::from((2 * 64 + 128) * 2 * 4) * 128.0 * 1.12;
+    assert!((found(&plain, Recompute::Nothing).activations_bytes as f64 - activations as f64 - more).abs() <= 1.0);
     let less = found(&train(lora(json!({"kind": "all_linear"}))), Recompute::Layers);
     assert!(less.activations_bytes < all.activations_bytes);
     let mut narrow = train(lora(json!({"kind": "all_linear"})));
