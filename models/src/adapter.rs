@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use pipe_files::{Exceptions, PeftConfig, PeftTargets, Selector, is_named};
+use pipe_files::{Exceptions, Part, PeftConfig, PeftTargets, Selector, is_named};
 use pipe_job::{Init, Lora as Settings, Targets};
 use serde_json::{Value, json};
 use tch::{Kind, Tensor};
@@ -23,6 +23,7 @@ pub const WEIGHTS: &str = "adapter_model.safetensors";
 pub const CONFIG: &str = "adapter_config.json";
 
 const PREFIX: &str = "base_model.model.";
+const TABLES: [Part; 2] = [Part::Embedding, Part::Head];
 
 /// Attaches fresh adapters to the target layers. Errors if a target matches none. `original` reads a layer's weight as the
 /// base's files hold it.
@@ -67,14 +68,15 @@ pub fn attach(
 pub fn train_whole(decoder: &mut Decoder, modules: &[String]) -> Result<()> {
     let leaf = |x: &Weight| x.dense(Kind::Float).detach().copy().set_requires_grad(true);
     for module in modules {
-        if is_named("model.embed_tokens", module) {
-            decoder.replace_embedding(leaf(&decoder.embedding));
-        } else if is_named("lm_head", module) {
-            decoder.replace_head(leaf(decoder.head(crate::linear::Pass::BASE)));
-        } else {
-            return Err(ModelError::input(format!(
-                "lora_modules_to_save: `{module}` cannot be trained whole; embed_tokens and lm_head can"
-            )));
+        match decoder.config.family.table(module) {
+            Some(Part::Embedding) => decoder.replace_embedding(leaf(&decoder.embedding)),
+            Some(_) => decoder.replace_head(leaf(decoder.head(crate::linear::Pass::BASE))),
+            None => {
+                let [embedding, head] = TABLES.map(|part| decoder.config.family.in_peft(part));
+                return Err(ModelError::input(format!(
+                    "lora_modules_to_save: `{module}` cannot be trained whole; {embedding} and {head} can"
+                )));
+            }
         }
     }
     Ok(())
@@ -112,8 +114,8 @@ pub fn parameters(decoder: &Decoder) -> Vec<Parameter> {
             add(key(&linear.name, "magnitude_vector"), &dora.magnitude);
         }
     }
-    let whole = [("model.embed_tokens", Some(&decoder.embedding)), ("lm_head", decoder.untied_head.as_ref())];
-    for (name, table) in whole {
+    for (part, table) in TABLES.into_iter().zip([Some(&decoder.embedding), decoder.untied_head.as_ref()]) {
+        let name = decoder.config.family.in_peft(part);
         if let Some(tensor) = table.and_then(Weight::tensor).filter(|tensor| tensor.requires_grad()) {
             add(format!("{PREFIX}{name}.weight"), tensor);
         }
@@ -204,6 +206,7 @@ fn config(decoder: &Decoder, settings: &Settings) -> Value {
     let pattern = |entries: Vec<(String, Value)>| Value::Object(entries.into_iter().collect());
     let ranks = settings.rank_pattern.iter().map(|(key, rank)| (key.clone(), json!(rank))).collect();
     let alphas = settings.alpha_pattern.iter().map(|(key, alpha)| (key.clone(), json!(alpha))).collect();
+    let whole: Vec<&str> = settings.modules_to_save.iter().map(|name| saved_name(decoder, name)).collect();
     json!({
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -219,12 +222,18 @@ fn config(decoder: &Decoder, settings: &Settings) -> Value {
         "fan_in_fan_out": decoder.config.family.conv1d,
         "init_lora_weights": init_name(settings.init),
         "inference_mode": true,
-        "modules_to_save": if settings.modules_to_save.is_empty() { Value::Null } else { json!(settings.modules_to_save) },
+        "modules_to_save": if whole.is_empty() { Value::Null } else { json!(whole) },
         "layers_pattern": null,
         "layers_to_transform": null,
         "rank_pattern": pattern(ranks),
         "alpha_pattern": pattern(alphas),
     })
+}
+
+/// A whole module's name in PEFT: as written, where the model's own module ends so.
+fn saved_name<'a>(decoder: &Decoder, written: &'a str) -> &'a str {
+    let own = decoder.config.family.table(written).map(|part| decoder.config.family.in_peft(part));
+    own.filter(|own| !is_named(own, written)).unwrap_or(written)
 }
 
 /// PEFT starts an adapter anew before it loads one, so a start that changes the base must not be named.

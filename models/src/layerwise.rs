@@ -32,7 +32,8 @@ impl Layerwise {
     pub fn open(source: &ModelSource) -> Result<Self> {
         let loader = Loader::open(&source.path, source.base, source.compute)?;
         let mut decoder = loader.outside()?;
-        let mut adapter = source.adapter.as_deref().map(PeftAdapter::open).transpose()?;
+        let open = |path| PeftAdapter::open(path, &decoder.config);
+        let mut adapter = source.adapter.as_deref().map(open).transpose()?;
         if let Some(adapter) = &mut adapter {
             tuned::put_tables(&mut decoder, adapter, Use::Inference)?;
         }

@@ -17,13 +17,10 @@ use crate::int8::Int8;
 use crate::nf4::{Format, Nf4};
 use crate::{ModelError, Result, load, tuned};
 
-const EMBEDDING: &str = "model.embed_tokens.weight";
-const HEAD: &str = "lm_head.weight";
-
 /// Runs the job and writes weights and configuration into its output folder.
 pub fn merge(job: &MergeJob, events: &Events) -> Result<()> {
     let files = ModelFiles::open(&job.model.path)?;
-    let open = |one: &Weighted| Ok((PeftAdapter::open(&one.path)?, one.weight));
+    let open = |one: &Weighted| Ok((PeftAdapter::open(&one.path, files.config())?, one.weight));
     let mut adapters: Vec<(PeftAdapter, f64)> = job.adapters.iter().map(open).collect::<Result<_>>()?;
     let kind = stored_type(job.dtype);
     let mut tensors = files.config().tensors();
@@ -34,7 +31,8 @@ pub fn merge(job: &MergeJob, events: &Events) -> Result<()> {
     let embedding = tensors.iter().find(|place| place.part == Part::Embedding).cloned();
     let embedding = embedding.ok_or_else(|| ModelError::work("the model has no embedding"))?;
     if untied {
-        tensors.push(Place { name: HEAD.to_owned(), part: Part::Head, ..embedding.clone() });
+        let name = format!("{}.weight", files.config().family.in_files(Part::Head));
+        tensors.push(Place { name, part: Part::Head, ..embedding.clone() });
     }
     let mut writer = FolderWriter::create(&job.output, &tensors, kind, job.max_shard_bytes)?;
     let mut values = Vec::new();
@@ -50,7 +48,7 @@ pub fn merge(job: &MergeJob, events: &Events) -> Result<()> {
         for (adapter, weight) in &mut adapters {
             let own = if place.is_linear_weight() { adapter.modules.remove(place.module()) } else { None };
             if let Some(own) = own {
-                add(&mut values, &own, adapter.scale(place.module(), &own) * *weight);
+                add(&mut values, &own, own.scale * *weight);
             }
             if let Some(own) = adapter.saved.remove(name) {
                 values = own.values;
@@ -69,14 +67,16 @@ pub fn merge(job: &MergeJob, events: &Events) -> Result<()> {
 
 /// Refuses an adapter for another model before anything is written.
 fn check(files: &ModelFiles, adapter: &PeftAdapter) -> Result<()> {
+    let family = files.config().family;
+    let embedding = format!("{}.weight", family.in_files(Part::Embedding));
     for (name, module) in &adapter.modules {
         if files.shape(&format!("{name}.weight")) != Some([module.outputs, module.inputs].as_slice()) {
             return Err(tuned::stranger(&adapter.path, name));
         }
     }
     for (name, weight) in &adapter.saved {
-        let known = name == HEAD || name == EMBEDDING;
-        if !known || files.shape(EMBEDDING) != Some(weight.shape.as_slice()) {
+        let known = name.strip_suffix(".weight").and_then(|module| family.table(module)).is_some();
+        if !known || files.shape(&embedding) != Some(weight.shape.as_slice()) {
             return Err(tuned::stranger(&adapter.path, name));
         }
     }
@@ -169,8 +169,14 @@ mod tests {
     #[test]
     fn adding_is_scale_times_b_a() {
         // B is [2, 1], A is [1, 3].
-        let module =
-            PeftModule { r: 1, inputs: 3, outputs: 2, a: vec![1.0, 2.0, 3.0], b: vec![10.0, -1.0], magnitude: None };
+        let module = PeftModule {
+            r: 1,
+            inputs: 3,
+            outputs: 2,
+            a: vec![1.0, 2.0, 3.0],
+            b: vec![10.0, -1.0],
+            ..Default::default()
+        };
         let mut values = vec![0.5f32; 6];
         add(&mut values, &module, 2.0);
         assert_eq!(values, [20.5, 40.5, 60.5, -1.5, -3.5, -5.5]);

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use pipe_files::{PeftAdapter, PeftConfig, PeftModule};
+use pipe_files::{Part, PeftAdapter, PeftConfig, PeftModule};
 use pipe_job::ModelSource;
 use tch::{Kind, Tensor};
 
@@ -55,7 +55,7 @@ pub fn densify(decoder: &mut Decoder) {
 
 /// Puts the PEFT adapter in `path` on the model; its own configuration, which is returned, decides ranks and scales.
 pub fn attach(decoder: &mut Decoder, path: &Path, purpose: Use) -> Result<PeftConfig> {
-    let mut adapter = PeftAdapter::open(path)?;
+    let mut adapter = PeftAdapter::open(path, &decoder.config)?;
     for linear in decoder.linears_mut() {
         put_on(linear, &mut adapter, purpose)?;
     }
@@ -70,9 +70,8 @@ pub fn attach(decoder: &mut Decoder, path: &Path, purpose: Use) -> Result<PeftCo
 pub fn put_on(linear: &mut Linear, adapter: &mut PeftAdapter, purpose: Use) -> Result<()> {
     let Some(module) = adapter.modules.remove(&linear.name) else { return Ok(()) };
     let leaf = |x: Tensor| x.set_requires_grad(purpose == Use::Training);
-    let scale = adapter.scale(&linear.name, &module);
     let [a, b] = matrices(&adapter.path, linear, &module)?.map(leaf);
-    let mut lora = Lora { a, b, scale, dropout: adapter.config.dropout, dora: None, start: None };
+    let mut lora = Lora { a, b, scale: module.scale, dropout: adapter.config.dropout, dora: None, start: None };
     if let Some(magnitude) = &module.magnitude {
         let lengths = (purpose == Use::Inference).then(|| linear.lengths(&lora));
         lora.dora = Some(Dora { magnitude: leaf(Tensor::from_slice(magnitude)), lengths });
@@ -92,9 +91,9 @@ pub fn put_tables(decoder: &mut Decoder, adapter: &mut PeftAdapter, purpose: Use
         let kind = if purpose == Use::Training { Kind::Float } else { decoder.compute };
         let tensor = Tensor::from_slice(&weight.values).reshape(shape).to_kind(kind);
         let tensor = tensor.set_requires_grad(purpose == Use::Training);
-        match name.as_str() {
-            "model.embed_tokens.weight" => decoder.replace_embedding(tensor),
-            "lm_head.weight" => decoder.replace_head(tensor),
+        match name.strip_suffix(".weight").and_then(|module| decoder.config.family.table(module)) {
+            Some(Part::Embedding) => decoder.replace_embedding(tensor),
+            Some(Part::Head) => decoder.replace_head(tensor),
             _ => return Err(stranger(&adapter.path, &name)),
         }
     }

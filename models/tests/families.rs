@@ -3,13 +3,13 @@
 
 use std::path::{Path, PathBuf};
 
-use pipe_job::{BaseWeights, Compute};
+use pipe_job::{BaseWeights, Compute, MergeBase, MergeJob, ModelSource, WeightType, Weighted};
 use pipe_models::decoder::{Decoder, Segments};
 use pipe_models::events::Events;
 use pipe_models::linear::{Pass, Weight};
 use pipe_models::loss::{Targets, token_losses};
 use pipe_models::norm::Norm;
-use pipe_models::{load, tuned};
+use pipe_models::{adapter, load, merge, tuned};
 use serde_json::Value;
 use tch::{Kind, Tensor};
 
@@ -177,6 +177,90 @@ fn quantised_weights_can_be_made_dense() {
         let dense = decoder.linears().all(|linear| matches!(linear.weight, Weight::Dense(_)));
         if dense && (before / after - 1.0).abs() < 1e-5 { Ok(()) } else { Err(format!("{before} {after}")) }
     });
+}
+
+/// The families of tests/fixtures/adapters, where PEFT's names are not those of the model's files.
+const ADAPTED: [&str; 4] = ["mixtral", "qwen3_moe", "gpt2", "gpt_neox"];
+
+fn fixtures(folder: &str, family: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures").join(folder).join(family)
+}
+
+/// The largest relative difference of token losses.
+fn off(decoder: &Decoder, want: &Value) -> f64 {
+    let (segments, targets) = packed(want);
+    let got = tch::no_grad(|| token_losses(decoder, &segments, &targets, Pass::INFERENCE, 0.0)).unwrap();
+    let got: Vec<f32> = Vec::try_from(got.tokens).unwrap();
+    let want: Vec<f64> = want["losses"].as_array().unwrap().iter().flat_map(numbers).collect();
+    assert_eq!(got.len(), want.len());
+    got.iter().zip(&want).map(|(g, w)| (f64::from(*g) - w).abs() / w.abs().max(1e-2)).fold(0.0, f64::max)
+}
+
+#[test]
+fn adapters_have_pefts_token_losses_alone_and_merged() {
+    for family in ADAPTED {
+        let (base, folder) = (fixtures("families", family), fixtures("adapters", family));
+        let want = expected(&folder);
+        let mut tuned = decoder(&base);
+        let before = off(&tuned, &want);
+        tuned::attach(&mut tuned, &folder, tuned::Use::Inference).unwrap();
+        let after = off(&tuned, &want);
+        assert!(before > 0.1 && after < 1e-4, "{family}: {before:e} without, {after:e} with the adapter");
+        let dir = tempfile::tempdir().unwrap();
+        let job = MergeJob {
+            model: ModelSource { path: base, adapter: None, base: BaseWeights::Dense, compute: Compute::F32 },
+            adapters: vec![Weighted { path: folder, weight: 1.0 }],
+            base: MergeBase::Original,
+            dtype: WeightType::F32,
+            max_shard_bytes: 1 << 30,
+            output: dir.path().to_owned(),
+        };
+        merge::merge(&job, &Events::to(std::io::sink())).unwrap();
+        let merged = off(&decoder(dir.path()), &want);
+        assert!(merged < 1e-4, "{family}: {merged:e} merged");
+    }
+}
+
+#[test]
+fn stacked_experts_of_another_model_are_refused() {
+    let mut other = decoder(&fixtures("families", "qwen3_moe"));
+    let error = tuned::attach(&mut other, &fixtures("adapters", "mixtral"), tuned::Use::Inference).unwrap_err();
+    assert!(error.is_input() && error.to_string().contains("shape of this model's experts"), "{error}");
+    let mut dense = decoder(&fixtures("families", "qwen3"));
+    let error = tuned::attach(&mut dense, &fixtures("adapters", "qwen3_moe"), tuned::Use::Inference).unwrap_err();
+    assert!(error.is_input() && error.to_string().contains("target_parameters"), "{error}");
+}
+
+#[test]
+fn whole_tables_are_saved_under_pefts_names() {
+    // Llama's own name is left as the settings have it.
+    let names = [
+        ("llama", "model.embed_tokens", "embed_tokens"),
+        ("gpt2", "transformer.wte", "transformer.wte"),
+        ("gpt_neox", "gpt_neox.embed_in", "gpt_neox.embed_in"),
+    ];
+    for (family, embedding, listed) in names {
+        let mut decoder = decoder(&fixtures("families", family));
+        let settings = adapter::settings_of(&pipe_files::PeftConfig {
+            r: 2,
+            alpha: 4.0,
+            modules_to_save: vec!["embed_tokens".into(), "lm_head".into()],
+            ..Default::default()
+        });
+        adapter::attach(&mut decoder, &settings, 1, &mut |_| unreachable!()).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        adapter::save(&decoder, &settings, dir.path()).unwrap();
+        let config: Value =
+            serde_json::from_slice(&std::fs::read(dir.path().join("adapter_config.json")).unwrap()).unwrap();
+        assert_eq!(config["modules_to_save"], serde_json::json!([listed, "lm_head"]), "{family}");
+        let bytes = std::fs::read(dir.path().join("adapter_model.safetensors")).unwrap();
+        let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        for name in [embedding, "lm_head"] {
+            tensors.tensor(&format!("base_model.model.{name}.weight")).unwrap();
+        }
+        // What was written is read again.
+        tuned::attach(&mut self::decoder(&fixtures("families", family)), dir.path(), tuned::Use::Inference).unwrap();
+    }
 }
 
 /// Makes every weight a leaf that is trained; each with its name.

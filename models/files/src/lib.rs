@@ -27,6 +27,7 @@ mod model;
 mod older_tokenizer;
 mod parts;
 mod peft;
+mod peft_experts;
 mod rope;
 mod shard_writer;
 mod shards;

@@ -1,4 +1,5 @@
-//! PEFT adapter folders: `adapter_config.json` and `adapter_model.safetensors`, read as they were written.
+//! PEFT adapter folders: `adapter_config.json` and `adapter_model.safetensors`, read as they were written, under the names that
+//! the model's own files have.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -7,12 +8,14 @@ use serde_json::Value as Json;
 
 use crate::blocks::TensorType;
 use crate::mapped::Mapped;
+use crate::peft_experts::{self, Placed};
 use crate::special::json_file;
 use crate::targets::Exceptions;
-use crate::{FilesError, shards};
+use crate::{FilesError, ModelConfig, shards};
 
 const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
+const NOT_SUPPORTED: &str = "is set, which is not supported; merge this adapter with PEFT and use the merged model";
 
 /// A low-rank adapter on disk.
 #[derive(Debug)]
@@ -23,7 +26,6 @@ pub struct PeftAdapter {
     pub modules: BTreeMap<String, PeftModule>,
     /// Weights of modules that were trained whole, by name, such as `model.embed_tokens.weight`.
     pub saved: BTreeMap<String, PeftTensor>,
-    alphas: Exceptions<f64>,
 }
 
 /// `adapter_config.json`.
@@ -39,6 +41,8 @@ pub struct PeftConfig {
     pub rank_pattern: Vec<(String, usize)>,
     pub alpha_pattern: Vec<(String, f64)>,
     pub modules_to_save: Vec<String>,
+    /// `target_parameters`: experts that one tensor holds, and the router.
+    pub target_parameters: Vec<String>,
 }
 
 /// `target_modules` as written.
@@ -54,6 +58,8 @@ pub enum PeftTargets {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct PeftModule {
     pub r: usize,
+    /// What `B A` is multiplied by.
+    pub scale: f64,
     pub inputs: usize,
     pub outputs: usize,
     /// `[r, inputs]`
@@ -97,28 +103,28 @@ impl PeftConfig {
             rank_pattern: pattern("rank_pattern").into_iter().map(|(key, rank)| (key, rank as usize)).collect(),
             alpha_pattern: pattern("alpha_pattern"),
             modules_to_save: names(config.get("modules_to_save")),
+            target_parameters: names(config.get("target_parameters")),
         })
     }
 }
 
 impl PeftAdapter {
-    /// Reads an adapter folder. Adapters this program cannot apply faithfully are refused.
-    pub fn open(path: &Path) -> Result<Self, FilesError> {
+    /// Reads an adapter folder for a model. Adapters this program cannot apply faithfully are refused.
+    pub fn open(path: &Path, model: &ModelConfig) -> Result<Self, FilesError> {
         let config = PeftConfig::read(path)?;
         let wrong = |key: &str, what| FilesError::Config { path: path.join(CONFIG), key: key.to_owned(), what };
+        if !config.target_parameters.is_empty() && model.experts.is_none() {
+            return Err(wrong("target_parameters", NOT_SUPPORTED.to_owned()));
+        }
         let alphas = Exceptions::new(&config.alpha_pattern).map_err(|e| wrong("alpha_pattern", e))?;
         let ranks = Exceptions::new(&config.rank_pattern).map_err(|e| wrong("rank_pattern", e))?;
         let (modules, saved) = (BTreeMap::new(), BTreeMap::new());
-        let mut adapter = Self { path: path.to_owned(), config, modules, saved, alphas };
-        adapter.read(&path.join(WEIGHTS))?;
-        adapter.check(&path.join(WEIGHTS), &ranks)?;
+        let mut adapter = Self { path: path.to_owned(), config, modules, saved };
+        let file = path.join(WEIGHTS);
+        adapter.read(&file)?;
+        adapter.place_modules(&file, model, &ranks, &alphas)?;
+        adapter.place_tables(&file, model)?;
         Ok(adapter)
-    }
-
-    /// What a module's `B A` is multiplied by.
-    pub fn scale(&self, name: &str, module: &PeftModule) -> f64 {
-        let alpha = self.alphas.of(name).unwrap_or(self.config.alpha);
-        if self.config.rslora { alpha / (module.r as f64).sqrt() } else { alpha / module.r as f64 }
     }
 
     fn read(&mut self, file: &Path) -> Result<(), FilesError> {
@@ -155,23 +161,48 @@ impl PeftAdapter {
         Ok(())
     }
 
-    fn check(&self, file: &Path, ranks: &Exceptions<usize>) -> Result<(), FilesError> {
-        for (name, m) in &self.modules {
-            let rank = ranks.of(name).unwrap_or(self.config.r);
-            let whole = m.r == rank && m.a.len() == m.r * m.inputs && m.b.len() == m.outputs * m.r;
-            let magnitude = m.magnitude.as_ref().map(Vec::len) == self.config.dora.then_some(m.outputs);
-            if !whole || !magnitude || m.r == 0 || m.b.is_empty() {
-                let what = format!("does not have the two matrices of rank {rank} that adapter_config.json says");
-                return Err(FilesError::Tensor { path: file.to_owned(), name: name.clone(), what });
+    /// Checks every module's matrices and gives it its scale and its name in the model.
+    fn place_modules(
+        &mut self,
+        file: &Path,
+        model: &ModelConfig,
+        ranks: &Exceptions<usize>,
+        alphas: &Exceptions<f64>,
+    ) -> Result<(), FilesError> {
+        let wrong =
+            |name: &str, what: String| FilesError::Tensor { path: file.to_owned(), name: name.to_owned(), what };
+        let by_parameter = !self.config.target_parameters.is_empty();
+        for (name, module) in std::mem::take(&mut self.modules) {
+            let placed = peft_experts::placed(model, &name, module, by_parameter)
+                .ok_or_else(|| wrong(&name, "does not have the shape of this model's experts".to_owned()))?;
+            for Placed { name: own, target, module: mut m } in placed {
+                let rank = ranks.of(&target).unwrap_or(self.config.r);
+                let whole = m.r == rank && m.a.len() == m.r * m.inputs && m.b.len() == m.outputs * m.r;
+                let magnitude = m.magnitude.as_ref().map(Vec::len) == self.config.dora.then_some(m.outputs);
+                if !whole || !magnitude || m.r == 0 || m.b.is_empty() {
+                    let what = format!("does not have the two matrices of rank {rank} that adapter_config.json says");
+                    return Err(wrong(&name, what));
+                }
+                let alpha = alphas.of(&target).unwrap_or(self.config.alpha);
+                m.scale = if self.config.rslora { alpha / (m.r as f64).sqrt() } else { alpha / m.r as f64 };
+                self.modules.insert(own, m);
             }
         }
-        for name in self.saved.keys() {
-            let module = name.strip_suffix(".weight").unwrap_or(name);
+        Ok(())
+    }
+
+    /// Checks that whole weights are among `modules_to_save`, and gives embedding and head their names in the model.
+    fn place_tables(&mut self, file: &Path, model: &ModelConfig) -> Result<(), FilesError> {
+        for (name, tensor) in std::mem::take(&mut self.saved) {
+            let module = name.strip_suffix(".weight").unwrap_or(&name);
             if !self.config.modules_to_save.iter().any(|saved| crate::targets::is_named(module, saved)) {
                 let what = "is neither a LoRA matrix nor one of modules_to_save; only LoRA, rsLoRA and DoRA adapters of \
                             linear modules are read";
-                return Err(FilesError::Tensor { path: file.to_owned(), name: name.clone(), what: what.to_owned() });
+                return Err(FilesError::Tensor { path: file.to_owned(), name, what: what.to_owned() });
             }
+            let table = model.family.table(module).filter(|_| module != name);
+            let own = table.map(|part| format!("{}.weight", model.family.in_files(part)));
+            self.saved.insert(own.unwrap_or(name), tensor);
         }
         Ok(())
     }
@@ -205,7 +236,6 @@ fn refuse(path: &Path, config: &Json) -> Result<(), FilesError> {
     };
     for key in [
         "trainable_token_indices",
-        "target_parameters",
         "layer_replication",
         "megatron_config",
         "lora_bias",
@@ -213,8 +243,7 @@ fn refuse(path: &Path, config: &Json) -> Result<(), FilesError> {
         "use_qalora",
     ] {
         if set(key) {
-            let what = "is set, which is not supported; merge this adapter with PEFT and use the merged model";
-            return Err(wrong(key, what.to_owned()));
+            return Err(wrong(key, NOT_SUPPORTED.to_owned()));
         }
     }
     match config.get("bias").and_then(Json::as_str) {

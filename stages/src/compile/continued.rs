@@ -16,6 +16,14 @@ use crate::recipe::{Recipe, Targets as Named};
 /// It cannot be read, or a key of the recipe says something else than its configuration.
 pub fn adapter(recipe: &Recipe, folder: &Path) -> Result<Lora, Problem> {
     let config = PeftConfig::read(folder).map_err(|e| problem("bad-adapter", "lora_model_dir", e.to_string()))?;
+    if !config.target_parameters.is_empty() {
+        let message = format!(
+            "the adapter in {} adapts experts that one tensor holds (target_parameters), which merge, eval, chat and serve \
+             read; training goes on only with experts that are adapted one by one",
+            folder.display()
+        );
+        return Err(problem("bad-adapter", "lora_model_dir", message));
+    }
     agree(recipe, &config, folder)?;
     Ok(Lora {
         r: config.r,

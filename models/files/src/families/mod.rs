@@ -23,6 +23,7 @@ use crate::config::Activation;
 use crate::fields::Fields;
 use crate::gguf::Gguf;
 use crate::parts::Part;
+use crate::targets::is_named;
 use crate::{FilesError, ModelConfig};
 
 /// One architecture this program knows.
@@ -132,6 +133,28 @@ impl Family {
         &falcon::FALCON,
         &internlm2::INTERNLM2,
     ];
+
+    /// The module outside the layers that has the part, as transformers 5 and PEFT name it.
+    pub fn in_peft(&self, part: Part) -> &'static str {
+        match self.in_files(part) {
+            // Files have kept the older name.
+            "embed_out" => "lm_head",
+            own => own,
+        }
+    }
+
+    /// The module outside the layers that has the part, as files name it.
+    pub fn in_files(&self, part: Part) -> &'static str {
+        self.outer.iter().find(|(own, _)| *own == part).map_or("", |(_, name)| *name)
+    }
+
+    /// The table, embedding or head, that `module` names, wholly or by its end after a dot. `embed_tokens` and `lm_head` are
+    /// understood in every family.
+    pub fn table(&self, module: &str) -> Option<Part> {
+        let named = |part: Part, common: &str| is_named(self.in_files(part), module) || is_named(common, module);
+        let tables = [(Part::Embedding, "model.embed_tokens"), (Part::Head, "lm_head")];
+        tables.into_iter().find(|(part, common)| named(*part, common)).map(|(part, _)| part)
+    }
 
     /// The family that a configuration names, by `architectures[0]`, else by `model_type`.
     pub(crate) fn of(fields: &Fields<'_>) -> Result<&'static Self, FilesError> {

@@ -102,17 +102,14 @@ fn rates(facts: &mut Facts<'_>) {
     }
 }
 
-/// Modules that the worker can train whole beside an adapter.
-const WHOLE: [&str; 2] = ["model.embed_tokens", "lm_head"];
-
-/// Names in `lora_modules_to_save` end a module's name, as in PEFT.
+/// Names in `lora_modules_to_save` end a module's name, as in PEFT; which names a model has is checked with its configuration.
 fn whole(facts: &mut Facts<'_>) {
     let key = "lora_modules_to_save";
     if facts.recipe.adapter.is_none() || !facts.sound(&[key]) {
         return;
     }
     for (i, name) in facts.recipe.lora_modules_to_save.iter().flatten().enumerate() {
-        if WHOLE.iter().any(|module| pipe_files::is_named(module, name)) {
+        if pipe_files::Family::ALL.iter().any(|family| family.table(name).is_some()) {
             continue;
         }
         let near = suggest::word(name, &["embed_tokens".to_string(), "lm_head".to_string()]);

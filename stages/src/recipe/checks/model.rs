@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use pipe_files::{FilesError, Gguf, ModelConfig, ModelFiles, TokenizerInfo};
+use pipe_files::{Family, FilesError, Gguf, ModelConfig, ModelFiles, Part, TokenizerInfo};
 
 use super::Facts;
 use crate::compile;
@@ -22,6 +22,7 @@ pub(super) fn check(facts: &mut Facts<'_>) {
             Ok(config) => {
                 length(facts, &config);
                 targets(facts, &config);
+                whole(facts, &config);
                 weights(facts, &model);
             }
             Err(error) if needs_network(facts) => {
@@ -137,6 +138,23 @@ fn targets(facts: &mut Facts<'_>, config: &ModelConfig) {
             }
         }
         _ => {}
+    }
+}
+
+/// `lora_modules_to_save` names tables as this family does, or as most do.
+fn whole(facts: &mut Facts<'_>, config: &ModelConfig) {
+    let key = "lora_modules_to_save";
+    if facts.recipe.adapter.is_none() || !facts.sound(&[key]) {
+        return;
+    }
+    let family = config.family;
+    let own = [Part::Embedding, Part::Head].map(|part| family.in_peft(part).rsplit('.').next().unwrap_or_default());
+    for (i, name) in facts.recipe.lora_modules_to_save.iter().flatten().enumerate() {
+        // What no family has is told already.
+        if family.table(name).is_none() && Family::ALL.iter().any(|family| family.table(name).is_some()) {
+            let message = format!("`{name}` is not in this model; {} can be trained whole", own.join(" and "));
+            facts.error("no-module", &format!("{key}[{i}]"), message, Some(own.join(", ")));
+        }
     }
 }
 

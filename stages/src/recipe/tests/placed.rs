@@ -111,6 +111,8 @@ fn modules_that_cannot_be_trained_whole() {
     assert_placed("lora_modules_to_save: [model.embed_tokens, lm_head]\n", &[]);
     assert_placed("lora_modules_to_save: [lm_heads]\n", &["no-module lora_modules_to_save[0] -> lm_head"]);
     assert_placed("lora_modules_to_save: [norm]\n", &["no-module lora_modules_to_save[0] -> embed_tokens, lm_head"]);
+    // GPT-2's name for the embedding.
+    assert_placed("lora_modules_to_save: [wte]\n", &["no-module lora_modules_to_save[0] -> embed_tokens, lm_head"]);
 }
 
 #[test]
