@@ -28,6 +28,8 @@ pub struct ShardWriter {
     shards: Vec<Vec<StoredTensor>>,
     shard: usize,
     next: usize,
+    /// Bytes of the next tensor that are written.
+    written: usize,
     file: Option<BufWriter<File>>,
 }
 
@@ -48,7 +50,7 @@ impl ShardWriter {
                 shard.push(tensor);
             }
         }
-        Ok(Self { folder: folder.to_owned(), shards, shard: 0, next: 0, file: None })
+        Ok(Self { folder: folder.to_owned(), shards, shard: 0, next: 0, written: 0, file: None })
     }
 
     /// The tensor whose turn it is.
@@ -58,10 +60,24 @@ impl ShardWriter {
 
     /// Writes the next tensor; name and length must be the announced ones.
     pub fn write(&mut self, name: &str, bytes: &[u8]) -> Result<(), FilesError> {
+        self.expect(name, bytes.len())?;
+        self.write_piece(name, bytes)
+    }
+
+    /// An error unless the next tensor is this one.
+    pub fn expect(&self, name: &str, bytes: usize) -> Result<(), FilesError> {
+        let next = self.awaited().filter(|tensor| tensor.name == name && tensor.bytes == bytes && self.written == 0);
+        next.map(|_| ()).ok_or_else(|| self.out_of_turn(name))
+    }
+
+    /// Writes more of the next tensor, whose turn ends with its last byte.
+    pub fn write_piece(&mut self, name: &str, bytes: &[u8]) -> Result<(), FilesError> {
         let path = self.path(self.shard);
-        if self.awaited().is_none_or(|tensor| tensor.name != name || tensor.bytes != bytes.len()) {
-            let what = "was written out of turn".to_owned();
-            return Err(FilesError::Tensor { path, name: name.to_owned(), what });
+        let Some(whole) = self.awaited().filter(|tensor| tensor.name == name).map(|tensor| tensor.bytes) else {
+            return Err(self.out_of_turn(name));
+        };
+        if self.written + bytes.len() > whole {
+            return Err(self.out_of_turn(name));
         }
         if self.file.is_none() {
             self.file = Some(self.start(&path)?);
@@ -69,6 +85,11 @@ impl ShardWriter {
         if let Some(file) = &mut self.file {
             file.write_all(bytes).map_err(FilesError::write(&path))?;
         }
+        self.written += bytes.len();
+        if self.written < whole {
+            return Ok(());
+        }
+        self.written = 0;
         self.next += 1;
         if self.next == self.shards[self.shard].len() {
             self.end(&path)?;
@@ -98,6 +119,11 @@ impl ShardWriter {
         }
         let index = json!({"metadata": {"total_size": total}, "weight_map": map});
         write_json(&self.folder.join("model.safetensors.index.json"), &index)
+    }
+
+    fn out_of_turn(&self, name: &str) -> FilesError {
+        let what = "was written out of turn".to_owned();
+        FilesError::Tensor { path: self.path(self.shard), name: name.to_owned(), what }
     }
 
     fn path(&self, shard: usize) -> PathBuf {

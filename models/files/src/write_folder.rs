@@ -18,6 +18,9 @@ use crate::special::{TokenizerInfo, json_file};
 use crate::template_fingerprint::{self, TemplateFingerprint};
 use crate::{FilesError, Gguf, ModelFiles, Source, gguf_config, older_tokenizer, tokenizer};
 
+/// Numbers whose bytes are held at one time: the largest tensor is not held twice.
+const PIECE: usize = 1 << 22;
+
 /// Writes a folder's weights one tensor at a time, in the order announced.
 #[derive(Debug)]
 pub struct FolderWriter {
@@ -41,8 +44,13 @@ impl FolderWriter {
     /// Writes the next tensor, in the network's orientation; `name` and length must be the announced ones.
     pub fn write(&mut self, name: &str, values: &[f32]) -> Result<(), FilesError> {
         let turned = self.turned.get(name).map(|inputs| transposed(values, *inputs));
-        floats(self.kind, turned.as_deref().unwrap_or(values), &mut self.bytes);
-        self.shards.write(name, &self.bytes)
+        let values = turned.as_deref().unwrap_or(values);
+        self.shards.expect(name, self.kind.bytes(values.len()))?;
+        for piece in values.chunks(PIECE).chain(values.is_empty().then_some(values)) {
+            floats(self.kind, piece, &mut self.bytes);
+            self.shards.write_piece(name, &self.bytes)?;
+        }
+        Ok(())
     }
 
     /// Writes the index where there are several shards.
