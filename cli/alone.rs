@@ -15,7 +15,7 @@ use pipe_engine::task::{Cancel, Context, Summary};
 use serde_json::Value;
 
 use crate::args::{RecipeArgs, StoreArgs};
-use crate::failure::Failure;
+use crate::failure::{Failure, Outcome};
 use crate::open::{self, Opened};
 use crate::report::{self, plain::Plain, progress::Live};
 
@@ -132,6 +132,25 @@ pub fn vacant(path: &Path) -> Result<&Path, Failure> {
         return Err(Failure::invalid(format!("{} exists already", path.display())).hint("name a new or empty folder"));
     }
     Ok(path)
+}
+
+/// Copies a file, or a folder with all below it: what they hold and not their permissions, for a store's are read-only.
+pub fn copy(from: &Path, to: &Path) -> Outcome {
+    let failed = |what: &'static str, path: &Path| {
+        let path = path.to_path_buf();
+        move |e: std::io::Error| Failure::stage(format!("cannot {what} {}: {e}", path.display()))
+    };
+    if from.is_dir() {
+        std::fs::create_dir_all(to).map_err(failed("write", to))?;
+        for entry in std::fs::read_dir(from).map_err(failed("read", from))? {
+            let entry = entry.map_err(failed("read", from))?;
+            copy(&entry.path(), &to.join(entry.file_name()))?;
+        }
+        return Ok(());
+    }
+    let mut content = std::fs::File::open(from).map_err(failed("read", from))?;
+    let mut place = std::fs::File::create(to).map_err(failed("write", to))?;
+    std::io::copy(&mut content, &mut place).map_err(failed("write", to)).map(drop)
 }
 
 fn display() -> (Arc<dyn Sink>, Option<Arc<Live>>) {

@@ -65,15 +65,24 @@ pub fn eval(args: &EvalArgs) -> Outcome {
     let evaluated = evaluate(args, &asked, None, &alone::interruptible()?)?;
     let folder = evaluated.outputs.get(&NodeName::new("eval"));
     let measures = folder.and_then(|folder| measures(folder)).ok_or_else(|| Failure::told(Kind::Stage))?;
-    if let (Some(folder), Some(to)) = (folder, export) {
-        copy(&folder.join("lm_eval"), to)?;
-        report::note(&format!("wrote {}", to.display()));
-    }
     if args.json {
         report::json(&measures)
     } else {
         report::print(&text(&measures))
     }
+    let exported = folder.map(|folder| folder.join("lm_eval"));
+    export.map_or(Ok(()), |to| place(exported.filter(|folder| folder.is_dir()).as_deref(), to))
+}
+
+/// Puts what was exported where it was asked for.
+fn place(exported: Option<&Path>, to: &Path) -> Outcome {
+    let Some(exported) = exported else {
+        let told = format!("there is nothing to write into {}: no row was answered", to.display());
+        let hint = "a row needs a prompt and an answer, as those of --type alpaca have";
+        return Err(Failure::stage(told).hint(hint));
+    };
+    alone::copy(exported, to)?;
+    report::note(&format!("wrote {}", to.display()));
     Ok(())
 }
 
@@ -118,26 +127,6 @@ pub fn evaluate(
     let store = made.opened.store()?;
     let outputs = alone::until(&plan, &store, "eval", Arc::new(OnlyWarnings), cancel)?;
     Ok(Evaluated { outputs, _made: made })
-}
-
-/// Copies the files of a folder and those below it.
-fn copy(from: &Path, to: &Path) -> Outcome {
-    let failed = |path: &Path| {
-        let path = path.to_path_buf();
-        move |e: std::io::Error| Failure::invalid(format!("cannot write {}: {e}", path.display()))
-    };
-    std::fs::create_dir_all(to).map_err(failed(to))?;
-    for entry in std::fs::read_dir(from).into_iter().flatten().flatten() {
-        let (path, place) = (entry.path(), to.join(entry.file_name()));
-        if path.is_dir() {
-            copy(&path, &place)?;
-        } else {
-            // Not the file itself: the store's are read-only.
-            let bytes = std::fs::read(&path).map_err(failed(&path))?;
-            std::fs::write(&place, bytes).map_err(failed(&place))?;
-        }
-    }
-    Ok(())
 }
 
 /// What the contract wants of `eval.json`'s one model and split, and what more it says of them.

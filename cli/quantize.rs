@@ -94,26 +94,14 @@ fn beside(output: &Path) -> PathBuf {
 
 /// Puts the one file or folder in `from` at `output`, on whatever disk that is.
 fn place(from: &Path, output: &Path) -> Outcome {
-    let failed = |e: std::io::Error| Failure::stage(format!("cannot write {}: {e}", output.display()));
-    let entries = std::fs::read_dir(from).map_err(failed)?.filter_map(Result::ok).map(|entry| entry.path());
-    let made = entries.into_iter().find(|path| path.file_name().is_some_and(|name| name != MANIFEST));
+    let entries = std::fs::read_dir(from).and_then(|entries| entries.collect::<std::io::Result<Vec<_>>>());
+    let entries = entries.map_err(|e| Failure::stage(format!("cannot read {}: {e}", from.display())))?;
+    let made = entries.iter().find(|entry| entry.file_name() != MANIFEST).map(|entry| entry.path());
     let made = made.ok_or_else(|| Failure::stage("the worker wrote no file"))?;
     // What lies in a store is read-only, and stays there.
     let stored = from.join(MANIFEST).is_file();
     if !stored && std::fs::rename(&made, output).is_ok() {
         return Ok(());
     }
-    if made.is_file() {
-        return copy(&made, output).map_err(failed);
-    }
-    std::fs::create_dir(output).map_err(failed)?;
-    for entry in std::fs::read_dir(&made).map_err(failed)?.filter_map(Result::ok) {
-        copy(&entry.path(), &output.join(entry.file_name())).map_err(failed)?;
-    }
-    Ok(())
-}
-
-/// Content only, without its permissions.
-fn copy(from: &Path, to: &Path) -> std::io::Result<()> {
-    std::io::copy(&mut std::fs::File::open(from)?, &mut std::fs::File::create(to)?).map(drop)
+    alone::copy(&made, output)
 }

@@ -159,6 +159,21 @@ fn the_verb_exports_into_a_new_folder() {
 }
 
 #[test]
+fn rows_without_answers_leave_the_verb_nothing_to_export() {
+    let project = project();
+    project.write("texts.jsonl", &"{\"text\": \"docker lists the running containers\"}\n".repeat(3));
+    let eval = ["eval", "model", "--data", "texts.jsonl", "--type", "completion", "--sequence-len", "256"];
+    let said = project.pipe(&[&eval[..], &["--export", "for-them", "--json"]].concat());
+    assert_eq!(said.code, 1, "{}", said.stderr);
+    assert!(said.json()["perplexity"].as_f64().unwrap() > 1.0, "what could be measured is told");
+    for told in ["there is nothing to write into for-them: no row was answered", "--type alpaca"] {
+        assert!(said.stderr.contains(told), "no `{told}` in:\n{}", said.stderr);
+    }
+    assert!(!said.stderr.contains("wrote"), "{}", said.stderr);
+    assert!(!project.path("work/for-them").exists());
+}
+
+#[test]
 fn a_tuned_model_s_answers_stand_beside_the_base_s() {
     let project = project();
     let trains = "adapter: lora\nlora_r: 4\nlora_alpha: 8\nlora_target_linear: true\nlearning_rate: 0.01\n\
