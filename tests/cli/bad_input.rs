@@ -47,6 +47,21 @@ fn every_problem_is_told_at_once() {
 }
 
 #[test]
+fn a_tokenizer_that_is_cut_off() {
+    let project = Project::with_data_recipe();
+    project.write("model/tokenizer.json", "{\"model\": {\"vocab\": {\"<s>\": 1, ");
+    insta::assert_snapshot!(complaint(&project, 2, &["validate", "recipe.yml"]), @r"
+    error[unusable-tokenizer]: $ROOT/work/model/tokenizer.json: the tokenizer cannot be used: its JSON: EOF while parsing an object at line 1 column 31
+     --> recipe.yml:1:13 (base_model)
+    1 | base_model: model
+      |             ^^^^^
+      help: a model with its tokenizer files whole
+
+    recipe.yml: invalid (1 error)
+    ");
+}
+
+#[test]
 fn a_missing_file() {
     let project = Project::with_data_recipe();
     project.edit("recipe.yml", "rows.jsonl", "lines.jsonl");

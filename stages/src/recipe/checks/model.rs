@@ -41,8 +41,8 @@ pub(super) fn check(facts: &mut Facts<'_>) {
             special_tokens(facts, &vocabulary);
         }
         Err(error) if facts.recipe.datasets.is_some() && facts.sound(&[key, "base_model"]) => {
-            let message = format!("the tokenizer cannot be used: {error}");
-            facts.error("unusable-tokenizer", key, message, Some("a model with its tokenizer files whole".to_string()));
+            let remedy = "a model with its tokenizer files whole".to_string();
+            facts.error("unusable-tokenizer", key, error.to_string(), Some(remedy));
         }
         Err(_) => {}
     }
@@ -200,7 +200,8 @@ impl Vocabulary {
         }
         let main = pipe_files::tokenizer_json(path)?;
         if let Err(error) = serde_json::from_slice::<Whole>(&main) {
-            return Err(FilesError::Tokenizer { path: path.to_path_buf(), what: format!("its JSON: {error}") });
+            let file = if path.is_dir() { path.join("tokenizer.json") } else { path.to_path_buf() };
+            return Err(FilesError::Tokenizer { path: file, what: format!("its JSON: {error}") });
         }
         let more = ["added_tokens.json", "tokenizer_config.json"];
         let mut files = vec![main];
