@@ -231,7 +231,7 @@ fn ended(
         return message;
     }
     match child.wait() {
-        Ok(status) => crash_message(status, &log.join().unwrap_or_default()),
+        Ok(status) => crash_message(status, &log.join().unwrap_or_default(), None),
         Err(error) => format!("waiting for the worker: {error}"),
     }
 }

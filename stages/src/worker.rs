@@ -62,6 +62,7 @@ impl Worker {
     /// `TaskError::Failed` with its last log lines when it fails, crashes or is killed.
     pub fn run(&self, task: Task, ctx: &Context) -> Result<Report, TaskError> {
         let job = Job { task, threads: ctx.threads };
+        let checkpoints = matches!(job.task, Task::Train(_)).then_some(ctx.work.as_path());
         let mut child = self.start()?;
         let mut stdin = child.stdin.take();
         send_job(stdin.as_mut(), &job)?;
@@ -72,7 +73,7 @@ impl Worker {
         drop(stdin);
         let status = child.wait().map_err(TaskError::io("waiting for the worker"))?;
         let log = log.join().unwrap_or_default();
-        conclude(ended?, status, &log)
+        conclude(ended?, status, &log, checkpoints)
     }
 
     /// The worker with its input, output and messages piped, in a process group of its own.
@@ -242,7 +243,12 @@ fn translate(event: pipe_job::Event, node: &NodeName) -> Option<Event> {
     })
 }
 
-fn conclude(ended: Ended, status: ExitStatus, log: &VecDeque<String>) -> Result<Report, TaskError> {
+fn conclude(
+    ended: Ended,
+    status: ExitStatus,
+    log: &VecDeque<String>,
+    checkpoints: Option<&Path>,
+) -> Result<Report, TaskError> {
     let mut report = ended.report;
     match ended.last {
         Some(pipe_job::Event::Done { peak_rss_bytes }) => {
@@ -253,20 +259,25 @@ fn conclude(ended: Ended, status: ExitStatus, log: &VecDeque<String>) -> Result<
         Some(pipe_job::Event::Failed { message, input: false }) => Err(TaskError::Failed(message)),
         _ if ended.cancelled => Err(TaskError::Cancelled),
         Some(pipe_job::Event::Cancelled { .. }) => Err(TaskError::Cancelled),
-        _ => Err(TaskError::Failed(crash_message(status, log))),
+        _ => Err(TaskError::Failed(crash_message(status, log, checkpoints))),
     }
 }
 
-pub(crate) fn crash_message(status: ExitStatus, log: &VecDeque<String>) -> String {
+/// How the worker ended, and what can be done; `checkpoints` is where a training keeps them.
+pub(crate) fn crash_message(status: ExitStatus, log: &VecDeque<String>, checkpoints: Option<&Path>) -> String {
     use std::os::unix::process::ExitStatusExt;
     let how = match status.signal() {
-        Some(9) => "was killed (signal 9): most often the machine ran out of memory; try a smaller sequence_len or \
-                    micro_batch_size, or gradient_checkpointing: true"
-            .to_string(),
+        Some(9) => "was killed (signal 9): most often the machine ran out of memory".to_string(),
         Some(signal) => format!("crashed (signal {signal})"),
         None => format!("ended without a result ({status})"),
     };
     let mut text = format!("the worker {how}");
+    if checkpoints.is_some() && status.signal() == Some(9) {
+        text.push_str("; try a smaller sequence_len or micro_batch_size, or gradient_checkpointing: true");
+    }
+    if let Some(step) = checkpoints.and_then(last_step) {
+        text.push_str(&format!("; unchanged, the recipe goes on after step {step}"));
+    }
     if !log.is_empty() {
         text.push_str("; its last words:");
         for line in log {
@@ -275,4 +286,10 @@ pub(crate) fn crash_message(status: ExitStatus, log: &VecDeque<String>) -> Strin
         }
     }
     text
+}
+
+/// The step of the newest checkpoint.
+fn last_step(checkpoints: &Path) -> Option<u64> {
+    let entries = std::fs::read_dir(checkpoints).ok()?.flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.strip_prefix("step-")?.parse().ok()).max()
 }

@@ -1,6 +1,8 @@
 //! A kill at any moment loses nothing but the node in flight.
 
 use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::time::Duration;
 
 use super::harness::{Project, rows, set};
@@ -186,17 +188,45 @@ fn an_interrupted_training_stops_soon_and_goes_on_from_its_checkpoint() {
 #[test]
 fn a_worker_that_crashes_is_one_failed_node_with_its_last_words() {
     let project = with_training();
-    let script = project.path("work/fall.sh");
-    project.write(
-        "fall.sh",
-        "#!/bin/sh\nread job\necho 'loading the model' >&2\necho 'about to fall' >&2\nkill -SEGV $$\n",
-    );
-    use std::os::unix::fs::PermissionsExt;
-    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let falls = "read job\necho 'loading the model' >&2\necho 'about to fall' >&2\nkill -SEGV $$\n";
+    let script = script(&project, "fall.sh", falls);
     let said = project.pipe_with(&["run", "recipe.yml"], "PIPE_TORCH", script.to_str().unwrap());
     assert_eq!(said.code, 1);
     assert!(said.stderr.contains("signal 11") && said.stderr.contains("about to fall"), "{}", said.stderr);
     assert_eq!(project.run(&["--until", "train"]).executed, set(&["train"]), "nothing before it was lost");
+}
+
+#[test]
+fn a_worker_that_is_killed_says_what_to_try_and_where_training_goes_on() {
+    let project = with_training();
+    let worker = Path::new(env!("CARGO_BIN_EXE_pipe")).with_file_name("pipe-torch");
+    let script = script(&project, "noted.sh", &format!("echo $$ > worker\nexec '{}'\n", worker.display()));
+    let until_train = ["run", "recipe.yml", "--until", "train"];
+    let mut command = project.command("work", &[&until_train[..], &["--json"]].concat());
+    let mut child = command.env("PIPE_TORCH", &script).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut events = lines.map(|line| serde_json::from_str::<serde_json::Value>(&line.unwrap()).unwrap());
+    events.find(|event| event["event"] == "metric" && event["step"] == 3).unwrap();
+    std::process::Command::new("kill").args(["-KILL", project.read("worker").trim()]).status().unwrap();
+    let failed = events.find(|event| event["event"] == "node_failed").unwrap();
+    events.for_each(drop);
+    assert_eq!(child.wait().unwrap().code(), Some(1));
+    let error = failed["error"].as_str().unwrap();
+    assert!(error.contains("signal 9") && error.contains("micro_batch_size"), "{error}");
+    let (_, step) = error.split_once("the recipe goes on after step ").expect(error);
+    let step: String = step.chars().take_while(char::is_ascii_digit).collect();
+    let again = project.pipe_with(&until_train, "PIPE_TORCH", script.to_str().unwrap());
+    assert_eq!(again.code, 0, "{}", again.stderr);
+    assert!(again.stderr.contains(&format!("resumed after step {step} of ")), "{step}: {}", again.stderr);
+}
+
+/// A program to run in the worker's place.
+fn script(project: &Project, name: &str, text: &str) -> PathBuf {
+    use std::os::unix::fs::PermissionsExt;
+    project.write(name, &format!("#!/bin/sh\n{text}"));
+    let path = project.path("work").join(name);
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    path
 }
 
 /// Needs the right to mount a memory disk in a name space of its own; where that is denied nothing can be shown.
