@@ -12,8 +12,8 @@ an adapter with random matrices on every linear layer, saves it, loads it again,
   peft bf16  the same when PEFT itself merges and the result is rounded
   in bf16    the two bfloat16 folders from each other, both in bf16 arithmetic
   loss       `pipe eval --adapter` on the same rows from PEFT's loss, relative
-A case is over when float32 or loss is beyond 1e-5, or in bf16 beyond 1e-2, or when the folder here is further from PEFT's logits than both
-1e-2 and PEFT's own rounding; the exit status is then 1.
+A case is over when float32 or loss is beyond 1e-5, or when the bfloat16 folder is further from PEFT's logits than both 1e-2 and PEFT's own
+rounding; the exit status is then 1. Two merges that differ in a few last bits drift apart in bf16 arithmetic, so `in bf16` is told, not bounded.
 
 Variants: lora, rslora, dora, patterns (rank_pattern and alpha_pattern), saved (modules_to_save: embedding and head), and for
 mixtures experts (target_parameters, as PEFT names experts that one tensor holds) and by-name (an adapter with a module for each
@@ -30,7 +30,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from transformers.pytorch_utils import Conv1D
 
 GENERATE = pathlib.Path(__file__).parent.parent / "tests/fixtures/families/generate.py"
-BOUNDS = {"float32": 1e-5, "in bf16": 1e-2, "loss": 1e-5}
+BOUNDS = {"float32": 1e-5, "loss": 1e-5}
 MIXTURES = {"mixtral": ("block_sparse_moe", ["w1", "w2", "w3"]), "qwen3_moe": ("mlp", ["gate_proj", "down_proj", "up_proj"])}
 # Fused projections, Conv1D, tied weights and plain ones: where a variant's arithmetic can go wrong.
 VARIED = ["llama", "qwen2", "gpt2", "phi3", "gpt_neox", "falcon", "gemma2"]
