@@ -138,7 +138,7 @@ def by_name(folder, base, family):
 def pipe(*arguments):
     done = subprocess.run([args.pipe, *map(str, arguments)], capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(done.stderr.strip() or f"{arguments[0]} ended with {done.returncode}")
+        raise RuntimeError(done.stderr.strip() or done.stdout.strip()[-600:] or f"{arguments[0]} ended with {done.returncode}")
     return done.stdout
 
 
@@ -146,7 +146,8 @@ def measure(base_folder, family, variant, folder):
     torch.manual_seed(args.seed)
     r = random.Random(args.seed)
     texts = TEXTS if args.model else [" ".join(f"w{r.randrange(3, VOCAB)}" for _ in range(r.randint(4, LENGTH - 1))) for _ in range(5)]
-    tokenizer = AutoTokenizer.from_pretrained(base_folder)
+    # The families' own classes would read the words otherwise than the file says.
+    tokenizer = (AutoTokenizer if args.model else PreTrainedTokenizerFast).from_pretrained(base_folder)
     rows = [tokenizer(text).input_ids + [tokenizer.eos_token_id] for text in texts]
     data = folder / "rows.jsonl"
     data.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use crate::alone::Made;
 use crate::args::key_value;
 use crate::compare::{CompareArgs, compare};
-use crate::failure::{Failure, Kind, Outcome};
+use crate::failure::{Failure, Outcome};
 use crate::report::format::count;
 use crate::report::scores;
 use crate::report::summary::Measured;
@@ -64,7 +64,10 @@ pub fn eval(args: &EvalArgs) -> Outcome {
         Asked { model: &alone::existing(model)?, adapter: adapter.as_deref(), metrics: &["perplexity", "exact_match"] };
     let evaluated = evaluate(args, &asked, None, &alone::interruptible()?)?;
     let folder = evaluated.outputs.get(&NodeName::new("eval"));
-    let measures = folder.and_then(|folder| measures(folder)).ok_or_else(|| Failure::told(Kind::Stage))?;
+    let measures = folder.and_then(|folder| measures(folder)).ok_or_else(|| {
+        let told = format!("no row of {} can be evaluated", args.data.display());
+        Failure::stage(told).hint("a row needs a token to predict, and no more tokens than --sequence-len")
+    })?;
     if args.json {
         report::json(&measures)
     } else {
@@ -168,13 +171,13 @@ fn text(measures: &Value) -> String {
     lines.iter().map(|(name, told)| format!("{name:<widest$}  {told}")).collect::<Vec<_>>().join("\n")
 }
 
-/// What evaluation has to say of the model, and nothing of the stages before it.
+/// What evaluation has to say of the model and what packing has of rows that are left out, and nothing of the stages before.
 struct OnlyWarnings;
 
 impl Sink for OnlyWarnings {
     fn emit(&self, event: Event) {
         if let Event::NodeFinished(done) = &event
-            && done.node.stage() == "eval"
+            && ["pack", "eval"].contains(&done.node.stage())
         {
             done.warnings.iter().for_each(|warning| report::warning(warning));
         }

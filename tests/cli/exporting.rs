@@ -174,6 +174,21 @@ fn rows_without_answers_leave_the_verb_nothing_to_export() {
 }
 
 #[test]
+fn rows_that_do_not_fit_are_no_evaluation() {
+    let project = project();
+    project.write("texts.jsonl", &"{\"text\": \"docker lists the running containers\"}\n".repeat(3));
+    let eval = ["eval", "model", "--data", "texts.jsonl", "--type", "completion", "--sequence-len", "2"];
+    let said = project.pipe(&eval);
+    assert_eq!((said.code, said.stdout.as_str()), (1, ""), "{}", said.stderr);
+    for told in [
+        "none of 3 rows can be used: 3 have more than sequence_len (2) tokens",
+        "no row of texts.jsonl can be evaluated",
+    ] {
+        assert!(said.stderr.contains(told), "no `{told}` in:\n{}", said.stderr);
+    }
+}
+
+#[test]
 fn a_tuned_model_s_answers_stand_beside_the_base_s() {
     let project = project();
     let trains = "adapter: lora\nlora_r: 4\nlora_alpha: 8\nlora_target_linear: true\nlearning_rate: 0.01\n\
