@@ -622,6 +622,10 @@ Tensor* pipe_dequantize(const PipeWeight* weight, int32_t wide, char** error) {
   return guarded(error, [&] { return Weight::from(*weight).tensor(wide ? at::kFloat : at::kBFloat16); });
 }
 
+void pipe_set_gradient(const Tensor* leaf, const Tensor* gradient) {
+  leaf->mutable_grad() = gradient ? *gradient : Tensor();
+}
+
 Tensor* pipe_dropout(const Tensor* x, double p, uint64_t seed, char** error) {
   return guarded(error, [&] { return DropoutFunction::apply(*x, p, static_cast<int64_t>(seed)); });
 }

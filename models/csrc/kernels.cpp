@@ -56,11 +56,17 @@ PIPE_INLINE void rotate(const T* x, const float* cos, const float* sin, T* __res
 
 template <class T>
 PIPE_INLINE void softmax(T* x, int64_t first, int64_t last, int64_t n, float scale) {
+  // Powers of the first so many are kept; they are all that short documents have.
+  constexpr int64_t kept = 2048;
+  float powers[kept];
   const float top = largest(x + first, last - first);
+  const int64_t middle = last - first < kept ? last : first + kept;
   float sum = 0;
-  for (int64_t i = first; i < last; i++) sum += exp_((load(x[i]) - top) * scale);
+  for (int64_t i = first; i < middle; i++) sum += powers[i - first] = exp_((load(x[i]) - top) * scale);
+  for (int64_t i = middle; i < last; i++) sum += exp_((load(x[i]) - top) * scale);
   const float share = 1.0f / sum;
-  for (int64_t i = first; i < last; i++) store(x[i], exp_((load(x[i]) - top) * scale) * share);
+  for (int64_t i = first; i < middle; i++) store(x[i], powers[i - first] * share);
+  for (int64_t i = middle; i < last; i++) store(x[i], exp_((load(x[i]) - top) * scale) * share);
   std::memset(x, 0, first * sizeof(T));
   std::memset(x + last, 0, (n - last) * sizeof(T));
 }

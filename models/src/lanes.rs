@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::panic::resume_unwind;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use crate::{Result, device};
@@ -58,10 +58,7 @@ pub fn in_order<T: Sync, R: Send>(
     let begun = AtomicUsize::new(0);
     let results = Mutex::new(Ordered { next: 0, waiting: BTreeMap::new(), fold: &mut fold, failed: None });
     let lane = || {
-        // The setting is the thread's own, but a fresh thread takes the process's at its first question: asked here, so
-        // that a setting made elsewhere meanwhile cannot replace this one. Some products' last bits depend on it.
-        let _ = tch::get_num_threads();
-        tch::set_num_threads((device::threads() / lanes).max(1) as i32);
+        take_a_share_of_the_cores(lanes);
         loop {
             let index = begun.fetch_add(1, Ordering::Relaxed);
             let Some(item) = items.get(index) else { return };
@@ -85,6 +82,65 @@ pub fn in_order<T: Sync, R: Send>(
     tch::set_num_threads(own_threads);
     let results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
     results.failed.map_or(Ok(()), |(_, error)| Err(error))
+}
+
+/// Shares items out to lanes as evenly as their sizes allow; a function of the sizes alone. Each share keeps the items' order.
+pub fn shares<T>(lanes: usize, items: impl IntoIterator<Item = T>, size: impl Fn(&T) -> usize) -> Vec<Vec<T>> {
+    let mut largest_first: Vec<(usize, T)> = items.into_iter().enumerate().collect();
+    largest_first.sort_by_key(|(_, item)| std::cmp::Reverse(size(item)));
+    let mut shares: Vec<(usize, Vec<(usize, T)>)> = (0..lanes.max(1)).map(|_| (0, Vec::new())).collect();
+    for (index, item) in largest_first {
+        if let Some((load, share)) = shares.iter_mut().min_by_key(|(load, _)| *load) {
+            *load += size(&item);
+            share.push((index, item));
+        }
+    }
+    let ordered = shares.into_iter().map(|(_, mut share)| {
+        share.sort_by_key(|(index, _)| *index);
+        share.into_iter().map(|(_, item)| item).collect()
+    });
+    ordered.filter(|share: &Vec<T>| !share.is_empty()).collect()
+}
+
+/// Runs each share in a lane of its own, item after item, into a state that starts as its default; the states, in the order
+/// of the shares. After the first error, which is returned, no item is begun.
+pub fn apart<T: Sync, S: Default + Send>(
+    shares: &[Vec<T>],
+    work: impl Fn(&mut S, &T) -> Result<()> + Sync,
+) -> Result<Vec<S>> {
+    let failed = AtomicBool::new(false);
+    let share = |items: &Vec<T>| {
+        let mut state = S::default();
+        for item in items {
+            if failed.load(Ordering::Relaxed) {
+                break;
+            }
+            work(&mut state, item).inspect_err(|_| failed.store(true, Ordering::Relaxed))?;
+        }
+        Ok(state)
+    };
+    if let [only] = shares {
+        return Ok(vec![share(only)?]);
+    }
+    let own_threads = tch::get_num_threads();
+    let lane = |items| {
+        take_a_share_of_the_cores(shares.len());
+        share(items)
+    };
+    let states = std::thread::scope(|scope| {
+        let running: Vec<_> = shares.iter().map(|items| scope.spawn(|| lane(items))).collect();
+        let ended: Vec<_> = running.into_iter().map(|lane| lane.join().unwrap_or_else(|panic| resume_unwind(panic))).collect();
+        ended
+    });
+    tch::set_num_threads(own_threads);
+    states.into_iter().collect()
+}
+
+fn take_a_share_of_the_cores(lanes: usize) {
+    // The setting is the thread's own, but a fresh thread takes the process's at its first question: asked here, so
+    // that a setting made elsewhere meanwhile cannot replace this one. Some products' last bits depend on it.
+    let _ = tch::get_num_threads();
+    tch::set_num_threads((device::threads() / lanes).max(1) as i32);
 }
 
 /// Results that wait for those before them.
@@ -138,6 +194,25 @@ mod tests {
             folded.unwrap();
             assert_eq!(seen, items.iter().map(|item| item * 3).collect::<Vec<_>>());
         }
+    }
+
+    #[test]
+    fn shares_are_even_and_in_order() {
+        let sizes = [256, 40, 500, 250, 260, 90, 10];
+        let shared = shares(2, sizes, |size| *size);
+        assert_eq!(shared, [vec![40, 500, 90, 10], vec![256, 250, 260]]);
+        assert_eq!(shares(4, [7, 7], |size| *size), [[7], [7]]);
+    }
+
+    #[test]
+    fn each_share_has_a_state_of_its_own() {
+        let add = |state: &mut Vec<u64>, item: &u64| {
+            state.push(*item);
+            Ok(())
+        };
+        assert_eq!(apart(&[vec![1, 2], vec![3]], add).unwrap(), [vec![1, 2], vec![3]]);
+        let fail = |_: &mut (), item: &u64| if *item == 3 { Err(ModelError::work("row three")) } else { Ok(()) };
+        assert!(apart(&[vec![1, 2], vec![3]], fail).unwrap_err().to_string().contains("row three"));
     }
 
     #[test]

@@ -9,11 +9,11 @@ mod muon;
 use std::collections::BTreeMap;
 
 use pipe_job::{LoraPlus, Optimizer as Settings, OptimizerKind};
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use crate::kernels::eight_bit;
 use crate::kernels::elementwise::{self, Update};
-use crate::{ModelError, Result};
+use crate::{ModelError, Result, shim};
 
 /// bitsandbytes keeps the state of smaller tensors in 32 bits.
 const EIGHT_BIT_FROM: usize = 4096;
@@ -107,7 +107,7 @@ impl Optimizer {
                 for &(from, to) in &parameter.frozen_rows {
                     let _ = grad.narrow(0, from, to - from).zero_();
                 }
-                sum += grad.square().sum(Kind::Double).double_value(&[]);
+                sum += elementwise::sum_of_squares(&grad.contiguous());
             }
             sum.sqrt()
         })
@@ -140,9 +140,9 @@ impl Optimizer {
         });
     }
 
-    /// Forgets the gradients but keeps their memory.
-    pub fn zero_grad(&mut self) {
-        self.parameters.iter_mut().for_each(|parameter| parameter.tensor.zero_grad());
+    /// Forgets the gradients: a parameter that the next step does not reach then is left as it is.
+    pub fn forget_gradients(&mut self) {
+        self.parameters.iter().for_each(|parameter| shim::set_gradient(&parameter.tensor, None));
     }
 
     /// State by name, for a checkpoint.

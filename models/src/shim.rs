@@ -95,6 +95,7 @@ unsafe extern "C" {
         error: *mut Error,
     ) -> *mut C_tensor;
     fn pipe_dequantize(weight: *const PipeWeight, wide: i32, error: *mut Error) -> *mut C_tensor;
+    fn pipe_set_gradient(leaf: *const C_tensor, gradient: *const C_tensor);
     fn pipe_dropout(x: *const C_tensor, p: f64, seed: u64, error: *mut Error) -> *mut C_tensor;
     fn pipe_rms_norm(x: *const C_tensor, weight: *const C_tensor, eps: f64, error: *mut Error) -> *mut C_tensor;
     fn pipe_swiglu(gate: *const C_tensor, up: *const C_tensor, error: *mut Error) -> *mut C_tensor;
@@ -165,6 +166,12 @@ pub fn linear(x: &Tensor, weight: &Weight, bias: Option<&Tensor>, lora: Option<&
     let lora = lora.as_ref().map_or(null(), |lora| lora as *const PipeLora);
     // SAFETY: every pointer is valid for the call; C++ takes its own handles of what it keeps.
     take(|error| unsafe { pipe_linear(x.as_ptr(), &weight, bias, lora, error) })
+}
+
+/// Makes `gradient` that of a leaf, or leaves it without one.
+pub fn set_gradient(leaf: &Tensor, gradient: Option<&Tensor>) {
+    // SAFETY: both are live tensors; a leaf's gradient is read and written by the thread that owns the optimizer alone.
+    unsafe { pipe_set_gradient(leaf.as_ptr(), gradient.map_or(null(), Tensor::as_ptr)) }
 }
 
 /// An NF4 weight as a dense tensor of f32 or bf16.

@@ -132,7 +132,7 @@ pub fn run(job: &TrainJob, events: &Events) -> Result<()> {
         }
         let lr = rate.at(state.step);
         optimizer.step(lr, grad_norm, rate.momentum_at(state.step));
-        optimizer.zero_grad();
+        optimizer.forget_gradients();
         state.step += 1;
 
         journal.step(Done {

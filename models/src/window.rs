@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use crate::decoder::Decoder;
 use crate::events::Events;
@@ -14,7 +14,7 @@ use crate::linear::Pass;
 use crate::optimizer::Parameter;
 use crate::packs::{Chunk, Packs};
 use crate::train::CHUNK_TOKENS;
-use crate::{ModelError, Result, loss, random};
+use crate::{ModelError, Result, loss, random, shim};
 
 /// Trained numbers up to which each lane may hold gradients of its own.
 const MOST_LANE_GRADIENTS: usize = 64 << 20;
@@ -66,28 +66,23 @@ impl Window<'_> {
             }
             return Ok(tally);
         }
+        let shares = lanes::shares(lanes, trained, |(_, chunk)| chunk.segments.ids.len());
         let (decoder, leaves) = (Shared::new(decoder), Shared::new(parameters));
-        let mut sums: Vec<Option<Tensor>> = parameters.iter().map(|_| None).collect();
-        let work = |_: usize, &(index, chunk): &(usize, &Chunk)| {
+        let learnt = lanes::apart(&shares, |lane: &mut Lane, &(index, chunk)| {
             events.check()?;
             let (losses, objective) = self.forward(decoder.get(), index, chunk)?;
             let leaves: Vec<&Tensor> = leaves.get().iter().map(|parameter| &parameter.tensor).collect();
-            Ok((index, losses, Tensor::f_run_backward(&[objective], &leaves, false, false)?))
-        };
-        lanes::in_order(lanes, &trained, work, |(index, losses, gradients)| {
-            tally.add(self, &self.chunks[index], &losses)?;
-            for (sum, gradient) in sums.iter_mut().zip(gradients).filter(|(_, gradient)| gradient.defined()) {
-                match sum {
-                    Some(sum) => drop(tch::no_grad(|| sum.g_add_(&gradient))),
-                    None => *sum = Some(gradient),
-                }
-            }
+            lane.tally.add(self, chunk, &losses)?;
+            lane.add(Tensor::f_run_backward(&[objective], &leaves, false, false)?);
             Ok(())
         })?;
-        for (parameter, sum) in parameters.iter().zip(&sums) {
-            if let Some(sum) = sum {
-                leave(&parameter.tensor, sum);
-            }
+        let mut all = Lane::default();
+        for lane in learnt {
+            tally.absorb(lane.tally);
+            all.add(lane.gradients);
+        }
+        for (parameter, gradient) in parameters.iter().zip(&all.gradients).filter(|(_, gradient)| gradient.defined()) {
+            shim::set_gradient(&parameter.tensor, Some(gradient));
         }
         Ok(tally)
     }
@@ -103,7 +98,39 @@ impl Window<'_> {
     }
 }
 
+/// What a lane has learnt: its chunks' gradients are added up as they come.
+#[derive(Default)]
+struct Lane {
+    tally: Tally,
+    /// One for each parameter, or none yet; undefined where a parameter has none.
+    gradients: Vec<Tensor>,
+}
+
+impl Lane {
+    fn add(&mut self, gradients: Vec<Tensor>) {
+        if self.gradients.is_empty() {
+            self.gradients = gradients;
+            return;
+        }
+        for (sum, gradient) in self.gradients.iter_mut().zip(gradients).filter(|(_, gradient)| gradient.defined()) {
+            match sum.defined() {
+                true => drop(tch::no_grad(|| sum.g_add_(&gradient))),
+                false => *sum = gradient,
+            }
+        }
+    }
+}
+
 impl Tally {
+    fn absorb(&mut self, other: Self) {
+        self.sum += other.sum;
+        for (source, (sum, count)) in other.sources {
+            let (own, counted) = self.sources.entry(source).or_default();
+            *own += sum;
+            *counted += count;
+        }
+    }
+
     fn add(&mut self, window: &Window<'_>, chunk: &Chunk, losses: &[f32]) -> Result<()> {
         for (value, document) in losses.iter().zip(chunk.target_documents()) {
             if !value.is_finite() {
@@ -124,15 +151,5 @@ impl Tally {
     /// Mean loss by dataset.
     pub fn by_source(&self) -> BTreeMap<u16, f64> {
         self.sources.iter().map(|(source, (sum, count))| (*source, sum / *count as f64)).collect()
-    }
-}
-
-/// Makes `gradient` that of a leaf that has none, or only zeros.
-fn leave(leaf: &Tensor, gradient: &Tensor) {
-    let mut own = leaf.grad();
-    match own.defined() {
-        true => tch::no_grad(|| own.copy_(gradient)),
-        // The gradient of a sum of products with constants is those constants.
-        false => (leaf * gradient).sum(Kind::Float).backward(),
     }
 }

@@ -73,6 +73,19 @@ pub fn adamw(update: &Update, tensor: &mut Tensor, grad: &Tensor, first: &mut Te
     });
 }
 
+/// The sum of squares of a contiguous f32 tensor, in f64.
+pub fn sum_of_squares(tensor: &Tensor) -> f64 {
+    const LANES: usize = 16;
+    let (whole, rest) = elements(tensor).as_chunks::<LANES>();
+    let mut sums = [0.0; LANES];
+    for values in whole {
+        for (sum, value) in sums.iter_mut().zip(values) {
+            *sum += f64::from(*value) * f64::from(*value);
+        }
+    }
+    sums.iter().sum::<f64>() + rest.iter().map(|value| f64::from(*value) * f64::from(*value)).sum::<f64>()
+}
+
 /// Lion with decoupled weight decay (Chen et al., arXiv 2302.06675).
 pub fn lion(update: &Update, tensor: &mut Tensor, grad: &Tensor, momentum: &mut Tensor) {
     let (p, g, m) = (elements_mut(tensor), elements(grad), elements_mut(momentum));

@@ -52,6 +52,7 @@ impl Decoder {
 
 impl Packed<'_> {
     /// The scale of a block, as bitsandbytes computes it: a product, then a sum, each rounded.
+    #[inline]
     fn scale(&self, block: usize) -> f32 {
         match self.scale_codes {
             Some(codes) => dynamic_map()[codes[block] as usize] * self.absmax[block / SCALE_BLOCK] + self.offset,
@@ -62,15 +63,24 @@ impl Packed<'_> {
 
 /// Writes the weights from block `first` on as bf16 bits until `out` is full.
 pub fn decode(decoder: Decoder, weights: &Packed<'_>, first: usize, out: &mut [u16]) {
+    #[cfg(target_arch = "x86_64")]
+    if decoder == Decoder::Avx512 {
+        let (whole, rest) = out.as_chunks_mut::<BLOCK>();
+        let after = first + whole.len();
+        // SAFETY: `Decoder::all` offers this only where the processor has the instructions.
+        unsafe { blocks_avx512(weights, first, whole) };
+        return decode_each(Decoder::Scalar, weights, after, rest);
+    }
+    decode_each(decoder, weights, first, out);
+}
+
+fn decode_each(decoder: Decoder, weights: &Packed<'_>, first: usize, out: &mut [u16]) {
     for (place, block) in out.chunks_mut(BLOCK).zip(first..) {
         let table = scaled_table(weights.codebook, weights.scale(block));
         let bytes = &weights.bytes[block * BLOCK / 2..][..place.len().div_ceil(2)];
         match (decoder, <&mut [u16; BLOCK]>::try_from(&mut *place), <&[u8; BLOCK / 2]>::try_from(bytes)) {
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: `Decoder::all` offers these only where the processor has the instructions.
-            (Decoder::Avx512, Ok(place), Ok(bytes)) => unsafe { block_avx512(&table, bytes, place) },
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: as above.
+            // SAFETY: `Decoder::all` offers this only where the processor has the instructions.
             (Decoder::Avx2, Ok(place), Ok(bytes)) => unsafe { block_avx2(&table, bytes, place) },
             _ => block_scalar(&table, bytes, place),
         }
@@ -114,21 +124,36 @@ fn block_scalar(table: &[u16; 16], bytes: &[u8], out: &mut [u16]) {
     }
 }
 
+/// All of it in one function, so that nothing of a block but its bytes and its scale comes from memory.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2")]
-unsafe fn block_avx512(table: &[u16; 16], bytes: &[u8; BLOCK / 2], out: &mut [u16; BLOCK]) {
+unsafe fn blocks_avx512(weights: &Packed<'_>, first: usize, out: &mut [[u16; BLOCK]]) {
     use std::arch::x86_64::*;
-    // SAFETY: each load and store stays within the arrays named in the signature.
+    let (bytes, _) = weights.bytes.as_chunks::<{ BLOCK / 2 }>();
+    // SAFETY: each load and store stays within the array that it names.
     unsafe {
-        // Both halves hold the table, so bit 4 of an index (left over from the byte's other weight) does not matter.
-        let table = _mm512_broadcast_i64x4(_mm256_loadu_si256(table.as_ptr().cast()));
-        for half in 0..2 {
-            let packed = _mm_loadu_si128(bytes.as_ptr().add(16 * half).cast());
-            // One byte per 32-bit lane pair: word 0 gets the high nibble, word 1 the low one.
-            let wide = _mm512_cvtepu8_epi32(packed);
-            let words = _mm512_or_si512(_mm512_srli_epi32(wide, 4), _mm512_slli_epi32(wide, 16));
-            let values = _mm512_permutexvar_epi16(words, table);
-            _mm512_storeu_si512(out.as_mut_ptr().add(32 * half).cast(), values);
+        let codebook = _mm512_loadu_ps(weights.codebook.as_ptr());
+        for ((place, bytes), block) in out.iter_mut().zip(&bytes[first..]).zip(first..) {
+            let scale = weights.scale(block);
+            let table = if scale.is_finite() {
+                // Rounded to the nearest, ties to even, as every finite bf16 is.
+                let bits = _mm512_castps_si512(_mm512_mul_ps(codebook, _mm512_set1_ps(scale)));
+                let odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+                let half = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF));
+                _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_add_epi32(bits, half), 16))
+            } else {
+                _mm256_loadu_si256(scaled_table(weights.codebook, scale).as_ptr().cast())
+            };
+            // Both halves hold the table, so bit 4 of an index (left over from the byte's other weight) does not matter.
+            let table = _mm512_broadcast_i64x4(table);
+            for half in 0..2 {
+                let packed = _mm_loadu_si128(bytes.as_ptr().add(16 * half).cast());
+                // One byte per 32-bit lane pair: word 0 gets the high nibble, word 1 the low one.
+                let wide = _mm512_cvtepu8_epi32(packed);
+                let words = _mm512_or_si512(_mm512_srli_epi32(wide, 4), _mm512_slli_epi32(wide, 16));
+                let values = _mm512_permutexvar_epi16(words, table);
+                _mm512_storeu_si512(place.as_mut_ptr().add(32 * half).cast(), values);
+            }
         }
     }
 }
@@ -184,7 +209,7 @@ unsafe fn wide_avx2(table: &[f32; 16], bytes: &[u8; BLOCK / 2], out: &mut [f32; 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nf4::CODEBOOK;
+    use crate::nf4::{CODEBOOK, FP4_CODEBOOK};
     use crate::random;
 
     #[test]
@@ -192,7 +217,7 @@ mod tests {
         let count = 64 * 300 + 33;
         let bytes: Vec<u8> = (0..count as u64 / 2 + 1).map(|i| random::scatter(i) as u8).collect();
         let codes: Vec<u8> = (0..301u64).map(|i| random::scatter(i + 9_999) as u8).collect();
-        let weights = Packed {
+        let double = Packed {
             bytes: &bytes,
             scale_codes: Some(&codes),
             absmax: &[0.07, 1.3],
@@ -200,17 +225,24 @@ mod tests {
             count,
             codebook: &CODEBOOK,
         };
+        all_equal(&double);
+        let extreme = [1e-42, f32::INFINITY, 0.0, f32::MAX, f32::NAN, -3.0];
+        let scales: Vec<f32> = (0..301).map(|i| extreme[i % extreme.len()]).collect();
+        all_equal(&Packed { scale_codes: None, absmax: &scales, codebook: &FP4_CODEBOOK, ..double });
+    }
+
+    fn all_equal(weights: &Packed<'_>) {
         for first in [0, 5, 299] {
-            let mut expected = vec![0; count - first * BLOCK];
-            decode(Decoder::Scalar, &weights, first, &mut expected);
+            let mut expected = vec![0; weights.count - first * BLOCK];
+            decode(Decoder::Scalar, weights, first, &mut expected);
             for decoder in Decoder::all() {
                 let mut found = vec![0; expected.len()];
-                decode(decoder, &weights, first, &mut found);
+                decode(decoder, weights, first, &mut found);
                 assert_eq!(found, expected, "{decoder:?} from block {first}");
             }
             let bits = |decoder| {
                 let mut found = vec![0f32; expected.len()];
-                decode_f32(decoder, &weights, first, &mut found);
+                decode_f32(decoder, weights, first, &mut found);
                 found.into_iter().map(f32::to_bits).collect::<Vec<_>>()
             };
             let scalar = bits(Decoder::Scalar);
