@@ -17,9 +17,12 @@ fn main() {
         .opt_level(3)
         .file("csrc/kernels.cpp")
         .file("csrc/paged.cpp")
+        .file("csrc/products.cpp")
         // Sums may be split over lanes; NaN and infinity keep their meaning, a NaN must reach the loss.
         // Vectors stay inside functions; how they would be passed between them does not matter.
         .flag_if_supported("-Wno-psabi")
+        // gcc 12 says of its own vector headers what is not so.
+        .flag_if_supported("-Wno-maybe-uninitialized")
         .flags(["-fno-math-errno", "-fno-trapping-math", "-fassociative-math", "-fno-signed-zeros"])
         .compile("pipe_kernels");
     cc::Build::new()

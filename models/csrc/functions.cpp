@@ -2,7 +2,6 @@
 #include "functions.h"
 
 #include <ATen/Parallel.h>
-#include <ATen/ops/bmm.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/mm.h>
@@ -10,9 +9,13 @@
 
 #include <cstring>
 #include <string>
+#include <tuple>
 #include <vector>
 
+#include "attention.h"
 #include "kernels.h"
+#include "multiply.h"
+#include "threads.h"
 #include "typed.h"
 
 using at::Tensor;
@@ -21,21 +24,6 @@ using torch::autograd::Function;
 using torch::autograd::variable_list;
 
 namespace {
-
-// Elements a thread should have before a second one is worth waking.
-constexpr int64_t kGrain = 16384;
-
-// Products are made in sizes rounded up to this, because oneDNN compiles and keeps a kernel for every new size: documents
-// of all lengths would otherwise cost more compiling than computing, and memory without end.
-constexpr int64_t kRound = 32;
-
-int64_t rounded(int64_t n) {
-  return (n + kRound - 1) / kRound * kRound;
-}
-
-int64_t grain(int64_t row) {
-  return std::max<int64_t>(1, kGrain / std::max<int64_t>(1, row));
-}
 
 constexpr int64_t kEightBits = 2;
 
@@ -116,22 +104,6 @@ struct Weight {
     return out;
   }
 };
-
-Tensor dropped(const Tensor& x, double p, int64_t seed) {
-  if (p <= 0) return x;
-  const Tensor from = x.contiguous();
-  Tensor out = at::empty_like(from);
-  by_kind(from, [&](auto* type) {
-    using T = std::remove_pointer_t<decltype(type)>;
-    // Blocks of 256 keep every thread's start a multiple of the mask's word.
-    const int64_t blocks = (from.numel() + 255) / 256;
-    at::parallel_for(0, blocks, kGrain / 256, [&](int64_t first, int64_t last) {
-      pipe_kernels::dropout_span(data<T>(from), data<T>(out), first * 256, std::min(last * 256, from.numel()),
-                         static_cast<uint64_t>(seed), p);
-    });
-  });
-  return out;
-}
 
 struct DropoutFunction : Function<DropoutFunction> {
   static Tensor forward(AutogradContext* ctx, const Tensor& x, double p, int64_t seed) {
@@ -262,13 +234,17 @@ struct LinearFunction : Function<LinearFunction> {
                         double scale, double dropout, int64_t seed) {
     const Tensor a = lora_a.value_or(Tensor()), b = lora_b.value_or(Tensor());
     const auto kind = x.scalar_type();
-    Tensor y = at::mm(x, weight.tensor(kind).t());
-    if (bias) y.add_(bias->to(kind));
-    Tensor low;
-    if (a.defined()) {
-      low = at::mm(dropped(x, dropout, seed), a.to(kind).t());
-      y.addmm_(low, b.to(kind).t(), 1, scale);
+    Tensor y, low;
+    if (suits(x, weight)) {
+      std::tie(y, low) = multiplied(x, a, b, weight, scale, dropout, seed);
+    } else {
+      y = at::mm(x, weight.tensor(kind).t());
+      if (a.defined()) {
+        low = at::mm(dropped(x, dropout, seed), a.to(kind).t());
+        y.addmm_(low, b.to(kind).t(), 1, scale);
+      }
     }
+    if (bias) y.add_(bias->to(kind));
     const bool keep = a.defined() && !Given::can_be_made_again(x);
     if (a.defined() && !keep) ctx->saved_data["given"] = c10::IValue::make_capsule(c10::make_intrusive<Given>(x.grad_fn()));
     ctx->save_for_backward({keep ? x : Tensor(), a, b, low});
@@ -287,7 +263,12 @@ struct LinearFunction : Function<LinearFunction> {
     const Tensor grad = grads[0].contiguous();
     const auto kind = grad.scalar_type();
     Tensor dx, da, db;
-    if (ctx->needs_input_grad(0)) dx = at::mm(grad, Weight::load(ctx).tensor(kind));
+    const Weight weight = Weight::load(ctx);
+    if (suits(grad, weight)) {
+      std::tie(dx, da, db) = gradients(ctx, grad, weight, scale, dropout, seed);
+      return {dx, da, db, Tensor(), Tensor(), Tensor(), Tensor(), Tensor()};
+    }
+    if (ctx->needs_input_grad(0)) dx = at::mm(grad, weight.tensor(kind));
     if (a.defined()) {
       const Tensor narrow = at::mm(grad, b.mul(scale).to(kind));  // [n, r]
       if (ctx->needs_input_grad(1)) da = at::mm(narrow.t(), dropped(given(ctx, saved[0]), dropout, seed)).to(at::kFloat);
@@ -296,6 +277,67 @@ struct LinearFunction : Function<LinearFunction> {
       if (dx.defined() && dropout <= 0) dx.addmm_(narrow, a.to(kind));
     }
     return {dx, da, db, Tensor(), Tensor(), Tensor(), Tensor(), Tensor()};
+  }
+
+  static bool suits(const Tensor& x, const Weight& weight) {
+    return by_own_kernel(x, weight.columns) && weight.rows % pipe_kernels::kPanel == 0;
+  }
+
+  // x W^T + scale * (x A^T) B^T, both products summed before they are rounded; and x A^T, [rows, padded r].
+  static std::tuple<Tensor, Tensor> multiplied(const Tensor& x, const Tensor& a, const Tensor& b, const Weight& weight,
+                                               double scale, double dropout, int64_t seed) {
+    const Tensor dense = weight.tensor(at::kBFloat16);
+    Tensor y = at::empty({x.size(0), weight.rows}, x.options()), low;
+    if (!a.defined()) {
+      multiply({summand(x, right_of(dense, true))}, weight.rows, y);
+      return {y, low};
+    }
+    low = narrow_tensor(x, a.size(0));
+    multiply({summand(dropped(x, dropout, seed), rounded_of(a, true))}, a.size(0), low);
+    multiply({summand(x, right_of(dense, true)), summand(low, rounded_of(b, true, scale))}, weight.rows, y);
+    return {y, low};
+  }
+
+  // Gradients to x, A and B.
+  static std::tuple<Tensor, Tensor, Tensor> gradients(AutogradContext* ctx, const Tensor& grad, const Weight& weight,
+                                                      double scale, double dropout, int64_t seed) {
+    const auto saved = ctx->get_saved_variables();
+    const Tensor &a = saved[1], &b = saved[2], &low = saved[3];
+    const bool wanted = ctx->needs_input_grad(0);
+    const Tensor dense = wanted ? weight.tensor(at::kBFloat16) : Tensor();
+    Tensor dx = wanted ? at::empty({grad.size(0), weight.columns}, grad.options()) : Tensor(), da, db;
+    if (!a.defined()) {
+      if (wanted) multiply({summand(grad, right_of(dense, false))}, weight.columns, dx);
+      return {dx, da, db};
+    }
+    const int64_t rank = a.size(0);
+    const Tensor narrow = narrow_tensor(grad, rank);
+    multiply({summand(grad, rounded_of(b, false, scale))}, rank, narrow);
+    if (wanted && dropout <= 0) {
+      multiply({summand(grad, right_of(dense, false)), summand(narrow, rounded_of(a, false))}, weight.columns, dx);
+    } else if (wanted) {
+      multiply({summand(grad, right_of(dense, false))}, weight.columns, dx);
+      Tensor through = at::empty_like(dx);
+      multiply({summand(narrow, rounded_of(a, false))}, weight.columns, through);
+      dx.add_(dropped(through, dropout, seed));
+    }
+    if (ctx->needs_input_grad(1)) {
+      da = at::empty({narrow.size(1), weight.columns}, at::kFloat);
+      multiply({summand(turned(narrow), right_of(dropped(given(ctx, saved[0]), dropout, seed), false))}, weight.columns, da);
+      da = da.narrow(0, 0, rank);
+    }
+    if (ctx->needs_input_grad(2)) {
+      const Tensor across = at::empty({narrow.size(1), weight.rows}, at::kFloat);
+      multiply({summand(turned(low), right_of(grad, false))}, weight.rows, across);
+      db = across.narrow(0, 0, rank).t().contiguous().mul_(scale);
+    }
+    return {dx, da, db};
+  }
+
+  // [rows of x, r], with zeros up to whole panels.
+  static Tensor narrow_tensor(const Tensor& x, int64_t rank) {
+    const int64_t columns = padded(rank);
+    return columns == rank ? at::empty({x.size(0), columns}, x.options()) : at::zeros({x.size(0), columns}, x.options());
   }
 
   static Tensor given(AutogradContext* ctx, const Tensor& kept) {
@@ -336,181 +378,6 @@ struct RotateFunction : Function<RotateFunction> {
   }
 };
 
-// ---- Attention ----------------------------------------------------------------------------------------------------
-
-// Queries of long documents are taken in blocks, each against the keys up to its end: half the work of a square, and
-// scores that stay in cache.
-constexpr int64_t kQueryBlock = 512;
-
-struct Block {
-  int64_t document, start, end, key_start;  // rows of the flat token axis
-};
-
-struct Heads {
-  int64_t dim, kv, group, window;
-  double scale;
-  double cap;  // 0 for none; otherwise scores become cap * tanh(score / cap)
-  double dropout;
-  int64_t seed;
-
-  // What the softmax itself multiplies by: with a cap the scores are scaled before it.
-  float softmax_scale() const {
-    return static_cast<float>(cap > 0 ? 1.0 : scale);
-  }
-};
-
-std::vector<Block> blocks_of(const std::vector<int64_t>& lengths, int64_t window) {
-  std::vector<Block> blocks;
-  int64_t document = 0;
-  for (const int64_t length : lengths) {
-    for (int64_t start = 0; start < length; start += kQueryBlock) {
-      const int64_t end = std::min(length, start + kQueryBlock);
-      const int64_t keys = window > 0 ? std::max<int64_t>(0, start - window + 1) : 0;
-      blocks.push_back({document, document + start, document + end, document + keys});
-    }
-    document += length;
-  }
-  return blocks;
-}
-
-// Rows [start, end) of flat [tokens, kv * dim] as a strided [kv, rows, dim].
-Tensor keys_view(const Tensor& x, const Heads& heads, int64_t start, int64_t end) {
-  return x.narrow(0, start, end - start).view({end - start, heads.kv, heads.dim}).transpose(0, 1);
-}
-
-// The same rows copied to [kv, rounded rows, dim], zeros after the last.
-Tensor keys_of(const Tensor& x, const Heads& heads, const Block& b) {
-  const int64_t rows = b.end - b.key_start;
-  Tensor out = at::zeros({heads.kv, rounded(rows), heads.dim}, x.options());
-  out.narrow(1, 0, rows).copy_(keys_view(x, heads, b.key_start, b.end));
-  return out;
-}
-
-// Rows of flat [tokens, kv * group * dim] copied to [kv, group * rounded rows, dim], zeros after the last of each head.
-Tensor queries(const Tensor& x, const Heads& heads, const Block& b) {
-  const int64_t rows = b.end - b.start, room = rounded(rows);
-  Tensor out = at::zeros({heads.kv, heads.group, room, heads.dim}, x.options());
-  out.narrow(2, 0, rows).copy_(x.narrow(0, b.start, rows).view({rows, heads.kv, heads.group, heads.dim}).permute({1, 2, 0, 3}));
-  return out.view({heads.kv, heads.group * room, heads.dim});
-}
-
-// The inverse of queries(): writes [kv, group * rounded rows, dim] into rows of `out`.
-void put_queries(const Tensor& from, const Tensor& out, const Heads& heads, const Block& b) {
-  const int64_t rows = b.end - b.start, room = rounded(rows);
-  const Tensor own = from.view({heads.kv, heads.group, room, heads.dim}).narrow(2, 0, rows);
-  out.narrow(0, b.start, rows).view({rows, heads.kv, heads.group, heads.dim}).copy_(own.permute({2, 0, 1, 3}));
-}
-
-// Attention weights of one block, [kv, group * rounded rows, rounded keys]; zeros outside the block. `capped` receives the
-// scores divided by their cap, where there is one.
-Tensor weights_of(const Tensor& q, const Tensor& k, const Heads& heads, const Block& b, Tensor* capped = nullptr) {
-  Tensor scores = at::bmm(q, k.transpose(1, 2)).contiguous();
-  if (heads.cap > 0) {
-    scores.mul_(heads.scale / heads.cap).tanh_();
-    if (capped) *capped = scores.clone();
-    scores.mul_(heads.cap);
-  }
-  const int64_t rows = b.end - b.start, room = rounded(rows), keys = k.size(1);
-  by_kind(scores, [&](auto* type) {
-    using T = std::remove_pointer_t<decltype(type)>;
-    at::parallel_for(0, heads.kv * heads.group * room, grain(keys), [&](int64_t first, int64_t last) {
-      for (int64_t r = first; r < last; r++) {
-        T* row = data<T>(scores) + r * keys;
-        if (r % room >= rows) {
-          std::memset(static_cast<void*>(row), 0, keys * sizeof(T));
-          continue;
-        }
-        const int64_t limit = b.start + r % room - b.key_start + 1;
-        const int64_t begin = heads.window > 0 ? std::max<int64_t>(0, limit - heads.window) : 0;
-        pipe_kernels::softmax_row(row, begin, limit, keys, heads.softmax_scale());
-      }
-    });
-  });
-  return scores;
-}
-
-// A block's weights with some of them dropped; the mask is a function of the seed and the block's place.
-Tensor dropped_weights(const Tensor& weights, const Heads& heads, const Block& b) {
-  return dropped(weights, heads.dropout, heads.seed ^ (b.start * 0x2545F4914F6CDD1D));
-}
-
-// Many short documents are shared out whole among the threads; a few long ones share the threads inside each product.
-template <class F>
-void for_documents(const std::vector<Block>& blocks, F f) {
-  const int64_t threads = at::get_num_threads();
-  const int64_t count = static_cast<int64_t>(blocks.size());
-  bool whole = threads > 1 && count >= 4 * threads;
-  for (const Block& b : blocks) whole = whole && b.key_start + kQueryBlock >= b.end;
-  const auto run = [&](int64_t first, int64_t last) {
-    // Gradient mode is per thread and defaults to on in fresh ones.
-    at::NoGradGuard guard;
-    for (int64_t i = first; i < last; i++) f(blocks[i]);
-  };
-  if (whole) at::parallel_for(0, count, 1, run);
-  else run(0, count);
-}
-
-struct AttentionFunction : Function<AttentionFunction> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& q, const Tensor& k, const Tensor& v,
-                        const std::vector<int64_t>& lengths, const PipeAttention& how) {
-    const int64_t kv = k.size(1) / how.dim;
-    const Heads heads{how.dim, kv, q.size(1) / how.dim / kv, how.window, how.scale, how.cap, how.dropout, static_cast<int64_t>(how.seed)};
-    Tensor out = at::empty_like(q);
-    for_documents(blocks_of(lengths, heads.window), [&](const Block& b) {
-      const Tensor weights = weights_of(queries(q, heads, b), keys_of(k, heads, b), heads, b);
-      put_queries(at::bmm(dropped_weights(weights, heads, b), keys_of(v, heads, b)), out, heads, b);
-    });
-    ctx->save_for_backward({q, k, v});
-    ctx->saved_data["lengths"] = lengths;
-    ctx->saved_data["whole"] = std::vector<int64_t>{heads.dim, heads.kv, heads.group, heads.window, heads.seed};
-    ctx->saved_data["real"] = std::vector<double>{heads.scale, heads.cap, heads.dropout};
-    return out;
-  }
-
-  static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    const auto saved = ctx->get_saved_variables();
-    const Tensor &q = saved[0], &k = saved[1], &v = saved[2], grad = grads[0].contiguous();
-    const auto whole = ctx->saved_data["whole"].toIntVector();
-    const auto real = ctx->saved_data["real"].toDoubleVector();
-    const Heads heads{whole[0], whole[1], whole[2], whole[3], real[0], real[1], real[2], whole[4]};
-    const auto blocks = blocks_of(ctx->saved_data["lengths"].toIntVector(), heads.window);
-    // Keys of a long document gather from several blocks; one-block documents are written once and need no zeros.
-    bool several = false;
-    for (const Block& b : blocks) several = several || b.end - b.start != b.end - b.key_start;
-    for (size_t i = 1; i < blocks.size(); i++) several = several || blocks[i].document == blocks[i - 1].document;
-    Tensor dq = at::empty_like(q), dk = several ? at::zeros_like(k) : at::empty_like(k), dv = several ? at::zeros_like(v) : at::empty_like(v);
-    for_documents(blocks, [&](const Block& b) {
-      const Tensor own = queries(q, heads, b), own_grad = queries(grad, heads, b), keys_own = keys_of(k, heads, b);
-      Tensor capped;
-      const Tensor weights = weights_of(own, keys_own, heads, b, &capped);
-      const Tensor kept = dropped_weights(weights, heads, b);
-      const Tensor values_grad = at::bmm(kept.transpose(1, 2), own_grad).narrow(1, 0, b.end - b.key_start);
-      Tensor scores_grad = dropped_weights(at::bmm(own_grad, keys_of(v, heads, b).transpose(1, 2)).contiguous(), heads, b);
-      const int64_t keys = weights.size(2), rows = weights.numel() / keys;
-      by_kind(scores_grad, [&](auto* type) {
-        using T = std::remove_pointer_t<decltype(type)>;
-        at::parallel_for(0, rows, grain(keys), [&](int64_t first, int64_t last) {
-          for (int64_t r = first; r < last; r++)
-            pipe_kernels::softmax_back_row(data<T>(weights) + r * keys, data<T>(scores_grad) + r * keys, keys, heads.softmax_scale());
-        });
-      });
-      if (heads.cap > 0) scores_grad.mul_(capped.square_().neg_().add_(1).mul_(heads.scale));
-      put_queries(at::bmm(scores_grad, keys_own), dq, heads, b);
-      const int64_t real = b.end - b.key_start;
-      const Tensor keys_grad = at::bmm(scores_grad.transpose(1, 2), own).narrow(1, 0, real);
-      Tensor dk_view = keys_view(dk, heads, b.key_start, b.end), dv_view = keys_view(dv, heads, b.key_start, b.end);
-      if (several) {
-        dk_view.add_(keys_grad);
-        dv_view.add_(values_grad);
-      } else {
-        dk_view.copy_(keys_grad);
-        dv_view.copy_(values_grad);
-      }
-    });
-    return {dq, dk, dv, Tensor(), Tensor()};
-  }
-};
-
 // ---- Head and loss ------------------------------------------------------------------------------------------------
 
 // Rows of logits alive at a time. Larger is no faster (measured) and costs vocabulary * rows * 2 bytes.
@@ -531,7 +398,9 @@ struct HeadLossFunction : Function<HeadLossFunction> {
         part = at::zeros({rounded(count), hidden.size(1)}, hidden.options());
         part.narrow(0, 0, count).copy_(hidden.narrow(0, start, count));
       }
-      Tensor logits = at::mm(part, weight.t()), capped;
+      const bool own = by_own_kernel(part, part.size(1)) && vocabulary % pipe_kernels::kPanel == 0;
+      Tensor logits = own ? at::empty({part.size(0), vocabulary}, part.options()) : at::mm(part, weight.t()), capped;
+      if (own) multiply({summand(part, right_of(weight, true))}, vocabulary, logits);
       if (scale != 1) logits.mul_(scale);
       if (bias) logits.add_(bias->to(logits.scalar_type()));
       if (cap > 0) {
@@ -549,7 +418,10 @@ struct HeadLossFunction : Function<HeadLossFunction> {
       if (differentiate && cap > 0) logits.mul_(capped.square_().neg_().add_(1));
       if (differentiate && scale != 1) logits.mul_(scale);
       // Rows past the last hold the logits of zeros; their products are left out.
-      if (differentiate) hidden_grad.narrow(0, start, count).copy_(at::mm(logits, weight).narrow(0, 0, count));
+      if (!differentiate) continue;
+      const Tensor back = own ? at::empty_like(part) : at::mm(logits, weight);
+      if (own) multiply({summand(logits, right_of(weight, false))}, part.size(1), back);
+      hidden_grad.narrow(0, start, count).copy_(back.narrow(0, 0, count));
     }
     ctx->save_for_backward({hidden_grad});
     return losses;
@@ -669,6 +541,10 @@ Tensor* pipe_checkpoint(const Tensor* x, void* closure, char** error) {
     anchor.requires_grad_(true);
     return CheckpointFunction::apply(*x, anchor, shared);
   });
+}
+
+int32_t pipe_has_products() {
+  return pipe_kernels::product_instructions() != pipe_kernels::Instructions::none;
 }
 
 int32_t pipe_wants_gradient() {

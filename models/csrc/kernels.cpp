@@ -56,19 +56,42 @@ PIPE_INLINE void rotate(const T* x, const float* cos, const float* sin, T* __res
 
 template <class T>
 PIPE_INLINE void softmax(T* x, int64_t first, int64_t last, int64_t n, float scale) {
-  // Powers of the first so many are kept; they are all that short documents have.
-  constexpr int64_t kept = 2048;
-  float powers[kept];
+  // Whole blocks, without a remainder of single steps: what lies outside the range counts as nothing. Powers of the first
+  // so many blocks are kept; they are all that short documents have.
+  constexpr int64_t width = 32, kept = 64;
+  float powers[kept][width];
   const float top = largest(x + first, last - first);
-  const int64_t middle = last - first < kept ? last : first + kept;
-  float sum = 0;
-  for (int64_t i = first; i < middle; i++) sum += powers[i - first] = exp_((load(x[i]) - top) * scale);
-  for (int64_t i = middle; i < last; i++) sum += exp_((load(x[i]) - top) * scale);
+  const int64_t start = first / width * width;
+  const auto block = [&](int64_t base, float* out) __attribute__((always_inline)) {
+    const int64_t count = base + width <= n ? width : n - base;
+    float sum = 0;
+    if (count == width) {
+      for (int64_t j = 0; j < width; j++) {
+        const float power = exp_((load(x[base + j]) - top) * scale);
+        out[j] = base + j >= first && base + j < last ? power : 0.0f;
+        sum += out[j];
+      }
+      return sum;
+    }
+    for (int64_t j = 0; j < count; j++) {
+      const float power = exp_((load(x[base + j]) - top) * scale);
+      out[j] = base + j >= first && base + j < last ? power : 0.0f;
+      sum += out[j];
+    }
+    return sum;
+  };
+  float sum = 0, spare[width];
+  for (int64_t i = 0, base = start; base < last; i++, base += width) sum += block(base, i < kept ? powers[i] : spare);
   const float share = 1.0f / sum;
-  for (int64_t i = first; i < middle; i++) store(x[i], powers[i - first] * share);
-  for (int64_t i = middle; i < last; i++) store(x[i], exp_((load(x[i]) - top) * scale) * share);
-  std::memset(x, 0, first * sizeof(T));
-  std::memset(x + last, 0, (n - last) * sizeof(T));
+  for (int64_t i = 0, base = start; base < last; i++, base += width) {
+    const float* found = i < kept ? powers[i] : spare;
+    if (i >= kept) block(base, spare);
+    const int64_t count = base + width <= n ? width : n - base;
+    for (int64_t j = 0; j < count; j++) store(x[base + j], found[j] * share);
+  }
+  const int64_t end = start + (last - start + width - 1) / width * width;
+  std::memset(x, 0, start * sizeof(T));
+  if (end < n) std::memset(x + end, 0, (n - end) * sizeof(T));
 }
 
 template <class T>

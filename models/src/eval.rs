@@ -115,7 +115,7 @@ pub fn document_losses(
     events: &Events,
 ) -> Result<Vec<DocumentLoss>> {
     let total = count(path)?;
-    let lanes = lanes::suited(decoder.config.hidden);
+    let lanes = lanes::suited_to_products(decoder.config.hidden, decoder.compute);
     let (mut losses, mut groups, mut done) = (Vec::new(), vec![PackRow::default()], 0);
     each_pack(path, |pack| {
         let full = |group: &PackRow| !group.ids.is_empty() && group.ids.len() + pack.ids.len() > PASS_TOKENS / lanes;
@@ -160,7 +160,7 @@ fn add(
         }
         Ok(documents(packs, &targets, &own))
     };
-    lanes::in_order(lanes::suited(decoder.config.hidden), groups, work, |own| {
+    lanes::in_order(lanes::suited_to_products(decoder.config.hidden, decoder.compute), groups, work, |own| {
         losses.extend(own);
         Ok(())
     })

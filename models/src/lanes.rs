@@ -11,7 +11,9 @@ use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use crate::{Result, device};
+use tch::Kind;
+
+use crate::{Result, device, shim};
 
 /// Hidden sizes up to this, divided by the lanes, keep a core busy with one product.
 const WIDE: usize = 2048;
@@ -40,6 +42,12 @@ impl<'a, T: ?Sized> Shared<'a, T> {
 /// How many lanes suit a model of this hidden size on this process's threads.
 pub fn suited(hidden: usize) -> usize {
     (WIDE / hidden.max(1)).clamp(1, MOST).min(device::threads())
+}
+
+/// The same for work on many tokens at a time in `compute`. Our own products split evenly, and two lanes would each decode and
+/// pack every weight.
+pub fn suited_to_products(hidden: usize, compute: Kind) -> usize {
+    if compute == Kind::BFloat16 && shim::has_products() { 1 } else { suited(hidden) }
 }
 
 /// Runs `work` on every item, `lanes` at a time, and hands the results to `fold` in the order of the items. After the
@@ -129,7 +137,8 @@ pub fn apart<T: Sync, S: Default + Send>(
     };
     let states = std::thread::scope(|scope| {
         let running: Vec<_> = shares.iter().map(|items| scope.spawn(|| lane(items))).collect();
-        let ended: Vec<_> = running.into_iter().map(|lane| lane.join().unwrap_or_else(|panic| resume_unwind(panic))).collect();
+        let ended: Vec<_> =
+            running.into_iter().map(|lane| lane.join().unwrap_or_else(|panic| resume_unwind(panic))).collect();
         ended
     });
     tch::set_num_threads(own_threads);

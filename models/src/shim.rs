@@ -95,6 +95,7 @@ unsafe extern "C" {
         error: *mut Error,
     ) -> *mut C_tensor;
     fn pipe_dequantize(weight: *const PipeWeight, wide: i32, error: *mut Error) -> *mut C_tensor;
+    fn pipe_has_products() -> i32;
     fn pipe_set_gradient(leaf: *const C_tensor, gradient: *const C_tensor);
     fn pipe_dropout(x: *const C_tensor, p: f64, seed: u64, error: *mut Error) -> *mut C_tensor;
     fn pipe_rms_norm(x: *const C_tensor, weight: *const C_tensor, eps: f64, error: *mut Error) -> *mut C_tensor;
@@ -166,6 +167,12 @@ pub fn linear(x: &Tensor, weight: &Weight, bias: Option<&Tensor>, lora: Option<&
     let lora = lora.as_ref().map_or(null(), |lora| lora as *const PipeLora);
     // SAFETY: every pointer is valid for the call; C++ takes its own handles of what it keeps.
     take(|error| unsafe { pipe_linear(x.as_ptr(), &weight, bias, lora, error) })
+}
+
+/// Whether products of bf16 tensors go to our own kernel, which this processor has the instructions for.
+pub fn has_products() -> bool {
+    // SAFETY: asks the processor, once.
+    unsafe { pipe_has_products() != 0 }
 }
 
 /// Makes `gradient` that of a leaf, or leaves it without one.

@@ -195,7 +195,7 @@ impl State {
 pub fn evaluate(decoder: &Decoder, packs: &Packs, pass: Pass, events: &Events) -> Result<(f64, u64)> {
     let (mut sum, mut tokens, mut done) = (0.0, 0, 0);
     let shared = Shared::new(decoder);
-    let (lanes, compute) = (lanes::suited(decoder.config.hidden), decoder.compute);
+    let (lanes, compute) = (lanes::suited_to_products(decoder.config.hidden, decoder.compute), decoder.compute);
     let all: Vec<usize> = (0..packs.len()).collect();
     let work = |_: usize, &pack: &usize| {
         let (mut sum, mut tokens) = (0.0, 0);

@@ -46,7 +46,7 @@ pub struct Tally {
 pub fn lanes_for(decoder: &Decoder, parameters: &[Parameter], pass: Pass) -> usize {
     let trained: usize = parameters.iter().map(|parameter| parameter.tensor.numel()).sum();
     let alone = pass.recompute > 0 || trained > MOST_LANE_GRADIENTS;
-    if alone { 1 } else { lanes::suited(decoder.config.hidden) }
+    if alone { 1 } else { lanes::suited_to_products(decoder.config.hidden, decoder.compute) }
 }
 
 impl Window<'_> {

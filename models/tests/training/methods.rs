@@ -321,7 +321,7 @@ fn optimizers_equal_their_references() {
                 (tensor * gradient).sum(Kind::Float).backward();
             }
             optimizer.step(1e-2, 1.0, None);
-            optimizer.zero_grad();
+            optimizer.forget_gradients();
         }
         for ((key, _), tensor) in shapes.iter().zip(&tensors) {
             let values: Vec<f32> = Vec::try_from(tensor.detach().reshape([-1])).unwrap();

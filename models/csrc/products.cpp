@@ -1,0 +1,348 @@
+// See products.h.
+#include "products.h"
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "numbers.h"
+
+#if defined(__x86_64__) && defined(__linux__)
+#include <cpuid.h>
+#include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#define PIPE_VECTORS __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq")))
+#define PIPE_DOTS __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")))
+#define PIPE_TILES __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,amx-tile,amx-bf16")))
+
+namespace pipe_kernels {
+namespace {
+
+// Deeper products are summed up part by part, so that a panel stays in the processor's cache.
+constexpr int64_t kDeep = 2048, kPart = 1024;
+// Rows and columns of one tile.
+constexpr int64_t kTile = 16;
+
+// What one thread packs into.
+struct Scratch {
+  std::vector<bf16> panels[2];
+  std::vector<float> sums;
+};
+thread_local Scratch scratch;
+
+// The compiler does not know what tile instructions read.
+inline void settle_memory() {
+  __asm__ volatile("" ::: "memory");
+}
+
+PIPE_DOTS inline __m512i rounded(__m512 low_half, __m512 high_half) {
+  return (__m512i)_mm512_cvtne2ps_pbh(high_half, low_half);
+}
+
+// 32 values of a row as bf16, zeros past the last.
+PIPE_DOTS inline __m512i values_at(const Right& right, int64_t at, int64_t count) {
+  if (right.values) return _mm512_maskz_loadu_epi16(count >= 32 ? 0xFFFFFFFFu : (1u << std::max<int64_t>(0, count)) - 1, right.values + at);
+  const auto some = [&](int64_t skip) PIPE_DOTS {
+    const int64_t left = std::min<int64_t>(16, std::max<int64_t>(0, count - skip));
+    return _mm512_mul_ps(_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << left) - 1), right.wide + at + skip), _mm512_set1_ps(right.scale));
+  };
+  return rounded(some(0), some(16));
+}
+
+// Turns 16 x 16 words of 32 bits.
+PIPE_VECTORS inline void turn_words(__m512i (&r)[16]) {
+  __m512i t[16];
+  for (int i = 0; i < 8; i++) {
+    t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
+    t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
+  }
+  for (int i = 0; i < 4; i++) {
+    r[4 * i] = _mm512_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
+    r[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
+    r[4 * i + 2] = _mm512_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
+    r[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
+  }
+  for (int i = 0; i < 4; i++) {
+    t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
+    t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xDD);
+    t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
+    t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xDD);
+  }
+  for (int i = 0; i < 4; i++) {
+    r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
+    r[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
+    r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xDD);
+    r[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xDD);
+  }
+}
+
+// A panel holds pairs of rows: [depth / 2][32 columns][2]. `from` and `depth` are rows of the right side.
+PIPE_DOTS void pack(const Right& right, int64_t from, int64_t depth, int64_t column, int64_t columns, bf16* panel) {
+  if (right.turned) {
+    for (int64_t half = 0; half < 2; half++) {
+      for (int64_t d = 0; d < depth; d += 32) {
+        __m512i rows[16];
+        for (int64_t i = 0; i < 16; i++) {
+          const int64_t n = half * 16 + i;
+          rows[i] = n < columns ? values_at(right, (column + n) * right.stride + from + d, right.depth - from - d) : _mm512_setzero_si512();
+        }
+        turn_words(rows);
+        for (int64_t i = 0; i < 16; i++) _mm512_storeu_si512(panel + (d / 2 + i) * 64 + half * 32, rows[i]);
+      }
+    }
+    return;
+  }
+  const __m512i step = _mm512_set1_epi32(0x00200000);
+  const __m512i first = _mm512_add_epi16(_mm512_or_si512(_mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0),
+                                                         _mm512_slli_epi32(_mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0), 16)), step);
+  const __m512i second = _mm512_add_epi16(first, _mm512_set1_epi16(16));
+  for (int64_t d = 0; d < depth; d += 2) {
+    const auto row = [&](int64_t r) PIPE_DOTS {
+      return r < right.depth ? values_at(right, r * right.stride + column, columns) : _mm512_setzero_si512();
+    };
+    const __m512i a = row(from + d), b = row(from + d + 1);
+    _mm512_storeu_si512(panel + d * 32, _mm512_permutex2var_epi16(a, first, b));
+    _mm512_storeu_si512(panel + d * 32 + 32, _mm512_permutex2var_epi16(a, second, b));
+  }
+}
+
+// What a block of rows is multiplied with.
+struct Packed {
+  const bf16* left;
+  int64_t left_stride;
+  const bf16* panel;
+  int64_t depth;
+};
+
+// sums [32 rows, 32] (+)= the summands, by tiles. Tiles 0 to 3 are the sums, 4 and 5 left, 6 and 7 right.
+PIPE_TILES void block_by_tiles(const Packed* parts, int count, int64_t row, bool add, float* sums) {
+  settle_memory();
+  if (add) {
+    _tile_loadd(0, sums, 128);
+    _tile_loadd(1, sums + 16, 128);
+    _tile_loadd(2, sums + 512, 128);
+    _tile_loadd(3, sums + 528, 128);
+  } else {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+  }
+  for (int p = 0; p < count; p++) {
+    const Packed& part = parts[p];
+    const bf16* upper = part.left + row * part.left_stride;
+    const bf16* lower = upper + kTile * part.left_stride;
+    const int64_t stride = part.left_stride * 2;
+    for (int64_t d = 0; d < part.depth; d += 32) {
+      const bf16* right = part.panel + d * 32;
+      _tile_loadd(4, upper + d, stride);
+      _tile_loadd(6, right, 128);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_loadd(7, right + 32, 128);
+      _tile_dpbf16ps(1, 4, 7);
+      _tile_loadd(5, lower + d, stride);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
+    }
+  }
+  _tile_stored(0, sums, 128);
+  _tile_stored(1, sums + 16, 128);
+  _tile_stored(2, sums + 512, 128);
+  _tile_stored(3, sums + 528, 128);
+  settle_memory();
+}
+
+// The same by dot products of pairs, eight rows at a time.
+PIPE_DOTS void block_by_dots(const Packed* parts, int count, int64_t row, bool add, float* sums) {
+  constexpr int height = 8;
+  for (int64_t top = 0; top < 32; top += height) {
+    __m512 left[height], right[height];
+#pragma GCC unroll 8
+    for (int r = 0; r < height; r++) {
+      left[r] = add ? _mm512_loadu_ps(sums + (top + r) * 32) : _mm512_setzero_ps();
+      right[r] = add ? _mm512_loadu_ps(sums + (top + r) * 32 + 16) : _mm512_setzero_ps();
+    }
+    for (int p = 0; p < count; p++) {
+      const bf16* from = parts[p].left + (row + top) * parts[p].left_stride;
+      for (int64_t d = 0; d < parts[p].depth; d += 2) {
+        const __m512bh a = (__m512bh)_mm512_loadu_si512(parts[p].panel + d * 32);
+        const __m512bh b = (__m512bh)_mm512_loadu_si512(parts[p].panel + d * 32 + 32);
+#pragma GCC unroll 8
+        for (int r = 0; r < height; r++) {
+          int32_t pair;
+          std::memcpy(&pair, from + r * parts[p].left_stride + d, 4);
+          const __m512bh both = (__m512bh)_mm512_set1_epi32(pair);
+          left[r] = _mm512_dpbf16_ps(left[r], both, a);
+          right[r] = _mm512_dpbf16_ps(right[r], both, b);
+        }
+      }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < height; r++) {
+      _mm512_storeu_ps(sums + (top + r) * 32, left[r]);
+      _mm512_storeu_ps(sums + (top + r) * 32 + 16, right[r]);
+    }
+  }
+}
+
+// Sums [32, 32] to their place.
+PIPE_DOTS void put(const float* sums, const Product& what, int64_t row, int64_t column) {
+  const int64_t columns = std::min(kPanel, what.columns - column);
+  const uint32_t mask = columns >= 32 ? 0xFFFFFFFFu : (1u << columns) - 1;
+  for (int64_t r = 0; r < kPanel; r++) {
+    const __m512 low = _mm512_loadu_ps(sums + r * 32), high = _mm512_loadu_ps(sums + r * 32 + 16);
+    const int64_t at = (row + r) * what.out_stride + column;
+    if (what.wide) {
+      _mm512_mask_storeu_ps(what.wide + at, static_cast<__mmask16>(mask), low);
+      _mm512_mask_storeu_ps(what.wide + at + 16, static_cast<__mmask16>(mask >> 16), high);
+    } else {
+      _mm512_mask_storeu_epi16(what.out + at, mask, rounded(low, high));
+    }
+  }
+}
+
+int64_t padded(int64_t n) {
+  return (n + kPanel - 1) / kPanel * kPanel;
+}
+
+PIPE_TILES void set_up_tiles() {
+  alignas(64) uint8_t shape[64] = {};
+  shape[0] = 1;
+  for (int tile = 0; tile < 8; tile++) {
+    shape[16 + 2 * tile] = 64;
+    shape[48 + tile] = 16;
+  }
+  settle_memory();
+  _tile_loadconfig(shape);
+}
+
+PIPE_TILES void release_tiles() {
+  _tile_release();
+}
+
+// A part of a summand, packed into the thread's room number `room`.
+Packed packed(const Summand& summand, int64_t from, int64_t depth, int64_t column, int64_t columns, int room) {
+  auto& place = scratch.panels[room];
+  if (static_cast<int64_t>(place.size()) < depth * kPanel) place.resize(depth * kPanel);
+  pack(summand.right, from, depth, column, columns, place.data());
+  return {summand.left + from, summand.left_stride, place.data(), depth};
+}
+
+void block(Instructions how, const Packed* parts, int count, int64_t row, bool add, float* sums) {
+  if (how == Instructions::tiles) block_by_tiles(parts, count, row, add, sums);
+  else block_by_dots(parts, count, row, add, sums);
+}
+
+// One panel of columns of a product whose summands are packed whole.
+void shallow_panel(Instructions how, const Product& what, int64_t column) {
+  Packed parts[2];
+  const int64_t columns = std::min(kPanel, what.columns - column);
+  for (int i = 0; i < what.count; i++) parts[i] = packed(what.summands[i], 0, padded(what.summands[i].right.depth), column, columns, i);
+  alignas(64) float sums[kPanel * kPanel];
+  for (int64_t row = 0; row < what.rows; row += kPanel) {
+    block(how, parts, what.count, row, false, sums);
+    put(sums, what, row, column);
+  }
+}
+
+// Deep summands part by part: every panel's sums are kept until the last part is added.
+void deep_panels(Instructions how, const Product& what, int64_t first, int64_t last) {
+  const int64_t panels = (last - first + kPanel - 1) / kPanel, each = what.rows * kPanel;
+  auto& sums = scratch.sums;
+  if (static_cast<int64_t>(sums.size()) < panels * each) sums.resize(panels * each);
+  for (int s = 0; s < what.count; s++) {
+    const Summand& summand = what.summands[s];
+    const int64_t depth = padded(summand.right.depth);
+    for (int64_t from = 0; from < depth; from += kPart) {
+      for (int64_t i = 0; i < panels; i++) {
+        const int64_t column = first + i * kPanel;
+        const Packed part = packed(summand, from, std::min(kPart, depth - from), column, std::min(kPanel, what.columns - column), 0);
+        for (int64_t row = 0; row < what.rows; row += kPanel) block(how, &part, 1, row, s > 0 || from > 0, sums.data() + i * each + row * kPanel);
+      }
+    }
+  }
+  for (int64_t i = 0; i < panels; i++)
+    for (int64_t row = 0; row < what.rows; row += kPanel) put(sums.data() + i * each + row * kPanel, what, row, first + i * kPanel);
+}
+
+Instructions found() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  if (!__builtin_cpu_supports("avx512bw") || !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl")) return Instructions::none;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return Instructions::none;
+  const bool tiles = (d >> 22 & 1) && (d >> 24 & 1);
+  if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a >> 5 & 1)) return Instructions::none;
+  constexpr int ask_for_state = 0x1023, tile_data = 18;
+  return tiles && syscall(SYS_arch_prctl, ask_for_state, tile_data) == 0 ? Instructions::tiles : Instructions::dot_products;
+}
+
+}  // namespace
+
+Instructions product_instructions() {
+  static const Instructions best = found();
+  return best;
+}
+
+void product(Instructions how, const Product& what, int64_t first, int64_t last) {
+  if (how == Instructions::tiles) set_up_tiles();
+  bool deep = false;
+  for (int i = 0; i < what.count; i++) deep = deep || what.summands[i].right.depth > kDeep;
+  if (deep) deep_panels(how, what, first, last);
+  else
+    for (int64_t column = first; column < last; column += kPanel) shallow_panel(how, what, column);
+  if (how == Instructions::tiles) release_tiles();
+}
+
+PIPE_DOTS void turn(const bf16* x, int64_t rows, int64_t columns, int64_t stride, bf16* out) {
+  const Right right{x, nullptr, stride, rows, false, 1};
+  std::vector<bf16> room(rows * kPanel);
+  for (int64_t column = 0; column < columns; column += kPanel) {
+    // Pairs of rows by column, turned: each column's rows in order.
+    pack(right, 0, rows, column, kPanel, room.data());
+    for (int64_t half = 0; half < 2; half++) {
+      for (int64_t row = 0; row < rows; row += 32) {
+        __m512i words[16];
+        for (int64_t i = 0; i < 16; i++) words[i] = _mm512_loadu_si512(room.data() + (row / 2 + i) * 64 + half * 32);
+        turn_words(words);
+        for (int64_t i = 0; i < 16; i++) _mm512_storeu_si512(out + (column + half * 16 + i) * rows + row, words[i]);
+      }
+    }
+  }
+}
+
+}  // namespace pipe_kernels
+
+#else
+
+namespace pipe_kernels {
+
+Instructions product_instructions() {
+  return Instructions::none;
+}
+void product(Instructions, const Product&, int64_t, int64_t) {}
+void turn(const bf16*, int64_t, int64_t, int64_t, bf16*) {}
+
+}  // namespace pipe_kernels
+
+#endif
+
+extern "C" {
+
+// out [rows, columns] f32 = left [rows, depth] times right, for the tests of each set of instructions: 1 is dot products, 2
+// tiles. Says whether the processor has them.
+int32_t pipe_product_by(int32_t instructions, const uint16_t* left, const uint16_t* right, int32_t turned, int64_t rows,
+                        int64_t columns, int64_t depth, float* out) {
+  using namespace pipe_kernels;
+  if (static_cast<int32_t>(product_instructions()) < instructions) return 0;
+  const auto* values = reinterpret_cast<const bf16*>(right);
+  Product what{};
+  what.summands[0] = {reinterpret_cast<const bf16*>(left), depth, {values, nullptr, turned ? depth : columns, depth, turned != 0, 1}};
+  what.count = 1;
+  what.rows = rows;
+  what.columns = columns;
+  what.wide = out;
+  what.out_stride = columns;
+  product(static_cast<Instructions>(instructions), what, 0, columns);
+  return 1;
+}
+}

@@ -1,0 +1,55 @@
+// Products of bf16 matrices summed in f32, with the processor's own instructions for them (AMX tiles, or AVX-512 BF16).
+//
+// libtorch's path to the same instructions builds a description of every product anew and keeps a quarter of a megabyte
+// for every size it has seen; and it cannot take a weight that is decoded as it is read. Raw memory in, raw memory out; the
+// caller shares columns out among threads.
+#pragma once
+#include <cstdint>
+
+#include "kernels.h"
+
+namespace pipe_kernels {
+
+enum class Instructions { none, dot_products, tiles };
+
+// The best this processor has. Asks the system for leave to use tiles, once.
+Instructions product_instructions();
+
+// Columns are made in panels of this many; rows and depths are multiples of it.
+constexpr int64_t kPanel = 32;
+
+// The right side of a product, [depth, columns]: `values` as they lie, or, when `turned`, [columns, depth] in memory.
+// f32 values are rounded as they are packed. Rows past `depth` up to the next multiple of kPanel count as zeros.
+struct Right {
+  const bf16* values = nullptr;
+  const float* wide = nullptr;
+  int64_t stride = 0;
+  int64_t depth = 0;
+  bool turned = false;
+  float scale = 1;  // of `wide` values
+};
+
+// One summand: left [rows, depth] times right.
+struct Summand {
+  const bf16* left;
+  int64_t left_stride;
+  Right right;
+};
+
+// out[rows, columns from first to last] = the sum of up to two summands; as bf16, or as f32 where `wide` is given.
+// `first` is a multiple of kPanel. `how` is what product_instructions() said.
+struct Product {
+  Summand summands[2];
+  int count;
+  int64_t rows;
+  int64_t columns;
+  bf16* out;
+  float* wide;
+  int64_t out_stride;
+};
+void product(Instructions how, const Product& what, int64_t first, int64_t last);
+
+// out [columns, padded rows] = x [rows, columns] turned, in bf16; both sizes are multiples of kPanel.
+void turn(const bf16* x, int64_t rows, int64_t columns, int64_t stride, bf16* out);
+
+}  // namespace pipe_kernels
