@@ -46,6 +46,17 @@ void multiply(std::initializer_list<pipe_kernels::Summand> summands, int64_t col
   for (const auto& each : summands) what.summands[what.count++] = each;
   const auto how = pipe_kernels::product_instructions();
   constexpr int64_t panel = pipe_kernels::kPanel;
+  if (padded(columns) / panel < at::get_num_threads()) {
+    // Too few columns to share: rows are.
+    return at::parallel_for(0, what.rows / panel, 1, [&](int64_t first, int64_t last) {
+      pipe_kernels::Product part = what;
+      part.rows = (last - first) * panel;
+      for (int i = 0; i < part.count; i++) part.summands[i].left += first * panel * part.summands[i].left_stride;
+      if (wide) part.wide += first * panel * part.out_stride;
+      else part.out += first * panel * part.out_stride;
+      pipe_kernels::product(how, part, 0, columns);
+    });
+  }
   at::parallel_for(0, padded(columns) / panel, 1, [&](int64_t first, int64_t last) {
     pipe_kernels::product(how, what, first * panel, std::min(columns, last * panel));
   });

@@ -77,7 +77,7 @@ PIPE_VECTORS inline void turn_words(__m512i (&r)[16]) {
   }
 }
 
-// A panel holds pairs of rows: [depth / 2][32 columns][2]. `from` and `depth` are rows of the right side.
+// A panel holds tiles of 16 pairs of rows by 16 columns: [depth / 32][2 tiles][16 pairs][16 columns][2]. `from` and `depth` are rows of the right side.
 PIPE_DOTS void pack(const Right& right, int64_t from, int64_t depth, int64_t column, int64_t columns, bf16* panel) {
   if (right.turned) {
     for (int64_t half = 0; half < 2; half++) {
@@ -88,7 +88,7 @@ PIPE_DOTS void pack(const Right& right, int64_t from, int64_t depth, int64_t col
           rows[i] = n < columns ? values_at(right, (column + n) * right.stride + from + d, right.depth - from - d) : _mm512_setzero_si512();
         }
         turn_words(rows);
-        for (int64_t i = 0; i < 16; i++) _mm512_storeu_si512(panel + (d / 2 + i) * 64 + half * 32, rows[i]);
+        for (int64_t i = 0; i < 16; i++) _mm512_storeu_si512(panel + d * 32 + half * 512 + i * 32, rows[i]);
       }
     }
     return;
@@ -102,8 +102,9 @@ PIPE_DOTS void pack(const Right& right, int64_t from, int64_t depth, int64_t col
       return r < right.depth ? values_at(right, r * right.stride + column, columns) : _mm512_setzero_si512();
     };
     const __m512i a = row(from + d), b = row(from + d + 1);
-    _mm512_storeu_si512(panel + d * 32, _mm512_permutex2var_epi16(a, first, b));
-    _mm512_storeu_si512(panel + d * 32 + 32, _mm512_permutex2var_epi16(a, second, b));
+    bf16* place = panel + d / 32 * 1024 + d % 32 * 16;
+    _mm512_storeu_si512(place, _mm512_permutex2var_epi16(a, first, b));
+    _mm512_storeu_si512(place + 512, _mm512_permutex2var_epi16(a, second, b));
   }
 }
 
@@ -136,10 +137,15 @@ PIPE_TILES void block_by_tiles(const Packed* parts, int count, int64_t row, bool
     const int64_t stride = part.left_stride * 2;
     for (int64_t d = 0; d < part.depth; d += 32) {
       const bf16* right = part.panel + d * 32;
+      // The panel stays in the first cache; rows of the left side come from the second.
+      for (int64_t i = 0; i < kTile; i++) {
+        _mm_prefetch(reinterpret_cast<const char*>(upper + i * part.left_stride + d + 64), _MM_HINT_T0);
+        _mm_prefetch(reinterpret_cast<const char*>(lower + i * part.left_stride + d + 64), _MM_HINT_T0);
+      }
       _tile_loadd(4, upper + d, stride);
-      _tile_loadd(6, right, 128);
+      _tile_loadd(6, right, 64);
       _tile_dpbf16ps(0, 4, 6);
-      _tile_loadd(7, right + 32, 128);
+      _tile_loadd(7, right + 512, 64);
       _tile_dpbf16ps(1, 4, 7);
       _tile_loadd(5, lower + d, stride);
       _tile_dpbf16ps(2, 5, 6);
@@ -166,8 +172,9 @@ PIPE_DOTS void block_by_dots(const Packed* parts, int count, int64_t row, bool a
     for (int p = 0; p < count; p++) {
       const bf16* from = parts[p].left + (row + top) * parts[p].left_stride;
       for (int64_t d = 0; d < parts[p].depth; d += 2) {
-        const __m512bh a = (__m512bh)_mm512_loadu_si512(parts[p].panel + d * 32);
-        const __m512bh b = (__m512bh)_mm512_loadu_si512(parts[p].panel + d * 32 + 32);
+        const bf16* pairs = parts[p].panel + d / 32 * 1024 + d % 32 * 16;
+        const __m512bh a = (__m512bh)_mm512_loadu_si512(pairs);
+        const __m512bh b = (__m512bh)_mm512_loadu_si512(pairs + 512);
 #pragma GCC unroll 8
         for (int r = 0; r < height; r++) {
           int32_t pair;
@@ -302,7 +309,7 @@ PIPE_DOTS void turn(const bf16* x, int64_t rows, int64_t columns, int64_t stride
     for (int64_t half = 0; half < 2; half++) {
       for (int64_t row = 0; row < rows; row += 32) {
         __m512i words[16];
-        for (int64_t i = 0; i < 16; i++) words[i] = _mm512_loadu_si512(room.data() + (row / 2 + i) * 64 + half * 32);
+        for (int64_t i = 0; i < 16; i++) words[i] = _mm512_loadu_si512(room.data() + row * 32 + half * 512 + i * 32);
         turn_words(words);
         for (int64_t i = 0; i < 16; i++) _mm512_storeu_si512(out + (column + half * 16 + i) * rows + row, words[i]);
       }

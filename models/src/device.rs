@@ -37,7 +37,8 @@ pub fn reuse_memory() {
     unsafe { pipe_reuse_memory() }
 }
 
-/// Gives memory that no tensor holds back to the kernel: after loading, after an evaluation.
+/// Gives memory that no tensor holds back to the kernel, and code that only the start needed: after loading, after an
+/// evaluation.
 pub fn release_memory() {
     // SAFETY: touches free blocks only, under the allocator's lock; malloc_trim is safe at any time.
     unsafe {
@@ -45,6 +46,7 @@ pub fn release_memory() {
         #[cfg(all(target_os = "linux", target_env = "gnu"))]
         libc::malloc_trim(0);
     }
+    pipe_files::release_code();
 }
 
 /// Loads libtorch's CUDA half when it lies beside the CPU half, so one binary serves both kinds of machine.

@@ -374,3 +374,53 @@ fn take(call: impl FnOnce(*mut Error) -> *mut C_tensor) -> Tensor {
     // SAFETY: C++ made it with `new` and handed it over.
     unsafe { Tensor::from_ptr(answer) }
 }
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+
+    use super::*;
+    use crate::random;
+
+    unsafe extern "C" {
+        fn pipe_product_by(
+            instructions: i32,
+            left: *const u16,
+            right: *const u16,
+            turned: i32,
+            rows: i64,
+            columns: i64,
+            depth: i64,
+            out: *mut f32,
+        ) -> i32;
+    }
+
+    fn numbers(seed: u64, count: usize) -> Vec<bf16> {
+        (0..count as u64).map(|i| bf16::from_f64(random::unit(seed, i) * 2.0 - 1.0)).collect()
+    }
+
+    #[test]
+    fn products_equal_plain_sums_by_every_instruction() {
+        for (rows, columns, depth) in [(32, 32, 32), (64, 96, 64), (32, 40, 96), (96, 33, 4096)] {
+            let (left, right) = (numbers(1, rows * depth), numbers(2, depth * columns));
+            for (instructions, turned) in [(1, false), (1, true), (2, false), (2, true)] {
+                let mut out = vec![0f32; rows * columns];
+                // SAFETY: every array has the size that the call names.
+                let there = unsafe {
+                    let (left, right) = (left.as_ptr().cast(), right.as_ptr().cast());
+                    let [r, c, d] = [rows, columns, depth].map(|n| n as i64);
+                    pipe_product_by(instructions, left, right, turned.into(), r, c, d, out.as_mut_ptr())
+                };
+                if there == 0 {
+                    continue;
+                }
+                for (place, found) in out.iter().enumerate() {
+                    let (row, column) = (place / columns, place % columns);
+                    let right = |k: usize| right[if turned { column * depth + k } else { k * columns + column }];
+                    let sum: f64 = (0..depth).map(|k| left[row * depth + k].to_f64() * right(k).to_f64()).sum();
+                    assert!((sum - f64::from(*found)).abs() < 3e-6 * depth as f64, "{place}: {found} for {sum}");
+                }
+            }
+        }
+    }
+}

@@ -1,36 +1,59 @@
 //! Tensors in safetensors files: f32 out, any floating type or bytes in.
 
+#![allow(unsafe_code)]
+
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use safetensors::SafeTensors;
-use safetensors::tensor::{Dtype, TensorView};
-use tch::{Kind, Tensor};
+use safetensors::tensor::{Dtype, View};
+use tch::{Device, Kind, Tensor};
 
 use crate::{ModelError, Result};
 
-/// Writes tensors sorted by name: bytes as bytes, everything else as f32.
+/// Writes tensors sorted by name: bytes as bytes, everything else as f32. What is f32 already is written from where it lies.
 pub fn write_tensors(path: &Path, tensors: Vec<(String, Tensor)>, metadata: &[(&str, &str)]) -> Result<()> {
     let failed = |e: &dyn std::fmt::Display| ModelError::work(format!("{}: {e}", path.display()));
-    let mut held = BTreeMap::new();
-    for (name, tensor) in tensors {
-        let flat = tensor.detach().contiguous().reshape([-1]);
-        let (dtype, bytes) = match tensor.kind() {
-            Kind::Uint8 => (Dtype::U8, Vec::<u8>::try_from(flat)?),
-            _ => {
-                let values: Vec<f32> = Vec::try_from(flat.to_kind(Kind::Float))?;
-                (Dtype::F32, values.iter().flat_map(|value| value.to_le_bytes()).collect())
-            }
-        };
-        let shape: Vec<usize> = tensor.size().iter().map(|&size| size as usize).collect();
-        held.insert(name, (dtype, shape, bytes));
-    }
-    let mut views = Vec::with_capacity(held.len());
-    for (name, (dtype, shape, bytes)) in &held {
-        views.push((name.clone(), TensorView::new(*dtype, shape.clone(), bytes).map_err(|e| failed(&e))?));
-    }
+    let held: BTreeMap<String, Held> = tensors.into_iter().map(|(name, tensor)| (name, Held::new(&tensor))).collect();
     let metadata = metadata.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
-    safetensors::serialize_to_file(views, Some(metadata), path).map_err(|e| failed(&e))
+    safetensors::serialize_to_file(held.iter(), Some(metadata), path).map_err(|e| failed(&e))
+}
+
+/// A contiguous tensor of f32 or bytes in the processor's memory.
+struct Held {
+    tensor: Tensor,
+    shape: Vec<usize>,
+}
+
+impl Held {
+    fn new(tensor: &Tensor) -> Self {
+        let shape = tensor.size().iter().map(|&size| size as usize).collect();
+        let kind = if tensor.kind() == Kind::Uint8 { Kind::Uint8 } else { Kind::Float };
+        Self { tensor: tensor.detach().to_device(Device::Cpu).to_kind(kind).contiguous(), shape }
+    }
+}
+
+impl View for &Held {
+    fn dtype(&self) -> Dtype {
+        if self.tensor.kind() == Kind::Uint8 { Dtype::U8 } else { Dtype::F32 }
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        if self.data_len() == 0 {
+            return Cow::Borrowed(&[]);
+        }
+        // SAFETY: `Held::new` has made it contiguous; the memory lives as long as the tensor, which nothing writes meanwhile.
+        Cow::Borrowed(unsafe { std::slice::from_raw_parts(self.tensor.data_ptr().cast::<u8>(), self.data_len()) })
+    }
+
+    fn data_len(&self) -> usize {
+        self.tensor.numel() * if self.tensor.kind() == Kind::Uint8 { 1 } else { 4 }
+    }
 }
 
 /// Reads every tensor of a safetensors file: f32, bf16 and f16 as f32, bytes as bytes.

@@ -20,7 +20,7 @@ use crate::steps::Steps;
 use crate::train_samples::Sampler;
 use crate::tuned::{self, Use};
 use crate::window::{self, Window};
-use crate::{ModelError, Result, adapter, load, loss, random, whole};
+use crate::{ModelError, Result, adapter, device, load, loss, random, whole};
 
 /// Tokens that are in the network at one time, in all lanes together. Whole documents are gathered up to a lane's share,
 /// which bounds memory and changes no result beyond rounding; a longer document goes alone.
@@ -56,6 +56,7 @@ pub fn run(job: &TrainJob, events: &Events) -> Result<()> {
     };
     let base = Pass { training: None, fused: job.kernels, recompute, base_only: false };
     let lanes = window::lanes_for(&decoder, optimizer.parameters(), base);
+    let mut first_step = true;
     let mut sampler = job.sampling.as_ref().map(Sampler::new).transpose()?;
 
     let outcome = loop {
@@ -134,6 +135,11 @@ pub fn run(job: &TrainJob, events: &Events) -> Result<()> {
         optimizer.step(lr, grad_norm, rate.momentum_at(state.step));
         optimizer.forget_gradients();
         state.step += 1;
+        if first_step {
+            // The first step has run much that only a first one needs.
+            pipe_files::release_code();
+            first_step = false;
+        }
 
         journal.step(Done {
             step: state.step,
@@ -170,6 +176,7 @@ pub fn run(job: &TrainJob, events: &Events) -> Result<()> {
         checkpoints.load_best(best.step, optimizer.parameters())?;
         events.fact("best_step", best.step as f64);
     }
+    device::release_memory();
     std::fs::create_dir_all(&job.output).map_err(|e| ModelError::io(&job.output, e))?;
     match &adapter {
         Some(settings) => adapter::save(&decoder, settings, &job.output)?,

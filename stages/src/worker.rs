@@ -66,6 +66,8 @@ impl Worker {
         let mut child = self.start()?;
         let mut stdin = child.stdin.take();
         send_job(stdin.as_mut(), &job)?;
+        // The worker has the machine now; this process only listens.
+        pipe_files::release_code();
         let lines = read_events(child.stdout.take());
         let log = keep_last_lines(child.stderr.take());
         let ended = relay(&mut child, &mut stdin, &lines, ctx);
