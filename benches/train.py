@@ -6,7 +6,7 @@
 Rank 32 on every linear layer, AdamW, the same alpaca rows, about 2,048 tokens to a step. The peers:
   trl     SFTTrainer as it comes: padded batches of eight rows, gradient checkpointing
   tuned   transformers and PEFT driven by hand: rows end to end without padding, kept apart by their positions, in parts of
-          512 tokens, no checkpointing
+          512 tokens, no checkpointing, adapters in the arithmetic type (a third faster here than f32 ones under autocast)
 Printed are real tokens per second after two steps of warm-up, the last losses, and the peak memory of the process tree.
 The peers need torch, transformers, peft, trl, gguf and bitsandbytes."""
 import argparse, json, os, pathlib, subprocess, sys, tempfile, threading, time
@@ -29,7 +29,7 @@ def messages(row):
     return [{"role": "user", "content": text(row)}, {"role": "assistant", "content": row["output"]}]
 """
 TUNED = LOAD + """
-model = get_peft_model(dense, lora)
+model = get_peft_model(dense, lora, autocast_adapter_dtype=False)
 model.train()
 optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
 def tokens(row):

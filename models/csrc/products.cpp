@@ -21,6 +21,8 @@ namespace {
 
 // Deeper products are summed up part by part, so that a panel stays in the processor's cache.
 constexpr int64_t kDeep = 2048, kPart = 1024;
+// Sums that a deep product keeps at a time.
+constexpr int64_t kSums = 256 * 1024;
 // Rows and columns of one tile.
 constexpr int64_t kTile = 16;
 
@@ -294,7 +296,10 @@ void product(Instructions how, const Product& what, int64_t first, int64_t last)
   if (how == Instructions::tiles) set_up_tiles();
   bool deep = false;
   for (int i = 0; i < what.count; i++) deep = deep || what.summands[i].right.depth > kDeep;
-  if (deep) deep_panels(how, what, first, last);
+  // So many columns at a time that their sums stay in the second cache.
+  const int64_t some = std::max<int64_t>(8, kSums / (what.rows * kPanel)) * kPanel;
+  if (deep)
+    for (int64_t column = first; column < last; column += some) deep_panels(how, what, column, std::min(last, column + some));
   else
     for (int64_t column = first; column < last; column += kPanel) shallow_panel(how, what, column);
   if (how == Instructions::tiles) release_tiles();
