@@ -379,7 +379,6 @@ fn take(call: impl FnOnce(*mut Error) -> *mut C_tensor) -> Tensor {
 mod tests {
     use half::bf16;
 
-    use super::*;
     use crate::random;
 
     unsafe extern "C" {
