@@ -209,7 +209,7 @@ mod tests {
     fn shares_are_even_and_in_order() {
         let sizes = [256, 40, 500, 250, 260, 90, 10];
         let shared = shares(2, sizes, |size| *size);
-        assert_eq!(shared, [vec![40, 500, 90, 10], vec![256, 250, 260]]);
+        assert_eq!(shared, [vec![500, 250], vec![256, 40, 260, 90, 10]]);
         assert_eq!(shares(4, [7, 7], |size| *size), [[7], [7]]);
     }
 
