@@ -59,14 +59,14 @@ Tensor keys_view(const Tensor& x, const Heads& heads, int64_t start, int64_t end
 // The same rows copied to [kv, rounded rows, dim], zeros after the last.
 Tensor keys_of(const Tensor& x, const Heads& heads, const Block& b) {
   const int64_t rows = b.end - b.key_start;
-  Tensor out = at::zeros({heads.kv, rounded(rows), heads.dim}, x.options());
+  Tensor out = at::zeros({heads.kv, padded(rows), heads.dim}, x.options());
   out.narrow(1, 0, rows).copy_(keys_view(x, heads, b.key_start, b.end));
   return out;
 }
 
 // Rows of flat [tokens, kv * group * dim] copied to [kv, group * rounded rows, dim], zeros after the last of each head.
 Tensor queries(const Tensor& x, const Heads& heads, const Block& b) {
-  const int64_t rows = b.end - b.start, room = rounded(rows);
+  const int64_t rows = b.end - b.start, room = padded(rows);
   Tensor out = at::zeros({heads.kv, heads.group, room, heads.dim}, x.options());
   out.narrow(2, 0, rows).copy_(x.narrow(0, b.start, rows).view({rows, heads.kv, heads.group, heads.dim}).permute({1, 2, 0, 3}));
   return out.view({heads.kv, heads.group * room, heads.dim});
@@ -74,7 +74,7 @@ Tensor queries(const Tensor& x, const Heads& heads, const Block& b) {
 
 // The inverse of queries(): writes [kv, group * rounded rows, dim] into rows of `out`.
 void put_queries(const Tensor& from, const Tensor& out, const Heads& heads, const Block& b) {
-  const int64_t rows = b.end - b.start, room = rounded(rows);
+  const int64_t rows = b.end - b.start, room = padded(rows);
   const Tensor own = from.view({heads.kv, heads.group, room, heads.dim}).narrow(2, 0, rows);
   out.narrow(0, b.start, rows).view({rows, heads.kv, heads.group, heads.dim}).copy_(own.permute({2, 0, 1, 3}));
 }
@@ -88,7 +88,7 @@ Tensor weights_of(const Tensor& q, const Tensor& k, const Heads& heads, const Bl
     if (capped) *capped = scores.clone();
     scores.mul_(heads.cap);
   }
-  const int64_t rows = b.end - b.start, room = rounded(rows), keys = k.size(1);
+  const int64_t rows = b.end - b.start, room = padded(rows), keys = k.size(1);
   by_kind(scores, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     at::parallel_for(0, heads.kv * heads.group * room, grain(keys), [&](int64_t first, int64_t last) {

@@ -232,7 +232,7 @@ struct LinearFunction : Function<LinearFunction> {
   static Tensor forward(AutogradContext* ctx, const Tensor& x, const std::optional<Tensor>& lora_a,
                         const std::optional<Tensor>& lora_b, const std::optional<Tensor>& bias, const Weight& weight,
                         double scale, double dropout, int64_t seed) {
-    const Tensor a = lora_a.value_or(Tensor()), b = lora_b.value_or(Tensor());
+    const Tensor a = lora_a ? lora_a->contiguous() : Tensor(), b = lora_b ? lora_b->contiguous() : Tensor();
     const auto kind = x.scalar_type();
     Tensor y, low;
     if (suits(x, weight)) {
@@ -286,7 +286,7 @@ struct LinearFunction : Function<LinearFunction> {
   // x W^T + scale * (x A^T) B^T, both products summed before they are rounded; and x A^T, [rows, padded r].
   static std::tuple<Tensor, Tensor> multiplied(const Tensor& x, const Tensor& a, const Tensor& b, const Weight& weight,
                                                double scale, double dropout, int64_t seed) {
-    const Tensor dense = weight.tensor(at::kBFloat16);
+    const Tensor dense = weight.tensor(at::kBFloat16).contiguous();
     Tensor y = at::empty({x.size(0), weight.rows}, x.options()), low;
     if (!a.defined()) {
       multiply({summand(x, right_of(dense, true))}, weight.rows, y);
@@ -304,7 +304,7 @@ struct LinearFunction : Function<LinearFunction> {
     const auto saved = ctx->get_saved_variables();
     const Tensor &a = saved[1], &b = saved[2], &low = saved[3];
     const bool wanted = ctx->needs_input_grad(0);
-    const Tensor dense = wanted ? weight.tensor(at::kBFloat16) : Tensor();
+    const Tensor dense = wanted ? weight.tensor(at::kBFloat16).contiguous() : Tensor();
     Tensor dx = wanted ? at::empty({grad.size(0), weight.columns}, grad.options()) : Tensor(), da, db;
     if (!a.defined()) {
       if (wanted) multiply({summand(grad, right_of(dense, false))}, weight.columns, dx);
@@ -388,14 +388,14 @@ struct HeadLossFunction : Function<HeadLossFunction> {
                         const Tensor& targets, double scale, double cap) {
     const int64_t rows = hidden.size(0), vocabulary = head.size(0);
     const bool differentiate = hidden.requires_grad() || head.requires_grad();
-    const Tensor weight = head.to(hidden.scalar_type());
+    const Tensor weight = head.to(hidden.scalar_type()).contiguous();
     Tensor losses = at::empty({rows}, at::kFloat);
     Tensor hidden_grad = differentiate ? at::empty_like(hidden) : Tensor();
     for (int64_t start = 0; start < rows; start += kHeadRows) {
       const int64_t count = std::min(kHeadRows, rows - start);
       Tensor part = hidden.narrow(0, start, count);
-      if (count % kRound != 0) {
-        part = at::zeros({rounded(count), hidden.size(1)}, hidden.options());
+      if (count % pipe_kernels::kPanel != 0) {
+        part = at::zeros({padded(count), hidden.size(1)}, hidden.options());
         part.narrow(0, 0, count).copy_(hidden.narrow(0, start, count));
       }
       const bool own = by_own_kernel(part, part.size(1)) && vocabulary % pipe_kernels::kPanel == 0;

@@ -20,22 +20,23 @@ bool by_own_kernel(const Tensor& x, int64_t depth) {
          pipe_kernels::product_instructions() != pipe_kernels::Instructions::none;
 }
 
-int64_t padded(int64_t n) {
-  return (n + pipe_kernels::kPanel - 1) / pipe_kernels::kPanel * pipe_kernels::kPanel;
-}
+using pipe_kernels::padded;
 
 // x [rows, columns in memory] of bf16 as the left side; `right` names the depth that is used.
 pipe_kernels::Summand summand(const Tensor& x, const pipe_kernels::Right& right) {
+  TORCH_CHECK(x.is_contiguous(), "a product's left side does not lie row after row");
   return {data<pipe_kernels::bf16>(x), x.size(1), right};
 }
 
 // A bf16 matrix as the right side.
 pipe_kernels::Right right_of(const Tensor& x, bool turned) {
+  TORCH_CHECK(x.is_contiguous(), "a product's right side does not lie row after row");
   return {data<pipe_kernels::bf16>(x), nullptr, x.size(1), turned ? x.size(1) : x.size(0), turned, 1};
 }
 
 // An f32 matrix as the right side, rounded as it is read.
 pipe_kernels::Right rounded_of(const Tensor& x, bool turned, double scale = 1) {
+  TORCH_CHECK(x.is_contiguous() && x.scalar_type() == at::kFloat, "an adapter's matrix is not f32, row after row");
   return {nullptr, data<float>(x), x.size(1), turned ? x.size(1) : x.size(0), turned, static_cast<float>(scale)};
 }
 

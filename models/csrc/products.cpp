@@ -79,7 +79,8 @@ PIPE_VECTORS inline void turn_words(__m512i (&r)[16]) {
   }
 }
 
-// A panel holds tiles of 16 pairs of rows by 16 columns: [depth / 32][2 tiles][16 pairs][16 columns][2]. `from` and `depth` are rows of the right side.
+// A panel holds tiles of 16 pairs of rows by 16 columns: [depth / 32][2 tiles][16 pairs][16 columns][2].
+// `from` and `depth` are rows of the right side.
 PIPE_DOTS void pack(const Right& right, int64_t from, int64_t depth, int64_t column, int64_t columns, bf16* panel) {
   if (right.turned) {
     for (int64_t half = 0; half < 2; half++) {
@@ -95,9 +96,9 @@ PIPE_DOTS void pack(const Right& right, int64_t from, int64_t depth, int64_t col
     }
     return;
   }
-  const __m512i step = _mm512_set1_epi32(0x00200000);
-  const __m512i first = _mm512_add_epi16(_mm512_or_si512(_mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0),
-                                                         _mm512_slli_epi32(_mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0), 16)), step);
+  // Value i of the first row, then value i of the second.
+  const __m512i places = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+  const __m512i first = _mm512_or_si512(places, _mm512_slli_epi32(_mm512_add_epi32(places, _mm512_set1_epi32(32)), 16));
   const __m512i second = _mm512_add_epi16(first, _mm512_set1_epi16(16));
   for (int64_t d = 0; d < depth; d += 2) {
     const auto row = [&](int64_t r) PIPE_DOTS {
@@ -209,10 +210,6 @@ PIPE_DOTS void put(const float* sums, const Product& what, int64_t row, int64_t 
       _mm512_mask_storeu_epi16(what.out + at, mask, rounded(low, high));
     }
   }
-}
-
-int64_t padded(int64_t n) {
-  return (n + kPanel - 1) / kPanel * kPanel;
 }
 
 PIPE_TILES void set_up_tiles() {

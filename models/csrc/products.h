@@ -15,8 +15,15 @@ enum class Instructions { none, dot_products, tiles };
 // The best this processor has. Asks the system for leave to use tiles, once.
 Instructions product_instructions();
 
-// Columns are made in panels of this many; rows and depths are multiples of it.
+// Columns are made in panels of this many; rows and depths are multiples of it. Products that libtorch makes are rounded up to
+// it as well, because oneDNN compiles and keeps a kernel for every new size: documents of all lengths would otherwise cost more
+// compiling than computing, and memory without end.
 constexpr int64_t kPanel = 32;
+
+// The next multiple of it.
+inline int64_t padded(int64_t n) {
+  return (n + kPanel - 1) / kPanel * kPanel;
+}
 
 // The right side of a product, [depth, columns]: `values` as they lie, or, when `turned`, [columns, depth] in memory.
 // f32 values are rounded as they are packed. Rows past `depth` up to the next multiple of kPanel count as zeros.

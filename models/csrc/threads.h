@@ -14,14 +14,6 @@ using at::Tensor;
 // Elements a thread should have before a second one is worth waking.
 constexpr int64_t kGrain = 16384;
 
-// Products are made in sizes rounded up to this, because oneDNN compiles and keeps a kernel for every new size: documents
-// of all lengths would otherwise cost more compiling than computing, and memory without end.
-constexpr int64_t kRound = 32;
-
-int64_t rounded(int64_t n) {
-  return (n + kRound - 1) / kRound * kRound;
-}
-
 int64_t grain(int64_t row) {
   return std::max<int64_t>(1, kGrain / std::max<int64_t>(1, row));
 }

@@ -378,8 +378,12 @@ fn take(call: impl FnOnce(*mut Error) -> *mut C_tensor) -> Tensor {
 #[cfg(test)]
 mod tests {
     use half::bf16;
+    use tch::{Kind, Tensor};
 
-    use crate::random;
+    use super::Attention;
+    use crate::linear::{Linear, Lora, Pass, Weight};
+    use crate::nf4::{Format, Nf4};
+    use crate::{attention, random};
 
     unsafe extern "C" {
         fn pipe_product_by(
@@ -421,5 +425,86 @@ mod tests {
                 }
             }
         }
+    }
+
+    fn leaf(seed: u64, rows: i64, columns: i64, kind: Kind) -> Tensor {
+        let values: Vec<f32> = numbers(seed, (rows * columns) as usize).into_iter().map(bf16::to_f32).collect();
+        Tensor::from_slice(&values).reshape([rows, columns]).to_kind(kind)
+    }
+
+    fn assert_near(found: &[Tensor], expected: &[Tensor], what: &str) {
+        for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
+            assert_eq!(found.size(), expected.size(), "{what} {i}");
+            let (found, expected) = (found.to_kind(Kind::Double), expected.to_kind(Kind::Double));
+            let off = ((&found - &expected).norm() / expected.norm()).double_value(&[]);
+            assert!(off < 2e-2, "{what}, tensor {i}: off by {off}");
+        }
+    }
+
+    /// The answer and the gradients to x, A and B.
+    fn adapted(weight: Weight, [rows, rank]: [i64; 2], dropout: f64, fused: bool) -> [Tensor; 4] {
+        let (outputs, inputs) = weight.shape();
+        let x = leaf(1, rows, inputs, Kind::BFloat16).set_requires_grad(true);
+        // As it lies after a decomposition: columns one after another.
+        let a = leaf(2, inputs, rank, Kind::Float).tr().set_requires_grad(true);
+        let b = leaf(3, outputs, rank, Kind::Float).set_requires_grad(true);
+        let lora = Lora { a: a.shallow_clone(), b: b.shallow_clone(), scale: 1.5, dropout, dora: None, start: None };
+        let bias = Some(leaf(4, 1, outputs, Kind::Float).squeeze_dim(0));
+        let linear = Linear { name: "layer".into(), weight, bias, lora: Some(lora), heard: None };
+        let y = linear.forward(&x, Pass { training: Some(7), fused, ..Pass::INFERENCE });
+        (y.to_kind(Kind::Float) * leaf(5, rows, outputs, Kind::Float)).sum(Kind::Float).backward();
+        [y.detach(), x.grad(), a.grad(), b.grad()]
+    }
+
+    #[test]
+    fn adapted_layers_and_their_gradients_equal_the_plain_path_in_bf16() {
+        // Ranks that fill a panel, that do not, and more than one; depths beyond what is packed at once; rows that do not fit.
+        for (rows, inputs, outputs, rank) in [(64, 96, 64, 32), (32, 64, 2112, 8), (64, 2112, 96, 40), (33, 64, 64, 8)]
+        {
+            let dense = || Weight::Dense(leaf(6, outputs, inputs, Kind::BFloat16));
+            let values: Vec<f32> = numbers(6, (outputs * inputs) as usize).into_iter().map(bf16::to_f32).collect();
+            let nf4 = || Weight::Nf4(Nf4::quantize(Format::Nf4, &values, outputs as usize, inputs as usize, true));
+            for dropout in [0.0, 0.25] {
+                let sizes = [rows, rank];
+                let what = format!("{rows} x {inputs} x {outputs}, rank {rank}, dropout {dropout}");
+                assert_near(&adapted(dense(), sizes, dropout, true), &adapted(dense(), sizes, dropout, false), &what);
+                assert_near(&adapted(nf4(), sizes, dropout, true), &adapted(nf4(), sizes, dropout, false), &what);
+            }
+        }
+    }
+
+    #[test]
+    fn attention_and_its_gradients_equal_the_plain_path_in_bf16() {
+        let (lengths, dim) = ([5, 40, 67], 32);
+        let how = |window| Attention { head_dim: dim, window, scale: 0.3, cap: 0.0, dropout: 0.0, seed: 0 };
+        let run = |window: i64, fused: bool| {
+            let [q, k, v] = [(1, 4), (2, 2), (3, 2)]
+                .map(|(seed, heads)| leaf(seed, 112, heads * dim, Kind::BFloat16).set_requires_grad(true));
+            let pass = Pass { fused, ..Pass::INFERENCE };
+            let out = attention::packed(&q, &k, &v, &lengths, &how(window), pass);
+            (out.to_kind(Kind::Float) * leaf(4, 112, 4 * dim, Kind::Float)).sum(Kind::Float).backward();
+            [out.detach(), q.grad(), k.grad(), v.grad()]
+        };
+        for window in [0, 9] {
+            assert_near(&run(window, true), &run(window, false), &format!("window {window}"));
+        }
+    }
+
+    #[test]
+    fn head_and_loss_equal_the_plain_path_in_bf16() {
+        let ids = Tensor::from_slice(&(0..70).map(|i| i * 30 % 2112).collect::<Vec<i64>>());
+        let head = leaf(2, 2112, 64, Kind::BFloat16);
+        let run = |fused: bool| {
+            let hidden = leaf(1, 70, 64, Kind::BFloat16).set_requires_grad(true);
+            let losses = if fused {
+                super::head_loss(&hidden, &head, None, &ids, 1.0, 0.0)
+            } else {
+                let logits = hidden.to_kind(Kind::Float).matmul(&head.to_kind(Kind::Float).tr());
+                -logits.log_softmax(-1, Kind::Float).gather(1, &ids.unsqueeze(1), false).squeeze_dim(1)
+            };
+            losses.sum(Kind::Float).backward();
+            [losses.detach(), hidden.grad()]
+        };
+        assert_near(&run(true), &run(false), "head");
     }
 }
