@@ -37,8 +37,7 @@ pub fn reuse_memory() {
     unsafe { pipe_reuse_memory() }
 }
 
-/// Gives memory that no tensor holds back to the kernel, and code that only the start needed: after loading, after an
-/// evaluation.
+/// Gives memory that no tensor holds back to the kernel: after loading, after an evaluation.
 pub fn release_memory() {
     // SAFETY: touches free blocks only, under the allocator's lock; malloc_trim is safe at any time.
     unsafe {
@@ -46,7 +45,12 @@ pub fn release_memory() {
         #[cfg(all(target_os = "linux", target_env = "gnu"))]
         libc::malloc_trim(0);
     }
-    pipe_files::release_code();
+}
+
+/// Gives back code that only a first step needed; does nothing from the second call on.
+pub fn release_code_of_the_first_step() {
+    static DONE: std::sync::Once = std::sync::Once::new();
+    DONE.call_once(pipe_files::release_code);
 }
 
 /// Loads libtorch's CUDA half when it lies beside the CPU half, so one binary serves both kinds of machine.

@@ -55,6 +55,7 @@ fn all(loader: &Loader, events: &Events) -> Result<Decoder> {
         events.progress("load", "layers", index as u64 + 1, layers as u64);
     }
     crate::device::release_memory();
+    pipe_files::release_code();
     Ok(decoder)
 }
 

@@ -4,7 +4,7 @@
 
 use std::time::Instant;
 
-use pipe_job::{Adapter, Compute, Lora, Recompute, TrainJob};
+use pipe_job::{Adapter, Compute, Lora, Recompute, TrainJob, Watchdog};
 use tch::{Kind, Tensor};
 
 use crate::checkpoint::{Best, Checkpoints, State};
@@ -50,13 +50,8 @@ pub fn run(job: &TrainJob, events: &Events) -> Result<()> {
         state = saved;
     }
     tell_sizes(&decoder, &optimizer, &plan, events);
-    let recompute = match job.recompute {
-        Recompute::Nothing => 0,
-        Recompute::Layers(group) => group.max(1),
-    };
-    let base = Pass { training: None, fused: job.kernels, recompute, base_only: false };
+    let base = Pass { training: None, fused: job.kernels, recompute: layers_again(job.recompute), base_only: false };
     let lanes = window::lanes_for(&decoder, optimizer.parameters(), base);
-    let mut first_step = true;
     let mut sampler = job.sampling.as_ref().map(Sampler::new).transpose()?;
 
     let outcome = loop {
@@ -135,11 +130,7 @@ pub fn run(job: &TrainJob, events: &Events) -> Result<()> {
         optimizer.step(lr, grad_norm, rate.momentum_at(state.step));
         optimizer.forget_gradients();
         state.step += 1;
-        if first_step {
-            // The first step has run much that only a first one needs.
-            pipe_files::release_code();
-            first_step = false;
-        }
+        device::release_code_of_the_first_step();
 
         journal.step(Done {
             step: state.step,
@@ -153,19 +144,7 @@ pub fn run(job: &TrainJob, events: &Events) -> Result<()> {
             trained_tokens: trained,
             seconds: started.elapsed().as_secs_f64(),
         });
-        if let Some(watchdog) = job.watchdog {
-            state.high_losses = if loss > watchdog.threshold { state.high_losses + 1 } else { 0 };
-            if state.high_losses >= watchdog.patience.max(1) {
-                return Err(ModelError::work(format!(
-                    "loss_watchdog_threshold: the loss was above {} in {} steps in a row, at last {loss:.4} in step {} with {}. \
-                     Lower learning_rate, look at the rows, or raise the threshold",
-                    watchdog.threshold,
-                    state.high_losses,
-                    state.step,
-                    packs.name_rows(&window)
-                )));
-            }
-        }
+        state.watch(job.watchdog, loss, || packs.name_rows(&window))?;
         state.evaluated = !plan.is_due(&job.eval, state.step);
     };
     if let Err(error) = outcome {
@@ -186,6 +165,23 @@ pub fn run(job: &TrainJob, events: &Events) -> Result<()> {
 }
 
 impl State {
+    /// Counts losses that are too high; an error once they are so for too long.
+    fn watch(&mut self, watchdog: Option<Watchdog>, loss: f64, rows: impl Fn() -> String) -> Result<()> {
+        let Some(watchdog) = watchdog else { return Ok(()) };
+        self.high_losses = if loss > watchdog.threshold { self.high_losses + 1 } else { 0 };
+        if self.high_losses < watchdog.patience.max(1) {
+            return Ok(());
+        }
+        Err(ModelError::work(format!(
+            "loss_watchdog_threshold: the loss was above {} in {} steps in a row, at last {loss:.4} in step {} with {}. \
+             Lower learning_rate, look at the rows, or raise the threshold",
+            watchdog.threshold,
+            self.high_losses,
+            self.step,
+            rows()
+        )))
+    }
+
     /// Takes note of an evaluation; whether it is the best so far.
     fn judge(&mut self, loss: f64) -> bool {
         if self.best.is_none_or(|best| loss < best.loss) {
@@ -269,6 +265,14 @@ fn prepare_adapter(job: &TrainJob, settings: &Lora, events: &Events) -> Result<P
     };
     tuned::densify_for_training(&mut decoder);
     Ok(Prepared { parameters: adapter::parameters(&decoder), decoder, adapter: Some(settings) })
+}
+
+/// Layers that are computed again together; 0 for none.
+fn layers_again(recompute: Recompute) -> usize {
+    match recompute {
+        Recompute::Nothing => 0,
+        Recompute::Layers(group) => group.max(1),
+    }
 }
 
 /// How many tokens of a window a lane takes at a time.

@@ -61,7 +61,7 @@ pub enum Recompute {
 }
 
 /// Resident size of the worker with libtorch loaded and a model of no size, measured on Linux with the CPU build, and the
-/// free memory that its allocator keeps for the next use.
+/// gaps between tensors that its allocator cannot use.
 const RUNTIME: u64 = 141_000_000 + (32 << 20);
 /// What the backward pass holds beside what was kept for it, measured over chunks of 128 to 512 tokens.
 const IN_FLIGHT: f64 = 0.12;
