@@ -9,7 +9,7 @@ fn complaint(project: &Project, code: i32, args: &[&str]) -> String {
     for word in ["panicked", "RUST_BACKTRACE", "unwrap"] {
         assert!(!said.stderr.contains(word), "{}", said.stderr);
     }
-    said.stderr + &said.stdout
+    (said.stderr + &said.stdout).replace("$ROOT/work", "$PROJECT")
 }
 
 fn assert_tells(text: &str, words: &[&str]) {
@@ -51,7 +51,7 @@ fn a_tokenizer_that_is_cut_off() {
     let project = Project::with_data_recipe();
     project.write("model/tokenizer.json", "{\"model\": {\"vocab\": {\"<s>\": 1, ");
     insta::assert_snapshot!(complaint(&project, 2, &["validate", "recipe.yml"]), @r"
-    error[unusable-tokenizer]: $ROOT/work/model/tokenizer.json: the tokenizer cannot be used: its JSON: EOF while parsing an object at line 1 column 31
+    error[unusable-tokenizer]: $PROJECT/model/tokenizer.json: the tokenizer cannot be used: its JSON: EOF while parsing an object at line 1 column 31
      --> recipe.yml:1:13 (base_model)
     1 | base_model: model
       |             ^^^^^
