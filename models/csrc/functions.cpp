@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "attention.h"
+#include "first_calls.h"
 #include "kernels.h"
 #include "multiply.h"
 #include "threads.h"

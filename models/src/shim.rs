@@ -427,6 +427,28 @@ mod tests {
         }
     }
 
+    /// Where these are the first calls, and not made at once beforehand, some of them give twelve bits.
+    #[test]
+    fn functions_give_all_their_bits_to_threads_that_call_them_at_once() {
+        let functions = [Tensor::tanh, Tensor::cos, Tensor::sin, Tensor::exp, Tensor::log, Tensor::sqrt, Tensor::erf];
+        let (threads, x) = (4, leaf(1, 1, 2000, Kind::Float).abs() + 0.01);
+        let start = std::sync::Barrier::new(threads);
+        let values: Vec<f32> = x.squeeze_dim(0).try_into().unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..threads {
+                scope.spawn(|| {
+                    let x = Tensor::from_slice(&values);
+                    start.wait();
+                    for (i, function) in functions.iter().enumerate() {
+                        let (found, exact) = (function(&x), function(&x.to_kind(Kind::Double)));
+                        let off = ((found.to_kind(Kind::Double) - &exact) / exact).abs().max().double_value(&[]);
+                        assert!(off < 1e-6, "function {i}: off by {off}");
+                    }
+                });
+            }
+        });
+    }
+
     fn leaf(seed: u64, rows: i64, columns: i64, kind: Kind) -> Tensor {
         let values: Vec<f32> = numbers(seed, (rows * columns) as usize).into_iter().map(bf16::to_f32).collect();
         Tensor::from_slice(&values).reshape([rows, columns]).to_kind(kind)

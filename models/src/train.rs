@@ -92,15 +92,8 @@ pub fn run(job: &TrainJob, events: &Events) -> Result<()> {
 
         let started = Instant::now();
         let window = plan.window(state.step);
-        let trained: u64 = window.iter().map(|&pack| packs.trained(pack)).sum();
+        let trained = trained_tokens(&packs, &window, state.step + 1)?;
         let window_tokens: u64 = window.iter().map(|&pack| packs.tokens(pack)).sum();
-        if trained == 0 {
-            return Err(ModelError::input(format!(
-                "step {} has no trained token in {}",
-                state.step + 1,
-                packs.name_rows(&window)
-            )));
-        }
         let chunks = chunks(&packs, &window, job.batching.micro_batch, lanes, decoder.compute);
         let learning = Window {
             packs: &packs,
@@ -119,13 +112,7 @@ pub fn run(job: &TrainJob, events: &Events) -> Result<()> {
         };
         let loss = tally.sum / trained as f64;
         let grad_norm = optimizer.grad_norm();
-        if !loss.is_finite() || !grad_norm.is_finite() {
-            return Err(ModelError::work(format!(
-                "step {}: loss {loss}, gradient norm {grad_norm}; nothing was updated. Look at {}, or lower learning_rate",
-                state.step + 1,
-                packs.name_rows(&window)
-            )));
-        }
+        require_finite(loss, grad_norm, state.step + 1, || packs.name_rows(&window))?;
         let lr = rate.at(state.step);
         optimizer.step(lr, grad_norm, rate.momentum_at(state.step));
         optimizer.forget_gradients();
@@ -192,6 +179,24 @@ impl State {
         self.idle_evals += 1;
         false
     }
+}
+
+/// How many tokens of a window are trained on; none is an error.
+fn trained_tokens(packs: &Packs, window: &[usize], step: u64) -> Result<u64> {
+    match window.iter().map(|&pack| packs.trained(pack)).sum() {
+        0 => Err(ModelError::input(format!("step {step} has no trained token in {}", packs.name_rows(window)))),
+        trained => Ok(trained),
+    }
+}
+
+fn require_finite(loss: f64, grad_norm: f64, step: u64, rows: impl Fn() -> String) -> Result<()> {
+    if loss.is_finite() && grad_norm.is_finite() {
+        return Ok(());
+    }
+    Err(ModelError::work(format!(
+        "step {step}: loss {loss}, gradient norm {grad_norm}; nothing was updated. Look at {}, or lower learning_rate",
+        rows()
+    )))
 }
 
 /// The summed loss in nats and the number of trained tokens over all packs.

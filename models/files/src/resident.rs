@@ -5,17 +5,50 @@
 
 #![allow(unsafe_code)]
 
-/// Lets go of the pages of code and constants that were read from files; whichever is needed again comes back from the page
-/// cache. Only mappings that are neither writable nor changed by the loader are touched.
+/// Lets go of the pages of code and constants of this program and its libraries; whichever is needed again comes back from
+/// the page cache. Only segments that are neither writable nor changed by the loader are touched.
 pub fn release_code() {
     #[cfg(target_os = "linux")]
     if let Ok(maps) = std::fs::read_to_string("/proc/self/smaps") {
-        for (start, length) in unchanged_code(&maps) {
+        let mut unchanged = unchanged_code(&maps);
+        // SAFETY: the list outlives the call, which is the only one to use it.
+        unsafe { libc::dl_iterate_phdr(Some(release_object), (&raw mut unchanged).cast()) };
+    }
+}
+
+/// Releases what of one loaded object is in the list at `unchanged`. Other threads map and unmap memory meanwhile, so an
+/// address of the list may be somebody's data by now; that of an object cannot, for none is unloaded while they are gone through.
+#[cfg(target_os = "linux")]
+unsafe extern "C" fn release_object(
+    object: *mut libc::dl_phdr_info,
+    _: libc::size_t,
+    unchanged: *mut libc::c_void,
+) -> libc::c_int {
+    // SAFETY: the loader gives one of its objects with all of its headers; the list is what `release_code` passed.
+    let (base, headers, unchanged) = unsafe {
+        let object = &*object;
+        let headers = std::slice::from_raw_parts(object.dlpi_phdr, object.dlpi_phnum.into());
+        (object.dlpi_addr as usize, headers, &*unchanged.cast::<Vec<(usize, usize)>>())
+    };
+    let segments = headers.iter().filter(|header| header.p_type == libc::PT_LOAD && header.p_flags & libc::PF_W == 0);
+    for segment in segments {
+        let start = base + segment.p_vaddr as usize;
+        for (start, length) in inside(unchanged, start, start + segment.p_memsz as usize) {
             // SAFETY: a read-only private mapping of a file of which no page is this process's own: each reads the same
             // bytes when it is touched again.
             unsafe { libc::madvise(start as *mut libc::c_void, length, libc::MADV_DONTNEED) };
         }
     }
+    0
+}
+
+/// The mappings that lie within a segment, whose ends are rounded to pages when it is loaded.
+#[cfg(target_os = "linux")]
+fn inside(mappings: &[(usize, usize)], start: usize, end: usize) -> impl Iterator<Item = (usize, usize)> {
+    // SAFETY: asks for a constant of the system.
+    let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as usize;
+    let (first, last) = (start / page * page, end.next_multiple_of(page));
+    mappings.iter().copied().filter(move |&(from, length)| first <= from && from + length <= last)
 }
 
 /// Start and length of the read-only private mappings of files that have no page of their own.
@@ -57,6 +90,15 @@ Anonymous:             0 kB
     #[test]
     fn only_unchanged_pages_of_files_go() {
         assert_eq!(unchanged_code(MAPS), [(0x7f00_0000_0000, 0x3000)]);
+    }
+
+    #[test]
+    fn mappings_that_are_no_segment_stay() {
+        let mappings = [(0x1000_0000, 0x10000), (0x2000_0000, 0x10000), (0x2001_0000, 0x10000)];
+        // A segment begins and ends within its first and last page.
+        let found: Vec<_> = inside(&mappings, 0x2000_0040, 0x2000_fff0).collect();
+        assert_eq!(found, [(0x2000_0000, 0x10000)]);
+        assert_eq!(inside(&mappings, 0x2000_0040, 0x2000_0080).count(), 0, "a mapping larger than the segment");
     }
 
     #[test]
