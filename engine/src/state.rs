@@ -82,6 +82,8 @@ pub(crate) struct Evaluated {
     pub ingredients: Ingredients,
     pub origin: Origin,
     pub lookup: Lookup,
+    /// An attempt that did not end has left something to go on from.
+    pub begun: bool,
 }
 
 /// The state of every node that the selection wants, in plan order, without running anything.
@@ -233,7 +235,8 @@ pub(crate) fn evaluate(
     let ingredients = Ingredients { stage, version, params, files, inputs };
     let key = ingredients.key();
     let lookup = store.lookup(key, depth);
-    Ok(Some(Evaluated { key, ingredients, origin, lookup }))
+    let begun = matches!(lookup, Lookup::Nothing) && store.is_begun(key);
+    Ok(Some(Evaluated { key, ingredients, origin, lookup, begun }))
 }
 
 fn fill(state: &mut NodeState, evaluated: Evaluated, store: &Store, past: Past<'_>, node: &Node, forced: bool) {

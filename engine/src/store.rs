@@ -176,6 +176,13 @@ impl Store {
         self.root.join("work").join(key.to_string())
     }
 
+    /// Whether an attempt at a key has left something, such as a checkpoint.
+    pub(crate) fn is_begun(&self, key: Digest) -> bool {
+        let holds_something = |folder: PathBuf| fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some());
+        fs::read_dir(self.work(key))
+            .is_ok_and(|attempts| attempts.flatten().any(|attempt| holds_something(attempt.path())))
+    }
+
     /// The work folder for one attempt at a key, with what the attempt before left in it. The caller holds the key's lock.
     ///
     /// It is moved to a name of its own every time: a child of a killed run may live a few seconds longer, and must not

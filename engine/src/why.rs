@@ -97,8 +97,9 @@ pub(crate) fn line(causes: &[Cause], record: Option<&Record>) -> String {
 
 /// What changed since the node was last seen.
 pub(crate) fn explain(last: Option<&LastSeen>, now: &Evaluated) -> Vec<Cause> {
+    let not_run = if now.begun { "it was begun and not finished" } else { "it has not run yet" };
     let Some(last) = last else {
-        return vec![Cause::new(CauseKind::Missing, "it has not run yet").after(now.key.short())];
+        return vec![Cause::new(CauseKind::Missing, not_run).after(now.key.short())];
     };
     let mut causes = Vec::new();
     let (was, is) = (&last.ingredients, &now.ingredients);
@@ -110,7 +111,7 @@ pub(crate) fn explain(last: Option<&LastSeen>, now: &Evaluated) -> Vec<Cause> {
     file_causes(last, now, &mut causes);
     upstream_causes(last, now, &mut causes);
     if causes.is_empty() {
-        let what = if last.key == now.key { "its record is gone" } else { "it has not run yet" };
+        let what = if last.key == now.key { "its record is gone" } else { not_run };
         causes.push(Cause::new(CauseKind::Missing, what).before(last.key.short()).after(now.key.short()));
     }
     causes

@@ -47,6 +47,19 @@ fn a_second_run_runs_nothing() {
 }
 
 #[test]
+fn an_attempt_that_left_something_is_told_from_none() {
+    let world = World::pipeline();
+    world.executed_with(Selection { until: only("pack.train"), ..Selection::default() });
+    let key = state(&world, "train").key.unwrap();
+    let work = world.store().take_work(key).unwrap();
+    assert_eq!(state(&world, "train").reason, "it has not run yet", "it left nothing");
+    fs::write(work.join("checkpoint"), "3").unwrap();
+    assert_eq!(state(&world, "train").reason, "it was begun and not finished");
+    assert_eq!(world.executed(), "train eval");
+    assert_eq!(state(&world, "train").reason, "unchanged");
+}
+
+#[test]
 fn a_parameter_reruns_its_stage_and_what_lies_below() {
     let mut world = World::pipeline();
     world.executed();
