@@ -5,6 +5,7 @@
 //! or files.
 
 use half::f16;
+use rayon::prelude::*;
 use tch::{Kind, Tensor};
 
 use crate::shim;
@@ -26,17 +27,18 @@ impl Int8 {
     /// Quantises a row-major weight of `rows * columns` values.
     pub fn quantize(weight: &[f32], rows: usize, columns: usize) -> Self {
         debug_assert_eq!(weight.len(), rows * columns);
-        let mut codes = Vec::with_capacity(weight.len());
-        let mut absmax = Vec::with_capacity(rows);
-        for row in weight.chunks(columns.max(1)) {
+        let (mut codes, mut absmax) = (vec![0i8; weight.len()], vec![0f32; rows]);
+        let each = columns.max(1);
+        let parts = weight.par_chunks(each).zip(codes.par_chunks_mut(each)).zip(&mut absmax);
+        parts.with_min_len(16).for_each(|((row, codes), absmax)| {
             // bitsandbytes quantises what the weights are in half precision.
             let row: Vec<f32> = row.iter().map(|value| f16::from_f32(*value).to_f32()).collect();
             let top = row.iter().fold(0.0f32, |most, value| most.max(value.abs()));
             // PyTorch divides a number by a tensor as the number times reciprocals.
             let share = (1.0 / top) * 127.0;
-            codes.extend(row.iter().map(|value| (value * share).round_ties_even() as i8));
-            absmax.push(top);
-        }
+            codes.iter_mut().zip(&row).for_each(|(code, value)| *code = (value * share).round_ties_even() as i8);
+            *absmax = top;
+        });
         let factors: Vec<f32> = absmax.iter().map(|top| top * (1.0f64 / 127.0) as f32).collect();
         Self {
             rows: rows as i64,

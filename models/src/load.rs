@@ -3,11 +3,13 @@
 //! Never more than the finished part and one tensor is resident: pages of the files are dropped as soon as they are
 //! read, and NF4 weights are quantised the moment they arrive.
 
+use std::cell::Cell;
 use std::path::Path;
 
 use half::bf16;
 use pipe_files::{ModelConfig, ModelFiles, NormStyle, Part, Place, TensorType};
 use pipe_job::{BaseWeights, Compute};
+use rayon::prelude::*;
 use tch::{Kind, Tensor};
 
 use crate::attention::Rotary;
@@ -92,12 +94,14 @@ pub struct Loader {
     kind: Kind,
     /// Whether matrices may stay in the type of the files.
     stored: bool,
+    /// Memory for a matrix before it is quantised: fresh pages for each would take longer than the work on them.
+    room: Cell<Vec<f32>>,
 }
 
 impl Loader {
     /// Opens the model at `path`, to be held as `base` and computed with in `compute`.
     pub fn open(path: &Path, base: BaseWeights, compute: Compute) -> Result<Self> {
-        Ok(Self { files: ModelFiles::open(path)?, base, kind: kind_of(compute)?, stored: false })
+        Ok(Self { files: ModelFiles::open(path)?, base, kind: kind_of(compute)?, stored: false, room: Cell::default() })
     }
 
     /// A decoder that has everything but its layers.
@@ -129,6 +133,9 @@ impl Loader {
     pub fn layer(&self, index: usize) -> Result<Layer> {
         let config = self.files.config();
         let places = Places(config.layer_tensors(index));
+        if index + 1 < config.layers {
+            config.layer_tensors(index + 1).iter().for_each(|place| self.files.fetch(&place.name));
+        }
         let norm = |part: Part| config.has(index, part).then(|| self.norm(&places, part, config.norm)).transpose();
         let qk_norm = |part: Part| {
             // Whether queries and keys are centred goes with the other norms; their bias does not.
@@ -218,10 +225,7 @@ impl Loader {
             BaseWeights::Fp4 { double_quant } if place.is_quantised() => {
                 self.four_bit(Format::Fp4, &place.name, double_quant)?
             }
-            BaseWeights::Int8 if place.is_quantised() => {
-                let (values, rows, columns) = self.to_quantize(&place.name)?;
-                Weight::Int8(Int8::quantize(&values, rows, columns))
-            }
+            BaseWeights::Int8 if place.is_quantised() => Weight::Int8(self.quantized(&place.name, Int8::quantize)?),
             _ => self.matrix(&place.name)?,
         };
         let bias = places.find(part, copy, true).map(|place| self.dense(&place.name)).transpose()?;
@@ -233,20 +237,23 @@ impl Loader {
     }
 
     fn four_bit(&self, format: Format, name: &str, double_quant: bool) -> Result<Weight> {
-        let (values, rows, columns) = self.to_quantize(name)?;
-        Ok(Weight::Nf4(Nf4::quantize(format, &values, rows, columns, double_quant)))
+        let quantize = |values: &[f32], rows, columns| Nf4::quantize(format, values, rows, columns, double_quant);
+        Ok(Weight::Nf4(self.quantized(name, quantize)?))
     }
 
-    fn to_quantize(&self, name: &str) -> Result<(Vec<f32>, usize, usize)> {
+    /// What `quantize` makes of a matrix's values, rows and columns.
+    fn quantized<T>(&self, name: &str, quantize: impl FnOnce(&[f32], usize, usize) -> T) -> Result<T> {
         let shape = self.shape(name)?;
-        let mut values = Vec::new();
+        let mut values = self.room.take();
         self.files.read_f32(name, &mut values)?;
         self.files.release(name);
         // The base passes through the compute type first, as transformers loads it before bitsandbytes quantises it.
-        if self.kind == Kind::BFloat16 {
-            values.iter_mut().for_each(|value| *value = bf16::from_f32(*value).to_f32());
+        if self.kind == Kind::BFloat16 && self.files.dtype(name) != Some(TensorType::Bf16) {
+            values.par_iter_mut().for_each(|value| *value = bf16::from_f32(*value).to_f32());
         }
-        Ok((values, shape[0], shape[1]))
+        let weight = quantize(&values, shape[0], shape[1]);
+        self.room.set(values);
+        Ok(weight)
     }
 
     fn dense(&self, name: &str) -> Result<Tensor> {

@@ -6,8 +6,10 @@
 
 use std::sync::OnceLock;
 
+use rayon::prelude::*;
 use tch::{Kind, Tensor};
 
+use crate::kernels::{self, Instructions};
 use crate::shim;
 
 /// Weights that share one scale.
@@ -56,11 +58,23 @@ pub const FP4_CODEBOOK: [f32; 16] = [
     -0.25,
 ];
 
+/// Weights that are quantised as one piece of work.
+const PART: usize = 64 * 1024;
+
 /// Which sixteen values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     Nf4,
     Fp4,
+}
+
+impl Format {
+    pub fn codebook(self) -> &'static [f32; 16] {
+        match self {
+            Self::Nf4 => &CODEBOOK,
+            Self::Fp4 => &FP4_CODEBOOK,
+        }
+    }
 }
 
 /// A quantised `[rows, columns]` weight.
@@ -87,11 +101,12 @@ impl Nf4 {
     /// Quantises a row-major weight of `rows * columns` values.
     pub fn quantize(format: Format, weight: &[f32], rows: usize, columns: usize, double_quant: bool) -> Self {
         debug_assert_eq!(weight.len(), rows * columns);
-        let mut packed = Vec::with_capacity(weight.len().div_ceil(2));
-        let mut absmax = Vec::with_capacity(weight.len().div_ceil(BLOCK));
-        for block in weight.chunks(BLOCK) {
-            absmax.push(quantize_block(format, block, &mut packed));
-        }
+        let mut packed = vec![0; weight.len().div_ceil(2)];
+        let mut absmax = vec![0.0; weight.len().div_ceil(BLOCK)];
+        let parts = packed.par_chunks_mut(PART / 2).zip(absmax.par_chunks_mut(PART / BLOCK));
+        weight.par_chunks(PART).zip(parts).for_each(|(weight, (packed, absmax))| {
+            kernels::encode(Instructions::best(), format, weight, packed, absmax);
+        });
         let scales = if double_quant { quantize_scales(&absmax) } else { Scales::Plain(Tensor::from_slice(&absmax)) };
         Self { format, rows: rows as i64, columns: columns as i64, packed: Tensor::from_slice(&packed), scales }
     }
@@ -137,41 +152,6 @@ fn dynamic_values(finer: i32, signs: impl Fn(f32) -> Vec<f32>) -> [f32; 256] {
     let mut map = [0.0; 256];
     map.copy_from_slice(&values);
     map
-}
-
-/// Quantises one block into `packed` and returns its scale.
-fn quantize_block(format: Format, block: &[f32], packed: &mut Vec<u8>) -> f32 {
-    let absmax = block.iter().fold(0.0f32, |most, value| most.max(value.abs()));
-    let least = absmax.max(1e-38);
-    // A whole block is multiplied by the reciprocal, a short last one divided: as bitsandbytes does, to the bit.
-    let share = 1.0 / least;
-    let code = |value: f32| {
-        let scaled = if block.len() == BLOCK { value * share } else { value / least };
-        match format {
-            Format::Nf4 => midpoints().iter().filter(|&&bound| bound < scaled).count() as u8,
-            Format::Fp4 => fp4_code(scaled),
-        }
-    };
-    for pair in block.chunks(2) {
-        // A missing second weight is padded with zero.
-        let low = pair.get(1).map_or_else(|| code(0.0), |&value| code(value));
-        packed.push(code(pair[0]) << 4 | low);
-    }
-    if block.len() == BLOCK { absmax } else { least }
-}
-
-fn midpoints() -> &'static [f32; 15] {
-    static BOUNDS: OnceLock<[f32; 15]> = OnceLock::new();
-    BOUNDS.get_or_init(|| std::array::from_fn(|i| (CODEBOOK[i] + CODEBOOK[i + 1]) / 2.0))
-}
-
-/// The code of the nearest of the sixteen floats.
-fn fp4_code(value: f32) -> u8 {
-    /// Codes in the order of their values.
-    const ORDER: [u8; 16] = [11, 10, 13, 12, 15, 14, 9, 0, 8, 1, 6, 7, 4, 5, 2, 3];
-    let value_of = |place: usize| FP4_CODEBOOK[usize::from(ORDER[place])];
-    let place = (0..15).filter(|&i| (value_of(i) + value_of(i + 1)) / 2.0 < value).count();
-    ORDER[place]
 }
 
 fn quantize_scales(absmax: &[f32]) -> Scales {

@@ -3,7 +3,8 @@
 //! Decoding multiplies and adds in the order of the `gguf` Python package, so values agree bit for bit; nothing here may
 //! be rewritten with fused multiply-add. Block layouts: ggml's `ggml-common.h`.
 
-use half::{bf16, f16};
+use half::f16;
+use half::slice::HalfFloatSliceExt;
 
 use crate::kquants;
 
@@ -96,9 +97,9 @@ impl TensorType {
         let (n, size) = self.block();
         let pairs = src.chunks_exact(size).zip(dst.chunks_exact_mut(n));
         match self {
-            Self::F32 => pairs.for_each(|(s, d)| d[0] = f32::from_le_bytes([s[0], s[1], s[2], s[3]])),
-            Self::F16 => pairs.for_each(|(s, d)| d[0] = half_at(s, 0)),
-            Self::Bf16 => pairs.for_each(|(s, d)| d[0] = bf16::from_le_bytes([s[0], s[1]]).to_f32()),
+            Self::F32 => src.as_chunks::<4>().0.iter().zip(dst).for_each(|(s, d)| *d = f32::from_le_bytes(*s)),
+            Self::F16 => halves(src, dst),
+            Self::Bf16 => src.as_chunks::<2>().0.iter().zip(dst).for_each(|(s, d)| *d = bf16_at(*s)),
             Self::Q4_0 => pairs.for_each(|(s, d)| q4_0(s, d)),
             Self::Q4_1 => pairs.for_each(|(s, d)| q4_1(s, d)),
             Self::Q5_0 => pairs.for_each(|(s, d)| q5_0(s, d)),
@@ -111,6 +112,22 @@ impl TensorType {
             Self::Q5K => pairs.for_each(|(s, d)| kquants::q5(s, d)),
             Self::Q6K => pairs.for_each(|(s, d)| kquants::q6(s, d)),
         }
+    }
+}
+
+/// A bf16 is the upper half of an f32.
+fn bf16_at(bytes: [u8; 2]) -> f32 {
+    f32::from_bits(u32::from(u16::from_le_bytes(bytes)) << 16)
+}
+
+/// f16 to f32, some at a time, with the processor's instruction for it.
+fn halves(src: &[u8], dst: &mut [f32]) {
+    const SOME: usize = 256;
+    for (src, dst) in src.chunks(2 * SOME).zip(dst.chunks_mut(SOME)) {
+        let mut some = [f16::ZERO; SOME];
+        let some = &mut some[..dst.len()];
+        some.iter_mut().zip(src.as_chunks::<2>().0).for_each(|(half, bytes)| *half = f16::from_le_bytes(*bytes));
+        some.convert_to_f32_slice(dst);
     }
 }
 

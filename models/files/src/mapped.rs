@@ -7,7 +7,7 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use memmap2::{Mmap, UncheckedAdvice};
+use memmap2::{Advice, Mmap, UncheckedAdvice};
 
 use crate::FilesError;
 
@@ -27,6 +27,12 @@ impl Mapped {
 
     pub fn bytes(&self) -> &[u8] {
         &self.map
+    }
+
+    /// Asks the system to read a range into its page cache, where it does not count as this process's memory.
+    pub fn fetch(&self, offset: usize, len: usize) {
+        // Not to be served only costs time.
+        let _ = self.map.advise_range(Advice::WillNeed, offset, len);
     }
 
     /// Drops the pages of a range from resident memory; the next read fetches them from the file again.

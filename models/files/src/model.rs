@@ -93,9 +93,11 @@ impl ModelFiles {
         self.tensors.get(name).map(|t| t.shape.as_slice())
     }
 
-    /// How the tensor is stored.
+    /// How the tensor is stored; `None` where its parts differ, or where it is held in codes.
     pub fn dtype(&self, name: &str) -> Option<TensorType> {
-        self.tensors.get(name).and_then(|t| t.pieces.first()).map(|piece| piece.dtype)
+        let pieces = &self.tensors.get(name)?.pieces;
+        let dtype = pieces.first()?.dtype;
+        pieces.iter().all(|piece| piece.dtype == dtype).then_some(dtype)
     }
 
     /// The files that hold the weights: what a cache key must digest.
@@ -106,7 +108,7 @@ impl ModelFiles {
     /// Reads a tensor as f32, row-major, replacing `out`'s content.
     pub fn read_f32(&self, name: &str, out: &mut Vec<f32>) -> Result<(), FilesError> {
         let entry = self.entry(name)?;
-        out.clear();
+        // What it held is written over.
         out.resize(entry.shape.iter().product(), 0.0);
         match &entry.quantised {
             Some(quantised) => quantised.decode(&self.files, out),
@@ -159,10 +161,7 @@ impl ModelFiles {
     /// where the network's matrix is more than stored rows of one type in another order.
     pub fn read_blocks(&self, name: &str, out: &mut Vec<u8>) -> Result<Option<TensorType>, FilesError> {
         let entry = self.entry(name)?;
-        let dtype = entry.pieces.first().map(|piece| piece.dtype);
-        let Some(dtype) = dtype.filter(|dtype| entry.pieces.iter().all(|piece| piece.dtype == *dtype)) else {
-            return Ok(None);
-        };
+        let Some(dtype) = self.dtype(name) else { return Ok(None) };
         if entry.transposed || entry.excess != 0.0 || entry.shape.len() != 2 {
             return Ok(None);
         }
@@ -172,13 +171,23 @@ impl ModelFiles {
         Ok(Some(dtype))
     }
 
+    /// Has the system read a tensor's bytes ahead, while something else is done with the processor.
+    pub fn fetch(&self, name: &str) {
+        self.stretches(name).for_each(|(file, offset, len)| self.files[file].fetch(offset, len));
+    }
+
     /// Drops a tensor's pages from resident memory after it was read: mapped files count as resident.
     pub fn release(&self, name: &str) {
-        let Some(entry) = self.tensors.get(name) else { return };
-        let codes = entry.quantised.iter().map(|q| (q.codes.file, q.codes.offset, q.codes.len));
-        for (file, offset, len) in entry.pieces.iter().map(|piece| (piece.file, piece.offset, piece.len)).chain(codes) {
-            self.files[file].release(offset, len);
-        }
+        self.stretches(name).for_each(|(file, offset, len)| self.files[file].release(offset, len));
+    }
+
+    /// File, offset and length of a tensor's parts.
+    fn stretches(&self, name: &str) -> impl Iterator<Item = (usize, usize, usize)> {
+        let entry = self.tensors.get(name).into_iter();
+        entry.flat_map(|entry| {
+            let codes = entry.quantised.iter().map(|q| (q.codes.file, q.codes.offset, q.codes.len));
+            entry.pieces.iter().map(|piece| (piece.file, piece.offset, piece.len)).chain(codes)
+        })
     }
 
     fn open_folder(path: &Path) -> Result<Self, FilesError> {

@@ -10,10 +10,45 @@ mod dense_rows;
 pub mod eight_bit;
 pub mod elementwise;
 mod nf4_decode;
+mod nf4_encode;
 pub mod rows;
 
-pub use nf4_decode::{Decoder, Packed, decode};
+use std::sync::OnceLock;
+
+pub use nf4_decode::{Packed, decode};
+pub use nf4_encode::encode;
 pub use rows::Matrix;
+
+/// The vector instructions that a kernel for 4-bit weights is compiled with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Instructions {
+    Scalar,
+    Avx2,
+    Avx512,
+}
+
+impl Instructions {
+    /// The fastest this processor has.
+    pub fn best() -> Self {
+        static BEST: OnceLock<Instructions> = OnceLock::new();
+        *BEST.get_or_init(|| Self::all().pop().unwrap_or(Self::Scalar))
+    }
+
+    /// Those this processor has, slowest first.
+    pub fn all() -> Vec<Self> {
+        let mut all = vec![Self::Scalar];
+        #[cfg(target_arch = "x86_64")]
+        {
+            if is_x86_feature_detected!("avx2") {
+                all.push(Self::Avx2);
+            }
+            if is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512vl") {
+                all.push(Self::Avx512);
+            }
+        }
+        all
+    }
+}
 
 /// The C++ shim's way in; see csrc/functions.h for the layout.
 ///
@@ -52,10 +87,10 @@ pub unsafe extern "C" fn pipe_nf4_decode(
         let length = (last * crate::nf4::BLOCK).min(count) - start;
         if wide != 0 {
             let out = std::slice::from_raw_parts_mut(out.cast::<f32>().add(start), length);
-            nf4_decode::decode_f32(Decoder::best(), &weights, first, out);
+            nf4_decode::decode_f32(Instructions::best(), &weights, first, out);
         } else {
             let out = std::slice::from_raw_parts_mut(out.cast::<u16>().add(start), length);
-            decode(Decoder::best(), &weights, first, out);
+            decode(Instructions::best(), &weights, first, out);
         }
     }
 }

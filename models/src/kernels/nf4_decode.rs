@@ -1,9 +1,8 @@
 //! 4-bit codes to bf16: the sixteen values are scaled and rounded once per block, so each weight is one table look-up.
 
-use std::sync::OnceLock;
-
 use half::bf16;
 
+use super::Instructions;
 use crate::nf4::{BLOCK, SCALE_BLOCK, dynamic_map};
 
 /// 4-bit weights as plain slices.
@@ -19,37 +18,6 @@ pub struct Packed<'a> {
     pub codebook: &'static [f32; 16],
 }
 
-/// An instruction set to decode with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Decoder {
-    Scalar,
-    Avx2,
-    Avx512,
-}
-
-impl Decoder {
-    /// The fastest this processor has.
-    pub fn best() -> Self {
-        static BEST: OnceLock<Decoder> = OnceLock::new();
-        *BEST.get_or_init(|| Self::all().pop().unwrap_or(Self::Scalar))
-    }
-
-    /// Those this processor has, slowest first.
-    pub fn all() -> Vec<Self> {
-        let mut all = vec![Self::Scalar];
-        #[cfg(target_arch = "x86_64")]
-        {
-            if is_x86_feature_detected!("avx2") {
-                all.push(Self::Avx2);
-            }
-            if is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512vl") {
-                all.push(Self::Avx512);
-            }
-        }
-        all
-    }
-}
-
 impl Packed<'_> {
     /// The scale of a block, as bitsandbytes computes it: a product, then a sum, each rounded.
     #[inline]
@@ -62,41 +30,43 @@ impl Packed<'_> {
 }
 
 /// Writes the weights from block `first` on as bf16 bits until `out` is full.
-pub fn decode(decoder: Decoder, weights: &Packed<'_>, first: usize, out: &mut [u16]) {
+pub fn decode(instructions: Instructions, weights: &Packed<'_>, first: usize, out: &mut [u16]) {
     #[cfg(target_arch = "x86_64")]
-    if decoder == Decoder::Avx512 {
+    if instructions == Instructions::Avx512 {
         let (whole, rest) = out.as_chunks_mut::<BLOCK>();
         let after = first + whole.len();
-        // SAFETY: `Decoder::all` offers this only where the processor has the instructions.
+        // SAFETY: `Instructions::all` offers this only where the processor has the instructions.
         unsafe { blocks_avx512(weights, first, whole) };
-        return decode_each(Decoder::Scalar, weights, after, rest);
+        return decode_each(Instructions::Scalar, weights, after, rest);
     }
-    decode_each(decoder, weights, first, out);
+    decode_each(instructions, weights, first, out);
 }
 
-fn decode_each(decoder: Decoder, weights: &Packed<'_>, first: usize, out: &mut [u16]) {
+fn decode_each(instructions: Instructions, weights: &Packed<'_>, first: usize, out: &mut [u16]) {
     for (place, block) in out.chunks_mut(BLOCK).zip(first..) {
         let table = scaled_table(weights.codebook, weights.scale(block));
         let bytes = &weights.bytes[block * BLOCK / 2..][..place.len().div_ceil(2)];
-        match (decoder, <&mut [u16; BLOCK]>::try_from(&mut *place), <&[u8; BLOCK / 2]>::try_from(bytes)) {
+        match (instructions, <&mut [u16; BLOCK]>::try_from(&mut *place), <&[u8; BLOCK / 2]>::try_from(bytes)) {
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: `Decoder::all` offers this only where the processor has the instructions.
-            (Decoder::Avx2, Ok(place), Ok(bytes)) => unsafe { block_avx2(&table, bytes, place) },
+            // SAFETY: `Instructions::all` offers this only where the processor has the instructions.
+            (Instructions::Avx2, Ok(place), Ok(bytes)) => unsafe { block_avx2(&table, bytes, place) },
             _ => block_scalar(&table, bytes, place),
         }
     }
 }
 
 /// Writes the weights from block `first` on as f32 until `out` is full.
-pub fn decode_f32(decoder: Decoder, weights: &Packed<'_>, first: usize, out: &mut [f32]) {
+pub fn decode_f32(instructions: Instructions, weights: &Packed<'_>, first: usize, out: &mut [f32]) {
     for (place, block) in out.chunks_mut(BLOCK).zip(first..) {
         let scale = weights.scale(block);
         let table: [f32; 16] = std::array::from_fn(|i| weights.codebook[i] * scale);
         let bytes = &weights.bytes[block * BLOCK / 2..][..place.len().div_ceil(2)];
-        match (decoder, <&mut [f32; BLOCK]>::try_from(&mut *place), <&[u8; BLOCK / 2]>::try_from(bytes)) {
+        match (instructions, <&mut [f32; BLOCK]>::try_from(&mut *place), <&[u8; BLOCK / 2]>::try_from(bytes)) {
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: `Decoder::all` offers these only where the processor has the instructions; one with AVX-512 has AVX2.
-            (Decoder::Avx512 | Decoder::Avx2, Ok(place), Ok(bytes)) => unsafe { wide_avx2(&table, bytes, place) },
+            // SAFETY: `Instructions::all` offers these only where the processor has the instructions; one with AVX-512 has AVX2.
+            (Instructions::Avx512 | Instructions::Avx2, Ok(place), Ok(bytes)) => unsafe {
+                wide_avx2(&table, bytes, place)
+            },
             _ => wide_scalar(&table, bytes, place),
         }
     }
@@ -234,20 +204,20 @@ mod tests {
     fn all_equal(weights: &Packed<'_>) {
         for first in [0, 5, 299] {
             let mut expected = vec![0; weights.count - first * BLOCK];
-            decode(Decoder::Scalar, weights, first, &mut expected);
-            for decoder in Decoder::all() {
+            decode(Instructions::Scalar, weights, first, &mut expected);
+            for instructions in Instructions::all() {
                 let mut found = vec![0; expected.len()];
-                decode(decoder, weights, first, &mut found);
-                assert_eq!(found, expected, "{decoder:?} from block {first}");
+                decode(instructions, weights, first, &mut found);
+                assert_eq!(found, expected, "{instructions:?} from block {first}");
             }
-            let bits = |decoder| {
+            let bits = |instructions| {
                 let mut found = vec![0f32; expected.len()];
-                decode_f32(decoder, weights, first, &mut found);
+                decode_f32(instructions, weights, first, &mut found);
                 found.into_iter().map(f32::to_bits).collect::<Vec<_>>()
             };
-            let scalar = bits(Decoder::Scalar);
-            for decoder in Decoder::all() {
-                assert_eq!(bits(decoder), scalar, "{decoder:?} from block {first}");
+            let scalar = bits(Instructions::Scalar);
+            for instructions in Instructions::all() {
+                assert_eq!(bits(instructions), scalar, "{instructions:?} from block {first}");
             }
         }
     }
