@@ -94,7 +94,7 @@ pub struct Loader {
     kind: Kind,
     /// Whether matrices may stay in the type of the files.
     stored: bool,
-    /// Memory for a matrix before it is quantised: fresh pages for each would take longer than the work on them.
+    /// Memory for a matrix before it is quantised, used again for the next.
     room: Cell<Vec<f32>>,
 }
 
