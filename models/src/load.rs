@@ -56,6 +56,8 @@ fn all(loader: &Loader, events: &Events) -> Result<Decoder> {
         decoder.layers.push(loader.layer(index)?);
         events.progress("load", "layers", index as u64 + 1, layers as u64);
     }
+    // Before free memory is given back, or it would stay with the process.
+    drop(loader.room.take());
     crate::device::release_memory();
     pipe_files::release_code();
     Ok(decoder)
