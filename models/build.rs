@@ -15,6 +15,7 @@ fn main() {
         .cpp(true)
         .std("c++20")
         .opt_level(3)
+        .file("csrc/attend.cpp")
         .file("csrc/kernels.cpp")
         .file("csrc/paged.cpp")
         .file("csrc/products.cpp")
@@ -23,6 +24,7 @@ fn main() {
         .flag_if_supported("-Wno-psabi")
         // gcc 12 says of its own vector headers what is not so.
         .flag_if_supported("-Wno-maybe-uninitialized")
+        .flag_if_supported("-Wno-uninitialized")
         .flags(["-fno-math-errno", "-fno-trapping-math", "-fassociative-math", "-fno-signed-zeros"])
         .compile("pipe_kernels");
     cc::Build::new()

@@ -4,8 +4,10 @@
 #include <ATen/ops/zeros.h>
 
 #include <cstring>
+#include <numeric>
 #include <vector>
 
+#include "attend.h"
 #include "functions.h"
 #include "multiply.h"
 #include "threads.h"
@@ -128,20 +130,120 @@ void for_documents(const std::vector<Block>& blocks, F f) {
   else run(0, count);
 }
 
+// ---- By a kernel of our own ---------------------------------------------------------------------------------------
+
+bool by_own_attention(const Tensor& q, const Heads& heads) {
+  return q.scalar_type() == at::kBFloat16 && heads.dim % pipe_kernels::kPanel == 0 && heads.cap <= 0 && heads.dropout <= 0 &&
+         pipe_kernels::product_instructions() != pipe_kernels::Instructions::none;
+}
+
+// One document with one head of keys and some of the heads of queries that share it.
+struct Share {
+  int64_t start, rows, kv_head, first_head, heads;
+  int64_t part, parts;
+
+  pipe_kernels::Document document(const Tensor& q, const Tensor& k, const Tensor& v, const Heads& all) const {
+    using pipe_kernels::bf16;
+    const int64_t keys = start * k.size(1) + kv_head * all.dim;
+    return {data<bf16>(q) + queries_at(q, all), data<bf16>(k) + keys, data<bf16>(v) + keys, rows, heads, q.size(1), k.size(1), all.dim, all.window,
+            static_cast<float>(all.scale)};
+  }
+  int64_t queries_at(const Tensor& q, const Heads& all) const {
+    return start * q.size(1) + first_head * all.dim;
+  }
+};
+
+// Largest first, and cut so that no share is much above an eighth of all: what is summed up in which order depends on
+// sizes alone, not on how many threads there are. Parts of a head of keys follow one another.
+std::vector<Share> shares_of(const std::vector<int64_t>& lengths, const Heads& heads) {
+  std::vector<size_t> order(lengths.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return lengths[a] > lengths[b]; });
+  std::vector<int64_t> starts(lengths.size());
+  std::exclusive_scan(lengths.begin(), lengths.end(), starts.begin(), int64_t{0});
+  double all = 0;
+  for (const int64_t rows : lengths) all += static_cast<double>(rows) * rows * heads.kv;
+  std::vector<Share> shares;
+  for (const size_t i : order) {
+    const double part_of_all = static_cast<double>(lengths[i]) * lengths[i] / all;
+    const int64_t parts = std::min(heads.group, static_cast<int64_t>(8 * part_of_all) + 1);
+    for (int64_t kv = 0; kv < heads.kv; kv++)
+      for (int64_t part = 0; part < parts; part++) {
+        const int64_t first = heads.group * part / parts, end = heads.group * (part + 1) / parts;
+        shares.push_back({starts[i], lengths[i], kv, kv * heads.group + first, end - first, part, parts});
+      }
+  }
+  return shares;
+}
+
+// The answer, and for each head and token the logarithm that its weights are made again with.
+std::pair<Tensor, Tensor> attended(const Tensor& q, const Tensor& k, const Tensor& v, const std::vector<int64_t>& lengths, const Heads& heads) {
+  const Tensor out = at::empty_like(q), logs = at::empty({heads.kv * heads.group, q.size(0)}, at::kFloat);
+  const auto shares = shares_of(lengths, heads);
+  for_each_taken(static_cast<int64_t>(shares.size()), [&](int64_t i) {
+    const Share& share = shares[i];
+    pipe_kernels::attend(pipe_kernels::product_instructions(), share.document(q, k, v, heads),
+                         data<pipe_kernels::bf16>(out) + share.queries_at(q, heads),
+                         data<float>(logs) + share.first_head * q.size(0) + share.start, q.size(0));
+  });
+  return {out, logs};
+}
+
+// Gradients to q, k and v.
+variable_list attended_back(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& grad, const Tensor& logs,
+                            const std::vector<int64_t>& lengths, const Heads& heads) {
+  using pipe_kernels::bf16;
+  const Tensor dq = at::empty_like(q), dk = at::empty_like(k), dv = at::empty_like(v);
+  const auto shares = shares_of(lengths, heads);
+  // Where heads of queries that share keys are apart, each part has sums of its own.
+  std::vector<int64_t> sums_at(shares.size());
+  int64_t floats = 0;
+  for (size_t i = 0; i < shares.size(); i++) {
+    sums_at[i] = floats;
+    if (shares[i].parts > 1) floats += pipe_kernels::gradient_sums(shares[i].rows, heads.dim);
+  }
+  const Tensor apart = at::empty({floats}, at::kFloat);
+  const auto put = [&](const Share& share, float* sums) {
+    const int64_t keys = share.start * k.size(1) + share.kv_head * heads.dim;
+    pipe_kernels::put_gradients(share.document(q, k, v, heads), sums, share.parts, data<bf16>(dk) + keys, data<bf16>(dv) + keys);
+  };
+  for_each_taken(static_cast<int64_t>(shares.size()), [&](int64_t i) {
+    const Share& share = shares[i];
+    thread_local std::vector<float> own;
+    if (share.parts == 1) own.resize(std::max<size_t>(own.size(), pipe_kernels::gradient_sums(share.rows, heads.dim)));
+    float* sums = share.parts > 1 ? data<float>(apart) + sums_at[i] : own.data();
+    pipe_kernels::attend_back(pipe_kernels::product_instructions(), share.document(q, k, v, heads),
+                              data<bf16>(grad) + share.queries_at(q, heads), data<float>(logs) + share.first_head * q.size(0) + share.start,
+                              q.size(0), data<bf16>(dq) + share.queries_at(q, heads), sums);
+    if (share.parts == 1) put(share, sums);
+  });
+  for_each_taken(static_cast<int64_t>(shares.size()), [&](int64_t i) {
+    if (shares[i].parts > 1 && shares[i].part == 0) put(shares[i], data<float>(apart) + sums_at[i]);
+  });
+  return {dq, dk, dv, Tensor(), Tensor()};
+}
+
 struct AttentionFunction : Function<AttentionFunction> {
   static Tensor forward(AutogradContext* ctx, const Tensor& q, const Tensor& k, const Tensor& v,
                         const std::vector<int64_t>& lengths, const PipeAttention& how) {
     const int64_t kv = k.size(1) / how.dim;
     const Heads heads{how.dim, kv, q.size(1) / how.dim / kv, how.window, how.scale, how.cap, how.dropout, static_cast<int64_t>(how.seed)};
+    Tensor out, logs;
+    if (by_own_attention(q, heads)) std::tie(out, logs) = attended(q, k, v, lengths, heads);
+    else out = in_blocks(q, k, v, lengths, heads);
+    ctx->save_for_backward({q, k, v, logs});
+    ctx->saved_data["lengths"] = lengths;
+    ctx->saved_data["whole"] = std::vector<int64_t>{heads.dim, heads.kv, heads.group, heads.window, heads.seed};
+    ctx->saved_data["real"] = std::vector<double>{heads.scale, heads.cap, heads.dropout};
+    return out;
+  }
+
+  static Tensor in_blocks(const Tensor& q, const Tensor& k, const Tensor& v, const std::vector<int64_t>& lengths, const Heads& heads) {
     Tensor out = at::empty_like(q);
     for_documents(blocks_of(lengths, heads.window), [&](const Block& b) {
       const Tensor weights = weights_of(queries(q, heads, b), keys_of(k, heads, b), heads, b);
       put_queries(batched(dropped_weights(weights, heads, b), keys_of(v, heads, b), false), out, heads, b);
     });
-    ctx->save_for_backward({q, k, v});
-    ctx->saved_data["lengths"] = lengths;
-    ctx->saved_data["whole"] = std::vector<int64_t>{heads.dim, heads.kv, heads.group, heads.window, heads.seed};
-    ctx->saved_data["real"] = std::vector<double>{heads.scale, heads.cap, heads.dropout};
     return out;
   }
 
@@ -151,7 +253,14 @@ struct AttentionFunction : Function<AttentionFunction> {
     const auto whole = ctx->saved_data["whole"].toIntVector();
     const auto real = ctx->saved_data["real"].toDoubleVector();
     const Heads heads{whole[0], whole[1], whole[2], whole[3], real[0], real[1], real[2], whole[4]};
-    const auto blocks = blocks_of(ctx->saved_data["lengths"].toIntVector(), heads.window);
+    const auto lengths = ctx->saved_data["lengths"].toIntVector();
+    if (saved[3].defined()) return attended_back(q, k, v, grad, saved[3], lengths, heads);
+    return in_blocks_back(q, k, v, grad, lengths, heads);
+  }
+
+  static variable_list in_blocks_back(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& grad,
+                                      const std::vector<int64_t>& lengths, const Heads& heads) {
+    const auto blocks = blocks_of(lengths, heads.window);
     // Keys of a long document gather from several blocks; one-block documents are written once and need no zeros.
     bool several = false;
     for (const Block& b : blocks) several = several || b.end - b.start != b.end - b.key_start;

@@ -66,6 +66,21 @@ struct Weight {
     return out;
   }
 
+  // As the right side of a product in bf16. 4-bit codes are decoded as they are packed; `room` holds what else it points to.
+  struct Room {
+    Tensor dense;
+    pipe_kernels::FourBits codes;
+  };
+  pipe_kernels::Right right(bool turned, Room& room) const {
+    if (dense.defined() || format == kEightBits) {
+      room.dense = tensor(at::kBFloat16).contiguous();
+      return right_of(room.dense, turned);
+    }
+    room.codes = {data<uint8_t>(packed), scale_codes.defined() ? data<uint8_t>(scale_codes) : nullptr, data<float>(absmax),
+                  static_cast<float>(offset), pipe_codebook(static_cast<int32_t>(format)), pipe_dynamic_map()};
+    return {nullptr, nullptr, columns, turned ? columns : rows, turned, 1, &room.codes};
+  }
+
   Tensor integers(at::ScalarType kind) const {
     Tensor out = at::empty({rows, columns}, at::TensorOptions().dtype(kind));
     const auto* codes = data<int8_t>(packed);
@@ -287,15 +302,16 @@ struct LinearFunction : Function<LinearFunction> {
   // x W^T + scale * (x A^T) B^T, both products summed before they are rounded; and x A^T, [rows, padded r].
   static std::tuple<Tensor, Tensor> multiplied(const Tensor& x, const Tensor& a, const Tensor& b, const Weight& weight,
                                                double scale, double dropout, int64_t seed) {
-    const Tensor dense = weight.tensor(at::kBFloat16).contiguous();
+    Weight::Room room;
+    const pipe_kernels::Right right = weight.right(true, room);
     Tensor y = at::empty({x.size(0), weight.rows}, x.options()), low;
     if (!a.defined()) {
-      multiply({summand(x, right_of(dense, true))}, weight.rows, y);
+      multiply({summand(x, right)}, weight.rows, y);
       return {y, low};
     }
     low = narrow_tensor(x, a.size(0));
     multiply({summand(dropped(x, dropout, seed), rounded_of(a, true))}, a.size(0), low);
-    multiply({summand(x, right_of(dense, true)), summand(low, rounded_of(b, true, scale))}, weight.rows, y);
+    multiply({summand(x, right), summand(low, rounded_of(b, true, scale))}, weight.rows, y);
     return {y, low};
   }
 
@@ -305,19 +321,20 @@ struct LinearFunction : Function<LinearFunction> {
     const auto saved = ctx->get_saved_variables();
     const Tensor &a = saved[1], &b = saved[2], &low = saved[3];
     const bool wanted = ctx->needs_input_grad(0);
-    const Tensor dense = wanted ? weight.tensor(at::kBFloat16).contiguous() : Tensor();
+    Weight::Room room;
+    const pipe_kernels::Right right = wanted ? weight.right(false, room) : pipe_kernels::Right{};
     Tensor dx = wanted ? at::empty({grad.size(0), weight.columns}, grad.options()) : Tensor(), da, db;
     if (!a.defined()) {
-      if (wanted) multiply({summand(grad, right_of(dense, false))}, weight.columns, dx);
+      if (wanted) multiply({summand(grad, right)}, weight.columns, dx);
       return {dx, da, db};
     }
     const int64_t rank = a.size(0);
     const Tensor narrow = narrow_tensor(grad, rank);
     multiply({summand(grad, rounded_of(b, false, scale))}, rank, narrow);
     if (wanted && dropout <= 0) {
-      multiply({summand(grad, right_of(dense, false)), summand(narrow, rounded_of(a, false))}, weight.columns, dx);
+      multiply({summand(grad, right), summand(narrow, rounded_of(a, false))}, weight.columns, dx);
     } else if (wanted) {
-      multiply({summand(grad, right_of(dense, false))}, weight.columns, dx);
+      multiply({summand(grad, right)}, weight.columns, dx);
       Tensor through = at::empty_like(dx);
       multiply({summand(narrow, rounded_of(a, false))}, weight.columns, through);
       dx.add_(dropped(through, dropout, seed));
@@ -381,7 +398,7 @@ struct RotateFunction : Function<RotateFunction> {
 
 // ---- Head and loss ------------------------------------------------------------------------------------------------
 
-// Rows of logits alive at a time. Larger is no faster (measured) and costs vocabulary * rows * 2 bytes.
+// Rows of logits alive at a time, at most. Larger is no faster (measured) and costs vocabulary * rows * 2 bytes.
 constexpr int64_t kHeadRows = 256;
 
 struct HeadLossFunction : Function<HeadLossFunction> {
@@ -392,8 +409,10 @@ struct HeadLossFunction : Function<HeadLossFunction> {
     const Tensor weight = head.to(hidden.scalar_type()).contiguous();
     Tensor losses = at::empty({rows}, at::kFloat);
     Tensor hidden_grad = differentiate ? at::empty_like(hidden) : Tensor();
-    for (int64_t start = 0; start < rows; start += kHeadRows) {
-      const int64_t count = std::min(kHeadRows, rows - start);
+    // Even parts: the head is packed once for each.
+    const int64_t parts = (rows + kHeadRows - 1) / kHeadRows, each = parts > 0 ? padded((rows + parts - 1) / parts) : 0;
+    for (int64_t start = 0; start < rows; start += each) {
+      const int64_t count = std::min(each, rows - start);
       Tensor part = hidden.narrow(0, start, count);
       if (count % pipe_kernels::kPanel != 0) {
         part = at::zeros({padded(count), hidden.size(1)}, hidden.options());

@@ -65,6 +65,10 @@ struct PipePages {
 void pipe_nf4_decode(const uint8_t* packed, const uint8_t* scale_codes, const float* absmax, float offset, int64_t first,
                      int64_t last, int64_t count, int32_t wide, int32_t fp4, void* out);
 
+// The sixteen values of 4-bit codes, and the 256 of their scales' codes.
+const float* pipe_codebook(int32_t fp4);
+const float* pipe_dynamic_map();
+
 // Whether operations of this thread are recorded for a backward pass.
 int32_t pipe_wants_gradient();
 // Calls `work` with ranges of [0, count) on libtorch's threads; a range has at least `grain` elements but for the last.

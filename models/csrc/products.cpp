@@ -9,12 +9,10 @@
 
 #if defined(__x86_64__) && defined(__linux__)
 #include <cpuid.h>
-#include <immintrin.h>
 #include <sys/syscall.h>
 #include <unistd.h>
-#define PIPE_VECTORS __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq")))
-#define PIPE_DOTS __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")))
-#define PIPE_TILES __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,amx-tile,amx-bf16")))
+
+#include "vectors.h"
 
 namespace pipe_kernels {
 namespace {
@@ -38,12 +36,26 @@ inline void settle_memory() {
   __asm__ volatile("" ::: "memory");
 }
 
-PIPE_DOTS inline __m512i rounded(__m512 low_half, __m512 high_half) {
-  return (__m512i)_mm512_cvtne2ps_pbh(high_half, low_half);
+// 32 weights from number `at` on, a multiple of 32, as pipe_nf4_decode makes them. (Numbers too small for a normal bf16 become
+// zeros, which is what the products take them for anyway.)
+PIPE_DOTS inline __m512i decoded(const FourBits& four, int64_t at) {
+  const int64_t block = at >> 6;
+  float scale = four.absmax[four.scale_codes ? block >> 8 : block];
+  if (four.scale_codes) {
+    scale *= four.map[four.scale_codes[block]];
+    __asm__("" : "+x"(scale));  // rounded before the sum
+    scale += four.offset;
+  }
+  const __m256i table = (__m256i)_mm512_cvtneps_pbh(_mm512_mul_ps(_mm512_loadu_ps(four.codebook), _mm512_set1_ps(scale)));
+  // A byte's first weight goes to the lower word, its second to the upper. With the table in both halves, bit 4 of a word says nothing.
+  const __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(four.bytes + (at >> 1))));
+  const __m512i words = _mm512_or_si512(_mm512_srli_epi32(bytes, 4), _mm512_slli_epi32(bytes, 16));
+  return _mm512_permutexvar_epi16(words, _mm512_broadcast_i64x4(table));
 }
 
 // 32 values of a row as bf16, zeros past the last.
 PIPE_DOTS inline __m512i values_at(const Right& right, int64_t at, int64_t count) {
+  if (right.codes) return decoded(*right.codes, at);
   if (right.values) return _mm512_maskz_loadu_epi16(count >= 32 ? 0xFFFFFFFFu : (1u << std::max<int64_t>(0, count)) - 1, right.values + at);
   const auto some = [&](int64_t skip) PIPE_DOTS {
     const int64_t left = std::min<int64_t>(16, std::max<int64_t>(0, count - skip));
@@ -52,35 +64,8 @@ PIPE_DOTS inline __m512i values_at(const Right& right, int64_t at, int64_t count
   return rounded(some(0), some(16));
 }
 
-// Turns 16 x 16 words of 32 bits.
-PIPE_VECTORS inline void turn_words(__m512i (&r)[16]) {
-  __m512i t[16];
-  for (int i = 0; i < 8; i++) {
-    t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
-    t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
-  }
-  for (int i = 0; i < 4; i++) {
-    r[4 * i] = _mm512_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
-    r[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
-    r[4 * i + 2] = _mm512_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
-    r[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
-  }
-  for (int i = 0; i < 4; i++) {
-    t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
-    t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xDD);
-    t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
-    t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xDD);
-  }
-  for (int i = 0; i < 4; i++) {
-    r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
-    r[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
-    r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xDD);
-    r[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xDD);
-  }
-}
+}  // namespace
 
-// A panel holds tiles of 16 pairs of rows by 16 columns: [depth / 32][2 tiles][16 pairs][16 columns][2].
-// `from` and `depth` are rows of the right side.
 PIPE_DOTS void pack(const Right& right, int64_t from, int64_t depth, int64_t column, int64_t columns, bf16* panel) {
   if (right.turned) {
     for (int64_t half = 0; half < 2; half++) {
@@ -111,13 +96,7 @@ PIPE_DOTS void pack(const Right& right, int64_t from, int64_t depth, int64_t col
   }
 }
 
-// What a block of rows is multiplied with.
-struct Packed {
-  const bf16* left;
-  int64_t left_stride;
-  const bf16* panel;
-  int64_t depth;
-};
+namespace {
 
 // sums [32 rows, 32] (+)= the summands, by tiles. Tiles 0 to 3 are the sums, 4 and 5 left, 6 and 7 right.
 PIPE_TILES void block_by_tiles(const Packed* parts, int count, int64_t row, bool add, float* sums) {
@@ -235,10 +214,22 @@ Packed packed(const Summand& summand, int64_t from, int64_t depth, int64_t colum
   return {summand.left + from, summand.left_stride, place.data(), depth};
 }
 
+}  // namespace
+
 void block(Instructions how, const Packed* parts, int count, int64_t row, bool add, float* sums) {
   if (how == Instructions::tiles) block_by_tiles(parts, count, row, add, sums);
   else block_by_dots(parts, count, row, add, sums);
 }
+
+Tiles::Tiles(Instructions how) : used(how == Instructions::tiles) {
+  if (used) set_up_tiles();
+}
+
+Tiles::~Tiles() {
+  if (used) release_tiles();
+}
+
+namespace {
 
 // One panel of columns of a product whose summands are packed whole.
 void shallow_panel(Instructions how, const Product& what, int64_t column) {
@@ -290,16 +281,14 @@ Instructions product_instructions() {
 }
 
 void product(Instructions how, const Product& what, int64_t first, int64_t last) {
-  if (how == Instructions::tiles) set_up_tiles();
-  bool deep = false;
-  for (int i = 0; i < what.count; i++) deep = deep || what.summands[i].right.depth > kDeep;
+  const Tiles tiles(how);
+  const bool deep = std::any_of(what.summands, what.summands + what.count, [](const Summand& each) { return each.right.depth > kDeep; });
   // So many columns at a time that their sums stay in the second cache.
-  const int64_t some = std::max<int64_t>(8, kSums / (what.rows * kPanel)) * kPanel;
-  if (deep)
-    for (int64_t column = first; column < last; column += some) deep_panels(how, what, column, std::min(last, column + some));
-  else
-    for (int64_t column = first; column < last; column += kPanel) shallow_panel(how, what, column);
-  if (how == Instructions::tiles) release_tiles();
+  const int64_t some = deep ? std::max<int64_t>(8, kSums / (what.rows * kPanel)) * kPanel : kPanel;
+  for (int64_t column = first; column < last; column += some) {
+    if (deep) deep_panels(how, what, column, std::min(last, column + some));
+    else shallow_panel(how, what, column);
+  }
 }
 
 PIPE_DOTS void turn(const bf16* x, int64_t rows, int64_t columns, int64_t stride, bf16* out) {
@@ -329,6 +318,10 @@ Instructions product_instructions() {
   return Instructions::none;
 }
 void product(Instructions, const Product&, int64_t, int64_t) {}
+Tiles::Tiles(Instructions) : used(false) {}
+Tiles::~Tiles() {}
+void pack(const Right&, int64_t, int64_t, int64_t, int64_t, bf16*) {}
+void block(Instructions, const Packed*, int, int64_t, bool, float*) {}
 void turn(const bf16*, int64_t, int64_t, int64_t, bf16*) {}
 
 }  // namespace pipe_kernels

@@ -25,8 +25,20 @@ inline int64_t padded(int64_t n) {
   return (n + kPanel - 1) / kPanel * kPanel;
 }
 
+// A matrix of 4-bit codes, two a byte, high first, with a scale per 64 of them in a row: `absmax` itself, or, where there
+// are `scale_codes`, a value of `map` times `absmax` per 256 blocks, plus `offset`.
+struct FourBits {
+  const uint8_t* bytes;
+  const uint8_t* scale_codes;
+  const float* absmax;
+  float offset;
+  const float* codebook;  // sixteen values
+  const float* map;
+};
+
 // The right side of a product, [depth, columns]: `values` as they lie, or, when `turned`, [columns, depth] in memory.
-// f32 values are rounded as they are packed. Rows past `depth` up to the next multiple of kPanel count as zeros.
+// f32 values are rounded and codes decoded as they are packed. Rows past `depth` up to the next multiple of kPanel count as zeros.
+// Codes have a stride, a depth and columns that are multiples of kPanel.
 struct Right {
   const bf16* values = nullptr;
   const float* wide = nullptr;
@@ -34,6 +46,7 @@ struct Right {
   int64_t depth = 0;
   bool turned = false;
   float scale = 1;  // of `wide` values
+  const FourBits* codes = nullptr;
 };
 
 // One summand: left [rows, depth] times right.
@@ -55,6 +68,35 @@ struct Product {
   int64_t out_stride;
 };
 void product(Instructions how, const Product& what, int64_t first, int64_t last);
+
+// The parts of a product, for work that joins several of them while they are in the cache.
+
+// Packs rows [from, from + depth) and 32 columns of a right side: tiles of 16 pairs of rows by 16 columns,
+// [depth / 32][2 tiles][16 pairs][16 columns][2]. Columns from `columns` on are zeros; `depth` is a multiple of kPanel.
+void pack(const Right& right, int64_t from, int64_t depth, int64_t column, int64_t columns, bf16* panel);
+
+// What a block of 32 rows is multiplied with.
+struct Packed {
+  const bf16* left;
+  int64_t left_stride;
+  const bf16* panel;
+  int64_t depth;
+};
+
+// sums [32, 32] of rows from `row` on (+)= the summands.
+void block(Instructions how, const Packed* parts, int count, int64_t row, bool add, float* sums);
+
+// A thread has to hold one while it calls block().
+class Tiles {
+ public:
+  explicit Tiles(Instructions how);
+  ~Tiles();
+  Tiles(const Tiles&) = delete;
+  Tiles& operator=(const Tiles&) = delete;
+
+ private:
+  bool used;
+};
 
 // out [columns, padded rows] = x [rows, columns] turned, in bf16; both sizes are multiples of kPanel.
 void turn(const bf16* x, int64_t rows, int64_t columns, int64_t stride, bf16* out);

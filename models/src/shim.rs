@@ -495,20 +495,66 @@ mod tests {
         }
     }
 
+    /// Each row of a product with ones on the diagonal is a row or a column of the weight itself.
+    #[test]
+    fn four_bit_weights_are_the_same_numbers_within_a_product() {
+        for (format, double_quant, inputs, outputs) in
+            [(Format::Nf4, true, 96, 320), (Format::Fp4, false, 160, 64), (Format::Nf4, false, 2112, 32)]
+        {
+            let values: Vec<f32> = numbers(6, (outputs * inputs) as usize).into_iter().map(bf16::to_f32).collect();
+            let quantised = || Nf4::quantize(format, &values, outputs as usize, inputs as usize, double_quant);
+            let weight = quantised().dequantize(Kind::BFloat16);
+            let linear =
+                Linear { name: "layer".into(), weight: Weight::Nf4(quantised()), bias: None, lora: None, heard: None };
+            let ones = Tensor::eye(inputs, (Kind::BFloat16, tch::Device::Cpu)).set_requires_grad(true);
+            let y = linear.forward(&ones, Pass { training: Some(7), fused: true, ..Pass::INFERENCE });
+            assert_eq!(y, weight.tr(), "{format:?}");
+            // Row i of the gradient takes row i of the weight.
+            let taken = Tensor::eye(inputs.max(outputs), (Kind::Float, tch::Device::Cpu));
+            let taken = taken.narrow(0, 0, inputs).narrow(1, 0, outputs);
+            (y.to_kind(Kind::Float) * taken).sum(Kind::Float).backward();
+            let rows = inputs.min(outputs);
+            assert_eq!(ones.grad().narrow(0, 0, rows), weight.narrow(0, 0, rows), "{format:?}, gradient");
+        }
+    }
+
+    /// Attention's answer and the gradients to q, k and v.
+    fn attended(lengths: &[i64], how: &Attention, groups: i64, fused: bool, broken: Option<i64>) -> [Tensor; 4] {
+        let (tokens, dim) = (lengths.iter().sum(), how.head_dim);
+        let [q, k, v] = [(1, 2 * groups), (2, 2), (3, 2)].map(|(seed, heads)| {
+            let x = leaf(seed, tokens, heads * dim, Kind::BFloat16);
+            broken.into_iter().for_each(|row| drop(x.get(row).fill_(f64::NAN)));
+            x.set_requires_grad(true)
+        });
+        let out = attention::packed(&q, &k, &v, lengths, how, Pass { fused, ..Pass::INFERENCE });
+        (out.to_kind(Kind::Float) * leaf(4, tokens, 2 * groups * dim, Kind::Float)).sum(Kind::Float).backward();
+        [out.detach(), q.grad(), k.grad(), v.grad()]
+    }
+
     #[test]
     fn attention_and_its_gradients_equal_the_plain_path_in_bf16() {
-        let (lengths, dim) = ([5, 40, 67], 32);
-        let how = |window| Attention { head_dim: dim, window, scale: 0.3, cap: 0.0, dropout: 0.0, seed: 0 };
-        let run = |window: i64, fused: bool| {
-            let [q, k, v] = [(1, 4), (2, 2), (3, 2)]
-                .map(|(seed, heads)| leaf(seed, 112, heads * dim, Kind::BFloat16).set_requires_grad(true));
-            let pass = Pass { fused, ..Pass::INFERENCE };
-            let out = attention::packed(&q, &k, &v, &lengths, &how(window), pass);
-            (out.to_kind(Kind::Float) * leaf(4, 112, 4 * dim, Kind::Float)).sum(Kind::Float).backward();
-            [out.detach(), q.grad(), k.grad(), v.grad()]
-        };
-        for window in [0, 9] {
-            assert_near(&run(window, true), &run(window, false), &format!("window {window}"));
+        // Documents below a block of rows, beyond several, and so long that heads that share keys go to different threads; heads
+        // that our own kernel knows (a multiple of 32), and one that it does not; a cap.
+        let cases: [(&[i64], i64, i64, f64); 4] =
+            [(&[5, 40, 67], 32, 2, 0.0), (&[300, 12], 64, 3, 0.0), (&[33, 64], 48, 1, 0.0), (&[50, 70], 32, 2, 5.0)];
+        for (lengths, head_dim, groups, cap) in cases {
+            for window in [0, 9, 70] {
+                let how = Attention { head_dim, window, scale: 0.3, cap, dropout: 0.0, seed: 0 };
+                let [fused, plain] = [true, false].map(|fused| attended(lengths, &how, groups, fused, None));
+                assert_near(&fused, &plain, &format!("{lengths:?}, {head_dim} wide, window {window}"));
+            }
+        }
+    }
+
+    #[test]
+    fn a_number_that_is_none_stays_within_its_document() {
+        let how = Attention { head_dim: 32, window: 0, scale: 0.3, cap: 0.0, dropout: 0.0, seed: 0 };
+        let [whole, broken] = [None, Some(20)].map(|row| attended(&[17, 30, 40], &how, 2, true, row));
+        for (i, (whole, broken)) in whole.iter().zip(&broken).enumerate() {
+            for (start, length) in [(0, 17), (47, 40)] {
+                assert_eq!(whole.narrow(0, start, length), broken.narrow(0, start, length), "tensor {i} from {start}");
+            }
+            assert!(broken.narrow(0, 20, 27).isnan().any().int64_value(&[]) == 1, "tensor {i}");
         }
     }
 

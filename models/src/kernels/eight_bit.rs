@@ -46,20 +46,34 @@ pub fn adamw(
     });
 }
 
-/// 256 values in order, and the bounds between them.
+/// 256 values in order, and how the nearest of them is found.
 struct Map {
     values: &'static [f32; 256],
-    bounds: [f32; 255],
+    /// The bounds between them, then infinity.
+    bounds: [f32; 256],
+    /// Bounds below the smallest number with these upper 16 bits; no two numbers alike in them have two bounds between them.
+    below: Box<[u8; 1 << 16]>,
 }
 
 impl Map {
     fn new(values: &'static [f32; 256]) -> Self {
-        Self { values, bounds: std::array::from_fn(|i| (values[i] + values[i + 1]) * 0.5) }
+        let bounds = std::array::from_fn(|i| match values.get(i + 1) {
+            Some(next) => (values[i] + next) * 0.5,
+            None => f32::INFINITY,
+        });
+        let mut below = Box::new([0; 1 << 16]);
+        for (upper, below) in (0u32..).zip(below.iter_mut()) {
+            let least = f32::from_bits(upper << 16 | if upper >> 15 == 1 { 0xFFFF } else { 0 });
+            *below = bounds.partition_point(|&bound| bound < least) as u8;
+        }
+        Self { values, bounds, below }
     }
 
-    /// The code of the nearest value; of two as near, the smaller one's.
+    /// The code of the nearest value; of two as near, the smaller one's. A quiet NaN's is 0.
+    #[inline]
     fn narrow(&self, value: f32) -> u8 {
-        self.bounds.partition_point(|&bound| bound < value) as u8
+        let below = self.below[(value.to_bits() >> 16) as usize];
+        below + u8::from(self.bounds[usize::from(below)] < value)
     }
 
     fn narrow_block(&self, from: &[f32], to: &mut [u8]) -> f32 {
@@ -82,4 +96,24 @@ fn signed() -> &'static Map {
 fn unsigned() -> &'static Map {
     static MAP: OnceLock<Map> = OnceLock::new();
     MAP.get_or_init(|| Map::new(unsigned_dynamic_map()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random;
+
+    #[test]
+    fn the_code_is_the_nearest_values() {
+        for map in [signed(), unsigned()] {
+            let neighbours = |value: f32| [value.next_down(), value, value.next_up()];
+            let scattered = (0..200_000).map(|i| f32::from_bits(random::scatter(i) as u32));
+            let uppers = (0u32..1 << 16).flat_map(|upper| [upper << 16, upper << 16 | 0xFFFF].map(f32::from_bits));
+            let values = map.bounds.into_iter().flat_map(neighbours).chain(scattered).chain(uppers);
+            for value in values.filter(|value| !value.is_nan()).chain([0.0, -0.0, 1.0, -1.0, f32::NAN]) {
+                let nearest = map.bounds[..255].partition_point(|&bound| bound < value) as u8;
+                assert_eq!(map.narrow(value), nearest, "{value:e}, {:#x}", value.to_bits());
+            }
+        }
+    }
 }

@@ -50,6 +50,22 @@ impl Instructions {
     }
 }
 
+/// The sixteen values of 4-bit codes.
+#[unsafe(no_mangle)]
+pub extern "C" fn pipe_codebook(fp4: i32) -> *const f32 {
+    codebook(fp4).as_ptr()
+}
+
+/// The 256 values of codes of scales.
+#[unsafe(no_mangle)]
+pub extern "C" fn pipe_dynamic_map() -> *const f32 {
+    crate::nf4::dynamic_map().as_ptr()
+}
+
+fn codebook(fp4: i32) -> &'static [f32; 16] {
+    if fp4 == 0 { &crate::nf4::CODEBOOK } else { &crate::nf4::FP4_CODEBOOK }
+}
+
 /// The C++ shim's way in; see csrc/functions.h for the layout.
 ///
 /// # Safety
@@ -81,7 +97,7 @@ pub unsafe extern "C" fn pipe_nf4_decode(
             absmax: from_raw_parts(absmax, scales),
             offset,
             count,
-            codebook: if fp4 == 0 { &crate::nf4::CODEBOOK } else { &crate::nf4::FP4_CODEBOOK },
+            codebook: codebook(fp4),
         };
         let start = first * crate::nf4::BLOCK;
         let length = (last * crate::nf4::BLOCK).min(count) - start;
