@@ -32,6 +32,13 @@ struct PipeLora {
   uint64_t seed;
 };
 
+// A frozen layer; `bias` may be null, and so may the adapter's matrices.
+struct PipeLayer {
+  PipeWeight weight;
+  const at::Tensor* bias;
+  PipeLora lora;
+};
+
 // How attention is computed. A cap or a window of 0 is none.
 struct PipeAttention {
   int64_t dim;

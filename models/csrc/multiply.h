@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <initializer_list>
+#include <vector>
 
 #include "products.h"
 #include "typed.h"
@@ -22,10 +23,10 @@ bool by_own_kernel(const Tensor& x, int64_t depth) {
 
 using pipe_kernels::padded;
 
-// x [rows, columns in memory] of bf16 as the left side; `right` names the depth that is used.
-pipe_kernels::Summand summand(const Tensor& x, const pipe_kernels::Right& right) {
+// x [rows, columns in memory] of bf16 as the left side, from column `from` on; `right` names the depth that is used.
+pipe_kernels::Summand summand(const Tensor& x, const pipe_kernels::Right& right, int64_t from = 0) {
   TORCH_CHECK(x.is_contiguous(), "a product's left side does not lie row after row");
-  return {data<pipe_kernels::bf16>(x), x.size(1), right};
+  return {data<pipe_kernels::bf16>(x) + from, x.size(1), right};
 }
 
 // A bf16 matrix as the right side.
@@ -40,33 +41,93 @@ pipe_kernels::Right rounded_of(const Tensor& x, bool turned, double scale = 1) {
   return {nullptr, data<float>(x), x.size(1), turned ? x.size(1) : x.size(0), turned, static_cast<float>(scale)};
 }
 
-// The first `columns` columns of out, [rows, at least columns] bf16 or f32, become the sum of the summands.
-void multiply(std::initializer_list<pipe_kernels::Summand> summands, int64_t columns, const Tensor& out) {
+void add_summand(pipe_kernels::Product& what, const pipe_kernels::Summand& summand) {
+  TORCH_CHECK(what.count < pipe_kernels::kSummands, "a product of more summands than there is room for");
+  what.summands[what.count++] = summand;
+}
+
+// Columns [from, from + columns) of out, [rows, more columns] bf16 or f32, become the sum of the summands.
+pipe_kernels::Product product_into(const Tensor& out, int64_t from, int64_t columns, std::initializer_list<pipe_kernels::Summand> summands) {
   const bool wide = out.scalar_type() == at::kFloat;
-  pipe_kernels::Product what{{}, 0, out.size(0), columns, wide ? nullptr : data<pipe_kernels::bf16>(out), wide ? data<float>(out) : nullptr, out.size(1)};
-  for (const auto& each : summands) what.summands[what.count++] = each;
-  const auto how = pipe_kernels::product_instructions();
-  constexpr int64_t panel = pipe_kernels::kPanel;
-  if (padded(columns) / panel < at::get_num_threads()) {
-    // Too few columns to share: rows are.
-    return at::parallel_for(0, what.rows / panel, 1, [&](int64_t first, int64_t last) {
-      pipe_kernels::Product part = what;
-      part.rows = (last - first) * panel;
-      for (int i = 0; i < part.count; i++) part.summands[i].left += first * panel * part.summands[i].left_stride;
-      if (wide) part.wide += first * panel * part.out_stride;
-      else part.out += first * panel * part.out_stride;
-      pipe_kernels::product(how, part, 0, columns);
-    });
+  pipe_kernels::Product what{};
+  what.rows = out.size(0);
+  what.columns = columns;
+  what.out = wide ? nullptr : data<pipe_kernels::bf16>(out) + from;
+  what.wide = wide ? data<float>(out) + from : nullptr;
+  what.out_stride = out.size(1);
+  for (const auto& each : summands) add_summand(what, each);
+  return what;
+}
+
+// How a product is shared out: by columns, or where these are too few, by rows.
+struct Cut {
+  bool by_rows;
+  int64_t pieces;  // panels of columns, or blocks of rows
+  double each;     // work of one of them
+
+  static Cut of(const pipe_kernels::Product& what, int64_t threads) {
+    const int64_t panels = padded(what.columns) / pipe_kernels::kPanel, blocks = what.rows / pipe_kernels::kPanel;
+    int64_t depth = 0;
+    for (int i = 0; i < what.count; i++) depth += what.summands[i].right.depth;
+    const double block = static_cast<double>(depth);
+    if (panels < threads) return {true, blocks, block * panels};
+    return {false, panels, block * blocks};
   }
-  at::parallel_for(0, padded(columns) / panel, 1, [&](int64_t first, int64_t last) {
-    pipe_kernels::product(how, what, first * panel, std::min(columns, last * panel));
+};
+
+void multiply_piece(const pipe_kernels::Product& what, bool by_rows, int64_t first, int64_t last) {
+  constexpr int64_t panel = pipe_kernels::kPanel;
+  const auto how = pipe_kernels::product_instructions();
+  if (!by_rows) return pipe_kernels::product(how, what, first * panel, std::min(what.columns, last * panel));
+  pipe_kernels::Product part = what;
+  part.rows = (last - first) * panel;
+  for (int i = 0; i < part.count; i++) part.summands[i].left += first * panel * part.summands[i].left_stride;
+  if (part.wide) part.wide += first * panel * part.out_stride;
+  else part.out += first * panel * part.out_stride;
+  pipe_kernels::product(how, part, 0, part.columns);
+}
+
+// Makes the products, which do not depend on one another; each thread has an even share of the work of all.
+void multiply(const std::vector<pipe_kernels::Product>& products) {
+  const int64_t threads = at::get_num_threads();
+  std::vector<Cut> cuts;
+  double all = 0;
+  for (const auto& what : products) {
+    cuts.push_back(Cut::of(what, threads));
+    all += cuts.back().pieces * cuts.back().each;
+  }
+  at::parallel_for(0, products.empty() ? 0 : threads, 1, [&](int64_t from, int64_t to) {
+    double before = 0;
+    for (size_t i = 0; i < products.size(); i++) {
+      const Cut& cut = cuts[i];
+      // Whose a piece is, its middle says.
+      const auto up_to = [&](int64_t thread) {
+        if (thread == threads) return cut.pieces;
+        const double pieces = (all * static_cast<double>(thread) / static_cast<double>(threads) - before) / cut.each + 0.5;
+        return static_cast<int64_t>(std::clamp(pieces, 0.0, static_cast<double>(cut.pieces)));
+      };
+      const int64_t first = up_to(from), last = up_to(to);
+      if (first < last) multiply_piece(products[i], cut.by_rows, first, last);
+      before += cut.pieces * cut.each;
+    }
   });
 }
 
-// x [rows, columns] turned, [columns, rows].
-Tensor turned(const Tensor& x) {
-  Tensor out = at::empty({x.size(1), x.size(0)}, x.options());
-  pipe_kernels::turn(data<pipe_kernels::bf16>(x), x.size(0), x.size(1), x.size(1), data<pipe_kernels::bf16>(out));
+// The first `columns` columns of out become a product.
+void multiply(const pipe_kernels::Summand& summand, int64_t columns, const Tensor& out) {
+  multiply({product_into(out, 0, columns, {summand})});
+}
+
+// Each x [rows, columns] turned, [columns, rows].
+std::vector<Tensor> turned_each(const std::vector<Tensor>& all) {
+  std::vector<Tensor> out;
+  for (const Tensor& x : all) out.push_back(at::empty({x.size(1), x.size(0)}, x.options()));
+  at::parallel_for(0, static_cast<int64_t>(all.size()), 1, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; i++) {
+      const Tensor& x = all[i];
+      pipe_kernels::turn(data<pipe_kernels::bf16>(x), x.size(0), x.size(1), x.size(1), data<pipe_kernels::bf16>(out[i]));
+    }
+  });
   return out;
 }
 

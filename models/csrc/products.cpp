@@ -26,7 +26,7 @@ constexpr int64_t kTile = 16;
 
 // What one thread packs into.
 struct Scratch {
-  std::vector<bf16> panels[2];
+  std::vector<bf16> panels[kSummands];
   std::vector<float> sums;
 };
 thread_local Scratch scratch;
@@ -233,7 +233,7 @@ namespace {
 
 // One panel of columns of a product whose summands are packed whole.
 void shallow_panel(Instructions how, const Product& what, int64_t column) {
-  Packed parts[2];
+  Packed parts[kSummands];
   const int64_t columns = std::min(kPanel, what.columns - column);
   for (int i = 0; i < what.count; i++) parts[i] = packed(what.summands[i], 0, padded(what.summands[i].right.depth), column, columns, i);
   alignas(64) float sums[kPanel * kPanel];

@@ -56,10 +56,13 @@ struct Summand {
   Right right;
 };
 
-// out[rows, columns from first to last] = the sum of up to two summands; as bf16, or as f32 where `wide` is given.
+// Summands that one product may have: three layers' weights and adapters.
+constexpr int kSummands = 6;
+
+// out[rows, columns from first to last] = the sum of the summands; as bf16, or as f32 where `wide` is given.
 // `first` is a multiple of kPanel. `how` is what product_instructions() said.
 struct Product {
-  Summand summands[2];
+  Summand summands[kSummands];
   int count;
   int64_t rows;
   int64_t columns;

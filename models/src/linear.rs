@@ -157,24 +157,50 @@ impl Linear {
     pub fn forward_all<const N: usize>(linears: [&Self; N], x: &Tensor, pass: Pass) -> [Tensor; N] {
         match few::forward(&linears, x, pass).map(<[Tensor; N]>::try_from) {
             Some(Ok(all)) => all,
-            _ => linears.map(|linear| linear.forward_many(x, pass)),
+            _ => Self::forward_many(linears, x, pass),
         }
     }
 
-    fn forward_many(&self, x: &Tensor, pass: Pass) -> Tensor {
-        if let Some(heard) = &self.heard {
+    fn forward_many<const N: usize>(linears: [&Self; N], x: &Tensor, pass: Pass) -> [Tensor; N] {
+        for heard in linears.iter().filter_map(|linear| linear.heard.as_ref()) {
             heard.lock().unwrap_or_else(PoisonError::into_inner).add(x);
         }
-        let lora = self.lora.as_ref().filter(|_| !pass.base_only);
-        let seed = pass.training.map(|seed| random::mix(seed, random::name_key(&self.name)));
-        if let Some(lora) = lora
-            && let Some(dora) = &lora.dora
-        {
+        if pass.fused && linears.iter().all(|linear| linear.is_fused() && linear.dora(pass).is_none()) {
+            return shim::linears(x, linears.map(|linear| linear.frozen(pass)));
+        }
+        linears.map(|linear| linear.forward_alone(x, pass))
+    }
+
+    /// As the fused product takes it.
+    fn frozen(&self, pass: Pass) -> shim::Layer<'_> {
+        shim::Layer {
+            weight: &self.weight,
+            bias: self.bias.as_ref(),
+            lora: self.lora.as_ref().filter(|_| !pass.base_only),
+            seed: self.seed(pass),
+        }
+    }
+
+    /// What dropout is drawn from in training.
+    fn seed(&self, pass: Pass) -> Option<u64> {
+        pass.training.map(|seed| random::mix(seed, random::name_key(&self.name)))
+    }
+
+    fn dora(&self, pass: Pass) -> Option<(&Lora, &Dora)> {
+        let lora = self.lora.as_ref().filter(|_| !pass.base_only)?;
+        Some((lora, lora.dora.as_ref()?))
+    }
+
+    fn forward_alone(&self, x: &Tensor, pass: Pass) -> Tensor {
+        let seed = self.seed(pass);
+        if let Some((lora, dora)) = self.dora(pass) {
             return self.decomposed(x, lora, dora, seed, pass);
         }
         if pass.fused && self.is_fused() {
-            return shim::linear(x, &self.weight, self.bias.as_ref(), lora, seed);
+            let [y] = shim::linears(x, [self.frozen(pass)]);
+            return y;
         }
+        let lora = self.lora.as_ref().filter(|_| !pass.base_only);
         let mut y = self.product(x, pass);
         if let Some(bias) = &self.bias {
             y += bias.to_kind(x.kind());
@@ -212,7 +238,11 @@ impl Linear {
     /// `x W^T` alone.
     fn product(&self, x: &Tensor, pass: Pass) -> Tensor {
         match pass.fused && self.is_fused() {
-            true => shim::linear(x, &self.weight, None, None, None),
+            true => {
+                let alone = shim::Layer { weight: &self.weight, bias: None, lora: None, seed: None };
+                let [y] = shim::linears(x, [alone]);
+                y
+            }
             false => self.weight.product(x),
         }
     }

@@ -7,7 +7,7 @@
 
 use std::ffi::{CStr, c_char, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::ptr::null;
+use std::ptr::{null, null_mut};
 
 use tch::{Kind, Tensor};
 use torch_sys::C_tensor;
@@ -35,6 +35,13 @@ struct PipeLora {
     scale: f64,
     dropout: f64,
     seed: u64,
+}
+
+#[repr(C)]
+struct PipeLayer {
+    weight: PipeWeight,
+    bias: *const C_tensor,
+    lora: PipeLora,
 }
 
 /// How attention is computed. A cap or a window of 0 is none.
@@ -87,13 +94,13 @@ struct PipePages {
 type Error = *mut c_char;
 
 unsafe extern "C" {
-    fn pipe_linear(
+    fn pipe_linears(
         x: *const C_tensor,
-        weight: *const PipeWeight,
-        bias: *const C_tensor,
-        lora: *const PipeLora,
+        layers: *const PipeLayer,
+        count: i64,
+        out: *mut *mut C_tensor,
         error: *mut Error,
-    ) -> *mut C_tensor;
+    ) -> i32;
     fn pipe_dequantize(weight: *const PipeWeight, wide: i32, error: *mut Error) -> *mut C_tensor;
     fn pipe_has_products() -> i32;
     fn pipe_set_gradient(leaf: *const C_tensor, gradient: *const C_tensor);
@@ -153,20 +160,38 @@ pub fn parallel<F: Fn(usize, usize) + Sync>(count: usize, grain: usize, work: &F
     unsafe { pipe_parallel(count as i64, grain as i64, share::<F>, std::ptr::from_ref(work).cast()) }
 }
 
-/// `x W^T + bias + scale * dropout(x) A^T B^T` for a frozen weight; `seed` turns dropout on.
-pub fn linear(x: &Tensor, weight: &Weight, bias: Option<&Tensor>, lora: Option<&Lora>, seed: Option<u64>) -> Tensor {
-    let weight = raw_weight(weight);
-    let lora = lora.map(|lora| PipeLora {
-        a: lora.a.as_ptr(),
-        b: lora.b.as_ptr(),
-        scale: lora.scale,
-        dropout: seed.map_or(0.0, |_| lora.dropout),
-        seed: seed.unwrap_or(0),
+/// A frozen layer as [`linears`] takes it.
+#[derive(Clone, Copy, Debug)]
+pub struct Layer<'a> {
+    pub weight: &'a Weight,
+    pub bias: Option<&'a Tensor>,
+    pub lora: Option<&'a Lora>,
+    /// Turns dropout on.
+    pub seed: Option<u64>,
+}
+
+/// `x W^T + bias + scale * dropout(x) A^T B^T` of each layer.
+pub fn linears<const N: usize>(x: &Tensor, layers: [Layer<'_>; N]) -> [Tensor; N] {
+    let raw = layers.map(|Layer { weight, bias, lora, seed }| PipeLayer {
+        weight: raw_weight(weight),
+        bias: bias.map_or(null(), Tensor::as_ptr),
+        lora: PipeLora {
+            a: lora.map_or(null(), |lora| lora.a.as_ptr()),
+            b: lora.map_or(null(), |lora| lora.b.as_ptr()),
+            scale: lora.map_or(0.0, |lora| lora.scale),
+            dropout: lora.and(seed).and(lora).map_or(0.0, |lora| lora.dropout),
+            seed: seed.unwrap_or(0),
+        },
     });
-    let bias = bias.map_or(null(), Tensor::as_ptr);
-    let lora = lora.as_ref().map_or(null(), |lora| lora as *const PipeLora);
-    // SAFETY: every pointer is valid for the call; C++ takes its own handles of what it keeps.
-    take(|error| unsafe { pipe_linear(x.as_ptr(), &weight, bias, lora, error) })
+    let mut out = [null_mut(); N];
+    let mut message: Error = null_mut();
+    // SAFETY: every pointer is valid for the call; C++ takes its own handles of what it keeps, and fills `out` or refuses.
+    let done = unsafe { pipe_linears(x.as_ptr(), raw.as_ptr(), N as i64, out.as_mut_ptr(), &mut message) };
+    if done == 0 {
+        refuse(message);
+    }
+    // SAFETY: C++ made them with `new` and handed them over.
+    out.map(|tensor| unsafe { Tensor::from_ptr(tensor) })
 }
 
 /// Whether products of bf16 tensors go to our own kernel, which this processor has the instructions for.
@@ -306,7 +331,7 @@ unsafe extern "C" fn pipe_checkpoint_run(closure: *mut c_void, x: *const C_tenso
         let mut answer = std::mem::ManuallyDrop::new(answer);
         answer.as_mut_ptr()
     }));
-    answer.unwrap_or(std::ptr::null_mut())
+    answer.unwrap_or(null_mut())
 }
 
 /// # Safety
@@ -360,19 +385,24 @@ fn raw_nf4(weight: &Nf4) -> PipeWeight {
 
 /// Takes ownership of a returned tensor, or panics with the C++ side's sentence.
 fn take(call: impl FnOnce(*mut Error) -> *mut C_tensor) -> Tensor {
-    let mut error: Error = std::ptr::null_mut();
+    let mut error: Error = null_mut();
     let answer = call(&mut error);
     if answer.is_null() {
-        // SAFETY: a null answer comes with a malloc'ed, terminated message, freed once.
-        let message = unsafe {
-            let message = CStr::from_ptr(error).to_string_lossy().into_owned();
-            pipe_free(error);
-            message
-        };
-        panic!("{}", crate::error::first_line(&message));
+        refuse(error);
     }
     // SAFETY: C++ made it with `new` and handed it over.
     unsafe { Tensor::from_ptr(answer) }
+}
+
+/// Panics with the C++ side's sentence.
+fn refuse(error: Error) -> ! {
+    // SAFETY: a refusal comes with a malloc'ed, terminated message, freed once.
+    let message = unsafe {
+        let message = CStr::from_ptr(error).to_string_lossy().into_owned();
+        pipe_free(error);
+        message
+    };
+    panic!("{}", crate::error::first_line(&message));
 }
 
 #[cfg(test)]
@@ -491,6 +521,54 @@ mod tests {
                 let what = format!("{rows} x {inputs} x {outputs}, rank {rank}, dropout {dropout}");
                 assert_near(&adapted(dense(), sizes, dropout, true), &adapted(dense(), sizes, dropout, false), &what);
                 assert_near(&adapted(nf4(), sizes, dropout, true), &adapted(nf4(), sizes, dropout, false), &what);
+            }
+        }
+    }
+
+    /// The answers of three layers to the same input, and the gradients to it and to their adapters.
+    fn adapted_together(kind: Kind, dropout: f64, fused: bool) -> Vec<Tensor> {
+        let (rows, inputs) = (64, 96);
+        let x = leaf(1, rows, inputs, kind).set_requires_grad(true);
+        let values: Vec<f32> = numbers(6, 64 * inputs as usize).into_iter().map(bf16::to_f32).collect();
+        let weights = [
+            Weight::Nf4(Nf4::quantize(Format::Nf4, &values, 64, inputs as usize, true)),
+            Weight::Dense(leaf(7, 160, inputs, kind)),
+            Weight::Dense(leaf(8, 32, inputs, kind)),
+        ];
+        // One without an adapter, and ranks that fill a panel and that do not.
+        let mut rank = [Some(40), None, Some(8)].into_iter().zip(10..);
+        let linears = weights.map(|weight| {
+            let (rank, seed) = rank.next().unwrap();
+            let outputs = weight.shape().0;
+            let lora = rank.map(|rank| Lora {
+                a: leaf(seed, rank, inputs, Kind::Float).set_requires_grad(true),
+                b: leaf(seed + 10, outputs, rank, Kind::Float).set_requires_grad(true),
+                scale: 1.5,
+                dropout,
+                dora: None,
+                start: None,
+            });
+            Linear { name: format!("layer {seed}"), weight, bias: None, lora, heard: None }
+        });
+        let pass = Pass { training: Some(7), fused, ..Pass::INFERENCE };
+        let answers = Linear::forward_all(linears.each_ref(), &x, pass);
+        let weighed =
+            answers.iter().map(|y| (y.to_kind(Kind::Float) * leaf(5, rows, y.size()[1], Kind::Float)).sum(Kind::Float));
+        Tensor::stack(&weighed.collect::<Vec<_>>(), 0).sum(Kind::Float).backward();
+        let matrices = linears.iter().filter_map(|linear| linear.lora.as_ref()).flat_map(|lora| [&lora.a, &lora.b]);
+        let gradients = std::iter::once(&x).chain(matrices).map(Tensor::grad);
+        answers.iter().map(Tensor::detach).chain(gradients).collect()
+    }
+
+    #[test]
+    fn layers_of_one_input_equal_the_plain_path() {
+        for dropout in [0.0, 0.25] {
+            let [fused, plain] = [true, false].map(|fused| adapted_together(Kind::BFloat16, dropout, fused));
+            assert_near(&fused, &plain, &format!("bf16, dropout {dropout}"));
+            let [fused, plain] = [true, false].map(|fused| adapted_together(Kind::Float, dropout, fused));
+            for (i, (fused, plain)) in fused.iter().zip(&plain).enumerate() {
+                let off = ((fused - plain).norm() / plain.norm()).double_value(&[]);
+                assert!(off < 1e-5, "f32, dropout {dropout}, tensor {i}: off by {off}");
             }
         }
     }

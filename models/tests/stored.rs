@@ -130,8 +130,8 @@ fn layers_answer_as_libtorch_has_them_answer() {
             let all = tch::no_grad(|| few::forward(&layers.each_ref(), &x, Pass::INFERENCE)).unwrap();
             for (layer, found) in layers.iter().zip(&all) {
                 assert_eq!((found.kind(), found.size()), (kind, vec![count, layer.shape().0]));
-                let lora = layer.lora.as_ref();
-                let expected = shim::linear(&x, &layer.weight, layer.bias.as_ref(), lora, None);
+                let (bias, lora) = (layer.bias.as_ref(), layer.lora.as_ref());
+                let [expected] = shim::linears(&x, [shim::Layer { weight: &layer.weight, bias, lora, seed: None }]);
                 assert!(difference(found, &expected) <= tolerance, "{weight:?}, {kind:?}, {count} rows");
             }
             // A row's answer is its own, whoever shares the batch.
