@@ -2,7 +2,7 @@
 """Trains once undisturbed and once killed again and again (kill -9 at random moments of training, the command and its worker
 in turn); both adapters must have the same bytes.
 
-  python benches/kills.py --pipe target/release/pipe --model MODEL [--kills 30] [--seed 1]"""
+  python benches/kills.py --pipe target/release/pipe --model MODEL [--kills 30] [--seed 1] [--bf16]"""
 import argparse, hashlib, json, os, pathlib, random, signal, subprocess, tempfile, time
 
 RECIPE = """base_model: {model}
@@ -26,6 +26,7 @@ lr_scheduler: cosine
 warmup_steps: 4
 save_steps: 2
 save_total_limit: 2
+bf16: {bf16}
 eval: false
 report: false
 output_dir: out
@@ -35,7 +36,7 @@ output_dir: out
 def project(folder, args):
     os.makedirs(folder)
     (folder / ".git").mkdir()
-    (folder / "recipe.yml").write_text(RECIPE.format(model=args.model, steps=args.steps))
+    (folder / "recipe.yml").write_text(RECIPE.format(model=args.model, steps=args.steps, bf16=str(args.bf16).lower()))
     rows = [{"instruction": f"Name {n} and the number after it.", "output": f"{n} and {n + 1}. " * (1 + n % 5)} for n in range(400)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
@@ -90,6 +91,7 @@ parser.add_argument("--model", required=True)
 parser.add_argument("--kills", type=int, default=30)
 parser.add_argument("--steps", type=int, default=90)
 parser.add_argument("--seed", type=int, default=1)
+parser.add_argument("--bf16", action="store_true", help="arithmetic in bf16 instead of f32")
 args = parser.parse_args()
 args.pipe, args.model = os.path.abspath(args.pipe), os.path.abspath(args.model)
 random.seed(args.seed)
