@@ -160,7 +160,7 @@ def pipe(args, folder):
 
 
 def peer(script, args, folder):
-    out, peak = watched([args.python, "-c", script, args.model, args.data, str(args.bits), args.dtype, str(args.steps), folder])
+    out, peak = watched([args.python, "-c", script, args.model, args.data, str(args.bits), args.peer_dtype or args.dtype, str(args.steps), folder])
     return json.loads(out.splitlines()[-1]) | {"peak_mib": peak}
 
 
@@ -171,6 +171,7 @@ parser.add_argument("--data", required=True)
 parser.add_argument("--python", default=sys.executable)
 parser.add_argument("--bits", type=int, default=4, choices=[4, 16])
 parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+parser.add_argument("--peer-dtype", choices=["float32", "bfloat16"], help="where libtorch is slow in --dtype: without instructions for bf16 its peers are faster in float32")
 parser.add_argument("--steps", type=int, default=8)
 parser.add_argument("--rounds", type=int, default=1)
 parser.add_argument("--peers", nargs="+", default=["tuned", "trl"], choices=["tuned", "trl"])

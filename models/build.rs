@@ -16,9 +16,11 @@ fn main() {
         .std("c++20")
         .opt_level(3)
         .file("csrc/attend.cpp")
+        .file("csrc/attend_rows.cpp")
         .file("csrc/kernels.cpp")
         .file("csrc/paged.cpp")
         .file("csrc/products.cpp")
+        .file("csrc/products_avx2.cpp")
         // Sums may be split over lanes; NaN and infinity keep their meaning, a NaN must reach the loss.
         // Vectors stay inside functions; how they would be passed between them does not matter.
         .flag_if_supported("-Wno-psabi")

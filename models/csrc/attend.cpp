@@ -6,15 +6,13 @@
 #include <cstring>
 #include <vector>
 
-#if defined(__x86_64__) && defined(__linux__)
+#include "attend_rows.h"
 
-#include "vectors.h"
+#if defined(__x86_64__) && defined(__linux__)
 
 namespace pipe_kernels {
 namespace {
 
-// Numbers of a block of 32 rows and 32 columns.
-constexpr int64_t kBlock = kPanel * kPanel;
 // Rows of queries whose weights are kept until they are summed up into gradients of keys and values.
 constexpr int64_t kRows = 128;
 
@@ -35,20 +33,20 @@ T* at_least(std::vector<T>& place, int64_t count) {
 }
 
 // [rows, dim] of keys or values as panels of 32 keys each, depth dim.
-const bf16* turned_panels(const bf16* x, const Document& d, std::vector<bf16>& place) {
+const bf16* turned_panels(Instructions how, const bf16* x, const Document& d, std::vector<bf16>& place) {
   const int64_t panels = padded(d.rows) / kPanel;
   bf16* out = at_least(place, panels * kPanel * d.dim);
   const Right right{x, nullptr, d.kv_stride, d.dim, true};
-  for (int64_t p = 0; p < panels; p++) pack(right, 0, d.dim, p * kPanel, std::min(kPanel, d.rows - p * kPanel), out + p * kPanel * d.dim);
+  for (int64_t p = 0; p < panels; p++) pack(how, right, 0, d.dim, p * kPanel, std::min(kPanel, d.rows - p * kPanel), out + p * kPanel * d.dim);
   return out;
 }
 
 // The same as panels of 32 of the dim columns each, depth the padded rows.
-const bf16* plain_panels(const bf16* x, const Document& d, std::vector<bf16>& place) {
+const bf16* plain_panels(Instructions how, const bf16* x, const Document& d, std::vector<bf16>& place) {
   const int64_t depth = padded(d.rows);
   bf16* out = at_least(place, depth * d.dim);
   const Right right{x, nullptr, d.kv_stride, d.rows, false};
-  for (int64_t column = 0; column < d.dim; column += kPanel) pack(right, 0, depth, column, kPanel, out + column * depth);
+  for (int64_t column = 0; column < d.dim; column += kPanel) pack(how, right, 0, depth, column, kPanel, out + column * depth);
   return out;
 }
 
@@ -71,100 +69,9 @@ Seen seen_from(const Document& d, int64_t row) {
   return {d.window > 0 ? std::max<int64_t>(0, row - d.window + 1) / kPanel : 0, row / kPanel + 1};
 }
 
-// The keys that one query sees, counted from the first panel's first.
-struct Keys {
-  int64_t first, last;
-  uint32_t within(int64_t panel) const {
-    const int64_t low = std::max<int64_t>(0, first - panel * kPanel), high = std::min<int64_t>(kPanel, last - panel * kPanel);
-    return static_cast<uint32_t>(((uint64_t{1} << high) - 1) & ~((uint64_t{1} << low) - 1));
-  }
-  int64_t first_panel() const { return first / kPanel; }
-  int64_t last_panel() const { return (last + kPanel - 1) / kPanel; }
-};
-
 Keys keys_of_query(const Document& d, int64_t query, const Seen& seen) {
   const int64_t skipped = seen.first * kPanel;
   return {d.window > 0 ? std::max<int64_t>(0, query + 1 - d.window - skipped) : 0, query + 1 - skipped};
-}
-
-// e^x for x up to 0, to 2 ulp; a NaN stays one.
-PIPE_VECTORS inline __m512 power(__m512 x) {
-  const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504088896341f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693145751953125f), x);
-  r = _mm512_fnmadd_ps(n, _mm512_set1_ps(1.428606765330187e-6f), r);
-  __m512 p = _mm512_set1_ps(1.0f / 720.0f);
-  for (const float next : {1.0f / 120.0f, 1.0f / 24.0f, 1.0f / 6.0f, 0.5f, 1.0f, 1.0f}) p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(next));
-  return _mm512_scalef_ps(p, n);
-}
-
-// One row's scores, [panels][.. 32 ..], become bf16 powers of their distance to the largest, in `out` [panels * 32]. Gives the
-// sum of powers and the largest score.
-struct Softmax {
-  float sum, top;
-};
-PIPE_DOTS Softmax powers_of(const float* scores, const Keys& keys, int64_t panels, float scale, bf16* out) {
-  const int64_t first = keys.first_panel(), last = keys.last_panel();
-  std::memset(static_cast<void*>(out), 0, first * kPanel * sizeof(bf16));
-  std::memset(static_cast<void*>(out + last * kPanel), 0, (panels - last) * kPanel * sizeof(bf16));
-  __m512 most = _mm512_set1_ps(-INFINITY);
-  for (int64_t p = first; p < last; p++) {
-    const uint32_t mask = keys.within(p);
-    most = _mm512_mask_max_ps(most, static_cast<__mmask16>(mask), most, _mm512_loadu_ps(scores + p * kBlock));
-    most = _mm512_mask_max_ps(most, static_cast<__mmask16>(mask >> 16), most, _mm512_loadu_ps(scores + p * kBlock + 16));
-  }
-  const float top = _mm512_reduce_max_ps(most);
-  const __m512 tops = _mm512_set1_ps(top), scales = _mm512_set1_ps(scale);
-  __m512 sum = _mm512_setzero_ps();
-  for (int64_t p = first; p < last; p++) {
-    const uint32_t mask = keys.within(p);
-    const __m512 low = power(_mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(scores + p * kBlock), tops), scales));
-    const __m512 high = power(_mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(scores + p * kBlock + 16), tops), scales));
-    const __m512 low_kept = _mm512_maskz_mov_ps(static_cast<__mmask16>(mask), low);
-    const __m512 high_kept = _mm512_maskz_mov_ps(static_cast<__mmask16>(mask >> 16), high);
-    sum = _mm512_add_ps(sum, _mm512_add_ps(low_kept, high_kept));
-    _mm512_storeu_si512(out + p * kPanel, rounded(low_kept, high_kept));
-  }
-  return {_mm512_reduce_add_ps(sum), top};
-}
-
-// One row's scores become weights again, and with the gradient to the weights the gradient to the scores; both as bf16.
-PIPE_DOTS void scores_gradient(float* scores, const float* weights_grad, const Keys& keys, int64_t panels, float scale, float log,
-                               bf16* weights, bf16* scores_grad) {
-  const int64_t first = keys.first_panel(), last = keys.last_panel();
-  for (bf16* out : {weights, scores_grad}) {
-    std::memset(static_cast<void*>(out), 0, first * kPanel * sizeof(bf16));
-    std::memset(static_cast<void*>(out + last * kPanel), 0, (panels - last) * kPanel * sizeof(bf16));
-  }
-  const __m512 logs = _mm512_set1_ps(log), scales = _mm512_set1_ps(scale);
-  __m512 sum = _mm512_setzero_ps();
-  for (int64_t p = first; p < last; p++) {
-    const uint32_t mask = keys.within(p);
-    float* place = scores + p * kBlock;
-    const float* grad = weights_grad + p * kBlock;
-    const __m512 low = _mm512_maskz_mov_ps(static_cast<__mmask16>(mask), power(_mm512_fmsub_ps(_mm512_loadu_ps(place), scales, logs)));
-    const __m512 high = _mm512_maskz_mov_ps(static_cast<__mmask16>(mask >> 16), power(_mm512_fmsub_ps(_mm512_loadu_ps(place + 16), scales, logs)));
-    _mm512_storeu_ps(place, low);
-    _mm512_storeu_ps(place + 16, high);
-    _mm512_storeu_si512(weights + p * kPanel, rounded(low, high));
-    sum = _mm512_fmadd_ps(low, _mm512_loadu_ps(grad), sum);
-    sum = _mm512_fmadd_ps(high, _mm512_loadu_ps(grad + 16), sum);
-  }
-  const __m512 dot = _mm512_set1_ps(_mm512_reduce_add_ps(sum));
-  for (int64_t p = first; p < last; p++) {
-    const float *place = scores + p * kBlock, *grad = weights_grad + p * kBlock;
-    const __m512 low = _mm512_mul_ps(_mm512_mul_ps(_mm512_loadu_ps(place), scales), _mm512_sub_ps(_mm512_loadu_ps(grad), dot));
-    const __m512 high = _mm512_mul_ps(_mm512_mul_ps(_mm512_loadu_ps(place + 16), scales), _mm512_sub_ps(_mm512_loadu_ps(grad + 16), dot));
-    _mm512_storeu_si512(scores_grad + p * kPanel, rounded(low, high));
-  }
-}
-
-// Sums [32, 32] times a factor per row as bf16 to rows of `out`, the first `count` of them.
-PIPE_DOTS void put_rows(const float* sums, const float* factors, int64_t count, bf16* out, int64_t stride) {
-  for (int64_t r = 0; r < count; r++) {
-    const __m512 factor = _mm512_set1_ps(factors ? factors[r] : 1.0f);
-    const __m512 low = _mm512_mul_ps(_mm512_loadu_ps(sums + r * kPanel), factor), high = _mm512_mul_ps(_mm512_loadu_ps(sums + r * kPanel + 16), factor);
-    _mm512_storeu_si512(out + r * stride, rounded(low, high));
-  }
 }
 
 // Scores, or gradients to weights, of 32 rows: `left` [32, dim] with each seen panel of keys or values.
@@ -182,7 +89,7 @@ void gathered(Instructions how, const bf16* left, const bf16* panels, const Docu
   for (int64_t column = 0; column < d.dim; column += kPanel) {
     const Packed part{left, width, panels + column * depth + seen.first * kBlock, width};
     block(how, &part, 1, 0, false, sums);
-    put_rows(sums, factors, count, out + column, d.q_stride);
+    put_rows(how, sums, factors, count, out + column, d.q_stride);
   }
 }
 
@@ -201,15 +108,15 @@ void queries_back(Instructions how, const Document& d, const Panels& panels, con
   scored(how, q, panels.keys_turned, d, seen, scores);
   scored(how, grad, panels.values_turned, d, seen, weights_grad);
   for (int64_t r = 0; r < real; r++)
-    scores_gradient(scores + r * kPanel, weights_grad + r * kPanel, keys_of_query(d, row + r, seen), seen.count(), d.scale, logs[row + r],
+    scores_gradient(how, scores + r * kPanel, weights_grad + r * kPanel, keys_of_query(d, row + r, seen), seen.count(), d.scale, logs[row + r],
                     weights + r * width, scores_grad + r * width);
   std::memset(static_cast<void*>(weights + real * width), 0, (kPanel - real) * width * sizeof(bf16));
   std::memset(static_cast<void*>(scores_grad + real * width), 0, (kPanel - real) * width * sizeof(bf16));
   gathered(how, scores_grad, panels.keys, d, seen, nullptr, real, dq + row * d.q_stride);
   for (int64_t p = seen.first; p < seen.last; p++) {
     const int64_t place = p * rows * kBlock + at * kBlock, column = (p - seen.first) * kPanel;
-    pack({weights, nullptr, width, kPanel, false}, 0, kPanel, column, kPanel, room.weights_panels.data() + place);
-    pack({scores_grad, nullptr, width, kPanel, false}, 0, kPanel, column, kPanel, room.scores_grad_panels.data() + place);
+    pack(how, {weights, nullptr, width, kPanel, false}, 0, kPanel, column, kPanel, room.weights_panels.data() + place);
+    pack(how, {scores_grad, nullptr, width, kPanel, false}, 0, kPanel, column, kPanel, room.scores_grad_panels.data() + place);
   }
 }
 
@@ -219,8 +126,8 @@ void rows_back(Instructions how, const Document& d, const Panels& panels, const 
   const int64_t count = std::min(kRows, d.rows - first), blocks = padded(count) / kPanel, all = padded(d.rows) / kPanel;
   const bf16 *own = rows_of(q, d, first, count, room.q), *own_grad = rows_of(grad, d, first, count, room.grad);
   bf16 *own_turned = at_least(room.q_turned, blocks * kPanel * d.dim), *grad_turned = at_least(room.grad_turned, blocks * kPanel * d.dim);
-  turn(own, blocks * kPanel, d.dim, d.dim, own_turned);
-  turn(own_grad, blocks * kPanel, d.dim, d.dim, grad_turned);
+  turn(how, own, blocks * kPanel, d.dim, d.dim, own_turned);
+  turn(how, own_grad, blocks * kPanel, d.dim, d.dim, grad_turned);
   at_least(room.weights_panels, all * blocks * kBlock);
   at_least(room.scores_grad_panels, all * blocks * kBlock);
   for (int64_t i = 0; i < blocks; i++)
@@ -242,25 +149,11 @@ void rows_back(Instructions how, const Document& d, const Panels& panels, const 
   }
 }
 
-// sums [panels][dim / 32][32 of dim][32 keys] to rows of bf16.
-PIPE_DOTS void put_turned(const float* sums, const Document& d, bf16* out) {
-  for (int64_t key = 0; key < d.rows; key += 16) {
-    for (int64_t column = 0; column < d.dim; column += 16) {
-      const float* from = sums + (key / kPanel * d.dim + column) * kPanel + key % kPanel;
-      __m512i words[16];
-      for (int64_t i = 0; i < 16; i++) words[i] = _mm512_loadu_si512(from + i * kPanel);
-      turn_words(words);
-      for (int64_t i = 0; i < std::min<int64_t>(16, d.rows - key); i++)
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + (key + i) * d.kv_stride + column), (__m256i)_mm512_cvtneps_pbh(_mm512_castsi512_ps(words[i])));
-    }
-  }
-}
-
 }  // namespace
 
 void attend(Instructions how, const Document& d, bf16* out, float* logs, int64_t logs_stride) {
   const Tiles tiles(how);
-  const bf16 *keys = turned_panels(d.k, d, room.keys_turned), *values = plain_panels(d.v, d, room.values);
+  const bf16 *keys = turned_panels(how, d.k, d, room.keys_turned), *values = plain_panels(how, d.v, d, room.values);
   for (int64_t head = 0; head < d.heads; head++) {
     for (int64_t row = 0; row < d.rows; row += kPanel) {
       const Seen seen = seen_from(d, row);
@@ -270,7 +163,7 @@ void attend(Instructions how, const Document& d, bf16* out, float* logs, int64_t
       scored(how, rows_of(d.q + head * d.dim, d, row, real, room.q), keys, d, seen, scores);
       float shares[kPanel];
       for (int64_t r = 0; r < real; r++) {
-        const Softmax found = powers_of(scores + r * kPanel, keys_of_query(d, row + r, seen), seen.count(), d.scale, weights + r * width);
+        const Softmax found = powers_of(how, scores + r * kPanel, keys_of_query(d, row + r, seen), seen.count(), d.scale, weights + r * width);
         shares[r] = 1.0f / found.sum;
         logs[head * logs_stride + row + r] = found.top * d.scale + std::log(found.sum);
       }
@@ -286,7 +179,7 @@ int64_t gradient_sums(int64_t rows, int64_t dim) {
 
 void attend_back(Instructions how, const Document& d, const bf16* grad, const float* logs, int64_t logs_stride, bf16* dq, float* sums) {
   const Tiles tiles(how);
-  const Panels panels{turned_panels(d.k, d, room.keys_turned), plain_panels(d.k, d, room.keys), turned_panels(d.v, d, room.values_turned)};
+  const Panels panels{turned_panels(how, d.k, d, room.keys_turned), plain_panels(how, d.k, d, room.keys), turned_panels(how, d.v, d, room.values_turned)};
   const int64_t each = padded(d.rows) * d.dim;
   std::memset(sums, 0, 2 * each * sizeof(float));
   for (int64_t head = 0; head < d.heads; head++)
@@ -294,12 +187,12 @@ void attend_back(Instructions how, const Document& d, const bf16* grad, const fl
       rows_back(how, d, panels, d.q + head * d.dim, grad + head * d.dim, logs + head * logs_stride, first, dq + head * d.dim, sums, sums + each);
 }
 
-void put_gradients(const Document& d, float* sums, int64_t parts, bf16* dk, bf16* dv) {
+void put_gradients(Instructions how, const Document& d, float* sums, int64_t parts, bf16* dk, bf16* dv) {
   const int64_t count = gradient_sums(d.rows, d.dim);
   for (int64_t part = 1; part < parts; part++)
     for (int64_t i = 0; i < count; i++) sums[i] += sums[part * count + i];
-  put_turned(sums, d, dk);
-  put_turned(sums + count / 2, d, dv);
+  put_turned(how, sums, d, dk);
+  put_turned(how, sums + count / 2, d, dv);
 }
 
 }  // namespace pipe_kernels
@@ -313,7 +206,7 @@ int64_t gradient_sums(int64_t, int64_t) {
   return 0;
 }
 void attend_back(Instructions, const Document&, const bf16*, const float*, int64_t, bf16*, float*) {}
-void put_gradients(const Document&, float*, int64_t, bf16*, bf16*) {}
+void put_gradients(Instructions, const Document&, float*, int64_t, bf16*, bf16*) {}
 
 }  // namespace pipe_kernels
 

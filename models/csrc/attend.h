@@ -35,6 +35,6 @@ void attend_back(Instructions how, const Document& document, const bf16* grad, c
                  float* sums);
 
 // Writes gradients to k and v, which lie as these do, from sums of `parts` calls, one after another. The first are overwritten.
-void put_gradients(const Document& document, float* sums, int64_t parts, bf16* dk, bf16* dv);
+void put_gradients(Instructions how, const Document& document, float* sums, int64_t parts, bf16* dk, bf16* dv);
 
 }  // namespace pipe_kernels

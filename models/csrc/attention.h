@@ -205,7 +205,7 @@ variable_list attended_back(const Tensor& q, const Tensor& k, const Tensor& v, c
   const Tensor apart = at::empty({floats}, at::kFloat);
   const auto put = [&](const Share& share, float* sums) {
     const int64_t keys = share.start * k.size(1) + share.kv_head * heads.dim;
-    pipe_kernels::put_gradients(share.document(q, k, v, heads), sums, share.parts, data<bf16>(dk) + keys, data<bf16>(dv) + keys);
+    pipe_kernels::put_gradients(pipe_kernels::product_instructions(), share.document(q, k, v, heads), sums, share.parts, data<bf16>(dk) + keys, data<bf16>(dv) + keys);
   };
   for_each_taken(static_cast<int64_t>(shares.size()), [&](int64_t i) {
     const Share& share = shares[i];

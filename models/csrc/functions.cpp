@@ -4,7 +4,6 @@
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
-#include <ATen/ops/mm.h>
 #include <ATen/ops/zeros.h>
 
 #include <cstring>
@@ -95,11 +94,14 @@ struct HeadLossFunction : Function<HeadLossFunction> {
         part = at::zeros({padded(count), hidden.size(1)}, hidden.options());
         part.narrow(0, 0, count).copy_(hidden.narrow(0, start, count));
       }
-      const bool own = by_own_kernel(part, part.size(1)) && vocabulary % pipe_kernels::kPanel == 0;
-      Tensor logits = own ? at::empty({part.size(0), vocabulary}, part.options()) : at::mm(part, weight.t()), capped;
+      const bool own = by_own_kernel(part, part.size(1));
+      // Our own products want whole panels: what lies past the vocabulary is zero and stays so.
+      const int64_t width = own ? padded(vocabulary) : vocabulary;
+      Tensor logits = own ? at::empty({part.size(0), width}, part.options()) : by_libtorch(part, weight.t()), capped;
       if (own) multiply(summand(part, right_of(weight, true)), vocabulary, logits);
+      if (width > vocabulary) logits.narrow(1, vocabulary, width - vocabulary).zero_();
       if (scale != 1) logits.mul_(scale);
-      if (bias) logits.add_(bias->to(logits.scalar_type()));
+      if (bias) logits.narrow(1, 0, vocabulary).add_(bias->to(logits.scalar_type()));
       if (cap > 0) {
         logits.div_(cap).tanh_();
         if (differentiate) capped = logits.clone();
@@ -109,14 +111,14 @@ struct HeadLossFunction : Function<HeadLossFunction> {
         using T = std::remove_pointer_t<decltype(type)>;
         at::parallel_for(0, count, 1, [&](int64_t first, int64_t last) {
           for (int64_t r = first; r < last; r++)
-            data<float>(losses)[start + r] = pipe_kernels::cross_entropy_row(data<T>(logits) + r * vocabulary, vocabulary, data<int64_t>(targets)[start + r], differentiate);
+            data<float>(losses)[start + r] = pipe_kernels::cross_entropy_row(data<T>(logits) + r * width, vocabulary, data<int64_t>(targets)[start + r], differentiate);
         });
       });
       if (differentiate && cap > 0) logits.mul_(capped.square_().neg_().add_(1));
       if (differentiate && scale != 1) logits.mul_(scale);
       // Rows past the last hold the logits of zeros; their products are left out.
       if (!differentiate) continue;
-      const Tensor back = own ? at::empty_like(part) : at::mm(logits, weight);
+      const Tensor back = own ? at::empty_like(part) : by_libtorch(logits, weight);
       if (own) multiply(summand(logits, right_of(weight, false)), part.size(1), back);
       hidden_grad.narrow(0, start, count).copy_(back.narrow(0, 0, count));
     }

@@ -2,7 +2,6 @@
 #pragma once
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/mm.h>
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
@@ -191,11 +190,11 @@ struct LinearsFunction : Function<LinearsFunction> {
     size_t next = 0;
     for (size_t i = 0; i < layers.all.size(); i++) {
       const Layer& layer = layers.all[i];
-      Tensor y = at::mm(x, layer.weight.tensor(kind).t());
+      Tensor y = by_libtorch(x, layer.weight.tensor(kind).t());
       if (layer.rank > 0) {
         const Tensor &a = matrices[next], &b = matrices[next + 1], own = low.narrow(1, layers.low_at[i], layer.rank);
-        own.copy_(at::mm(dropped(x, layer.dropout, layer.seed), a.to(kind).t()));
-        y.addmm_(own, b.to(kind).t(), 1, layer.scale);
+        own.copy_(by_libtorch(dropped(x, layer.dropout, layer.seed), a.to(kind).t()));
+        add_by_libtorch(y, own, b.to(kind).t(), layer.scale);
         next += 2;
       }
       answers.push_back(y);
@@ -209,19 +208,19 @@ struct LinearsFunction : Function<LinearsFunction> {
     Tensor dx;
     variable_list out{dx};
     const auto add = [&](const Tensor& left, const Tensor& right) {
-      if (dx.defined()) dx.addmm_(left, right);
-      else dx = at::mm(left, right);
+      if (dx.defined()) add_by_libtorch(dx, left, right);
+      else dx = by_libtorch(left, right);
     };
     for (size_t i = 0; i < layers.all.size(); i++) {
       const Layer& layer = layers.all[i];
       if (input) add(grads[i], layer.weight.tensor(kind));
       if (layer.rank == 0) continue;
       const Tensor &a = matrices[out.size() - 1], &b = matrices[out.size()];
-      const Tensor narrow = at::mm(grads[i], b.mul(layer.scale).to(kind));  // [n, r]
-      if (input && layer.dropout > 0) dx.add_(dropped(at::mm(narrow, a.to(kind)), layer.dropout, layer.seed));
+      const Tensor narrow = by_libtorch(grads[i], b.mul(layer.scale).to(kind));  // [n, r]
+      if (input && layer.dropout > 0) dx.add_(dropped(by_libtorch(narrow, a.to(kind)), layer.dropout, layer.seed));
       if (input && layer.dropout <= 0) add(narrow, a.to(kind));
-      out.push_back(wanted ? at::mm(narrow.t(), dropped(x, layer.dropout, layer.seed)).to(at::kFloat) : Tensor());
-      out.push_back(wanted ? at::mm(grads[i].t(), low.narrow(1, layers.low_at[i], layer.rank)).to(at::kFloat).mul_(layer.scale) : Tensor());
+      out.push_back(wanted ? by_libtorch(narrow.t(), dropped(x, layer.dropout, layer.seed)).to(at::kFloat) : Tensor());
+      out.push_back(wanted ? by_libtorch(grads[i].t(), low.narrow(1, layers.low_at[i], layer.rank)).to(at::kFloat).mul_(layer.scale) : Tensor());
     }
     out[0] = dx;
     return out;

@@ -1,8 +1,8 @@
 // Products of bf16 tensors by our own kernel (products.h), columns shared out among libtorch's threads.
 #pragma once
 #include <ATen/Parallel.h>
-#include <ATen/ops/bmm.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/matmul.h>
 
 #include <algorithm>
 #include <initializer_list>
@@ -19,6 +19,23 @@ using at::Tensor;
 bool by_own_kernel(const Tensor& x, int64_t depth) {
   return x.scalar_type() == at::kBFloat16 && x.size(0) % pipe_kernels::kPanel == 0 && depth % pipe_kernels::kPanel == 0 &&
          pipe_kernels::product_instructions() != pipe_kernels::Instructions::none;
+}
+
+// Whether libtorch's products of this type are better widened: without instructions for bf16 it multiplies number by number,
+// five times slower than f32.
+bool better_widened(const Tensor& x) {
+  return x.scalar_type() == at::kBFloat16 && pipe_kernels::product_instructions() == pipe_kernels::Instructions::multiply_add;
+}
+
+// a b by libtorch, in the type of a; both matrices, or batches of them.
+Tensor by_libtorch(const Tensor& a, const Tensor& b) {
+  return better_widened(a) ? at::matmul(a.to(at::kFloat), b.to(at::kFloat)).to(a.scalar_type()) : at::matmul(a, b);
+}
+
+// onto += scale * a b
+void add_by_libtorch(const Tensor& onto, const Tensor& a, const Tensor& b, double scale = 1) {
+  if (better_widened(a)) onto.add_(by_libtorch(a, b), scale);
+  else onto.addmm_(a, b, 1, scale);
 }
 
 using pipe_kernels::padded;
@@ -125,7 +142,7 @@ std::vector<Tensor> turned_each(const std::vector<Tensor>& all) {
   at::parallel_for(0, static_cast<int64_t>(all.size()), 1, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; i++) {
       const Tensor& x = all[i];
-      pipe_kernels::turn(data<pipe_kernels::bf16>(x), x.size(0), x.size(1), x.size(1), data<pipe_kernels::bf16>(out[i]));
+      pipe_kernels::turn(pipe_kernels::product_instructions(), data<pipe_kernels::bf16>(x), x.size(0), x.size(1), x.size(1), data<pipe_kernels::bf16>(out[i]));
     }
   });
   return out;
@@ -134,7 +151,7 @@ std::vector<Tensor> turned_each(const std::vector<Tensor>& all) {
 // a [count, rows, depth] times b [count, depth, columns], or b turned, [count, columns, depth]; all contiguous.
 Tensor batched(const Tensor& a, const Tensor& b, bool b_turned) {
   const int64_t count = a.size(0), rows = a.size(1), depth = a.size(2), columns = b.size(b_turned ? 1 : 2);
-  if (!by_own_kernel(a.flatten(0, 1), depth) || rows % pipe_kernels::kPanel != 0) return at::bmm(a, b_turned ? b.transpose(1, 2) : b);
+  if (!by_own_kernel(a.flatten(0, 1), depth) || rows % pipe_kernels::kPanel != 0) return by_libtorch(a, b_turned ? b.transpose(1, 2) : b);
   Tensor out = at::empty({count, rows, columns}, a.options());
   const auto how = pipe_kernels::product_instructions();
   constexpr int64_t panel = pipe_kernels::kPanel;
@@ -155,11 +172,11 @@ Tensor batched(const Tensor& a, const Tensor& b, bool b_turned) {
 // a [count, depth, rows] turned, times b [count, depth, columns].
 Tensor batched_turned(const Tensor& a, const Tensor& b) {
   const int64_t count = a.size(0), depth = a.size(1), rows = a.size(2);
-  if (!by_own_kernel(a.flatten(0, 1), depth) || rows % pipe_kernels::kPanel != 0) return at::bmm(a.transpose(1, 2), b);
+  if (!by_own_kernel(a.flatten(0, 1), depth) || rows % pipe_kernels::kPanel != 0) return by_libtorch(a.transpose(1, 2), b);
   const Tensor left = at::empty({count, rows, depth}, a.options());
   at::parallel_for(0, count, 1, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; i++)
-      pipe_kernels::turn(data<pipe_kernels::bf16>(a) + i * rows * depth, depth, rows, rows, data<pipe_kernels::bf16>(left) + i * rows * depth);
+      pipe_kernels::turn(pipe_kernels::product_instructions(), data<pipe_kernels::bf16>(a) + i * rows * depth, depth, rows, rows, data<pipe_kernels::bf16>(left) + i * rows * depth);
   });
   return batched(left, b, false);
 }

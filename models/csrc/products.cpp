@@ -5,7 +5,7 @@
 #include <cstring>
 #include <vector>
 
-#include "numbers.h"
+#include "products_avx2.h"
 
 #if defined(__x86_64__) && defined(__linux__)
 #include <cpuid.h>
@@ -64,9 +64,7 @@ PIPE_DOTS inline __m512i values_at(const Right& right, int64_t at, int64_t count
   return rounded(some(0), some(16));
 }
 
-}  // namespace
-
-PIPE_DOTS void pack(const Right& right, int64_t from, int64_t depth, int64_t column, int64_t columns, bf16* panel) {
+PIPE_DOTS void pack_by_pairs(const Right& right, int64_t from, int64_t depth, int64_t column, int64_t columns, bf16* panel) {
   if (right.turned) {
     for (int64_t half = 0; half < 2; half++) {
       for (int64_t d = 0; d < depth; d += 32) {
@@ -95,8 +93,6 @@ PIPE_DOTS void pack(const Right& right, int64_t from, int64_t depth, int64_t col
     _mm512_storeu_si512(place + 512, _mm512_permutex2var_epi16(a, second, b));
   }
 }
-
-namespace {
 
 // sums [32 rows, 32] (+)= the summands, by tiles. Tiles 0 to 3 are the sums, 4 and 5 left, 6 and 7 right.
 PIPE_TILES void block_by_tiles(const Packed* parts, int count, int64_t row, bool add, float* sums) {
@@ -210,14 +206,20 @@ PIPE_TILES void release_tiles() {
 Packed packed(const Summand& summand, int64_t from, int64_t depth, int64_t column, int64_t columns, int room) {
   auto& place = scratch.panels[room];
   if (static_cast<int64_t>(place.size()) < depth * kPanel) place.resize(depth * kPanel);
-  pack(summand.right, from, depth, column, columns, place.data());
+  pack_by_pairs(summand.right, from, depth, column, columns, place.data());
   return {summand.left + from, summand.left_stride, place.data(), depth};
 }
 
 }  // namespace
 
+void pack(Instructions how, const Right& right, int64_t from, int64_t depth, int64_t column, int64_t columns, bf16* panel) {
+  if (how == Instructions::multiply_add) avx2::pack(right, from, depth, column, columns, panel);
+  else pack_by_pairs(right, from, depth, column, columns, panel);
+}
+
 void block(Instructions how, const Packed* parts, int count, int64_t row, bool add, float* sums) {
-  if (how == Instructions::tiles) block_by_tiles(parts, count, row, add, sums);
+  if (how == Instructions::multiply_add) avx2::block(parts, count, row, add, sums);
+  else if (how == Instructions::tiles) block_by_tiles(parts, count, row, add, sums);
   else block_by_dots(parts, count, row, add, sums);
 }
 
@@ -265,10 +267,11 @@ void deep_panels(Instructions how, const Product& what, int64_t first, int64_t l
 
 Instructions found() {
   unsigned a = 0, b = 0, c = 0, d = 0;
-  if (!__builtin_cpu_supports("avx512bw") || !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl")) return Instructions::none;
-  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return Instructions::none;
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return Instructions::none;
+  if (!__builtin_cpu_supports("avx512bw") || !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl")) return Instructions::multiply_add;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return Instructions::multiply_add;
   const bool tiles = (d >> 22 & 1) && (d >> 24 & 1);
-  if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a >> 5 & 1)) return Instructions::none;
+  if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a >> 5 & 1)) return Instructions::multiply_add;
   constexpr int ask_for_state = 0x1023, tile_data = 18;
   return tiles && syscall(SYS_arch_prctl, ask_for_state, tile_data) == 0 ? Instructions::tiles : Instructions::dot_products;
 }
@@ -281,6 +284,7 @@ Instructions product_instructions() {
 }
 
 void product(Instructions how, const Product& what, int64_t first, int64_t last) {
+  if (how == Instructions::multiply_add) return avx2::product(what, first, last);
   const Tiles tiles(how);
   const bool deep = std::any_of(what.summands, what.summands + what.count, [](const Summand& each) { return each.right.depth > kDeep; });
   // So many columns at a time that their sums stay in the second cache.
@@ -291,12 +295,14 @@ void product(Instructions how, const Product& what, int64_t first, int64_t last)
   }
 }
 
-PIPE_DOTS void turn(const bf16* x, int64_t rows, int64_t columns, int64_t stride, bf16* out) {
+namespace {
+
+PIPE_DOTS void turn_by_pairs(const bf16* x, int64_t rows, int64_t columns, int64_t stride, bf16* out) {
   const Right right{x, nullptr, stride, rows, false, 1};
   std::vector<bf16> room(rows * kPanel);
   for (int64_t column = 0; column < columns; column += kPanel) {
     // Pairs of rows by column, turned: each column's rows in order.
-    pack(right, 0, rows, column, kPanel, room.data());
+    pack_by_pairs(right, 0, rows, column, kPanel, room.data());
     for (int64_t half = 0; half < 2; half++) {
       for (int64_t row = 0; row < rows; row += 32) {
         __m512i words[16];
@@ -306,6 +312,13 @@ PIPE_DOTS void turn(const bf16* x, int64_t rows, int64_t columns, int64_t stride
       }
     }
   }
+}
+
+}  // namespace
+
+void turn(Instructions how, const bf16* x, int64_t rows, int64_t columns, int64_t stride, bf16* out) {
+  if (how == Instructions::multiply_add) avx2::turn(x, rows, columns, stride, out);
+  else turn_by_pairs(x, rows, columns, stride, out);
 }
 
 }  // namespace pipe_kernels
@@ -320,9 +333,9 @@ Instructions product_instructions() {
 void product(Instructions, const Product&, int64_t, int64_t) {}
 Tiles::Tiles(Instructions) : used(false) {}
 Tiles::~Tiles() {}
-void pack(const Right&, int64_t, int64_t, int64_t, int64_t, bf16*) {}
+void pack(Instructions, const Right&, int64_t, int64_t, int64_t, int64_t, bf16*) {}
 void block(Instructions, const Packed*, int, int64_t, bool, float*) {}
-void turn(const bf16*, int64_t, int64_t, int64_t, bf16*) {}
+void turn(Instructions, const bf16*, int64_t, int64_t, int64_t, bf16*) {}
 
 }  // namespace pipe_kernels
 
@@ -330,8 +343,8 @@ void turn(const bf16*, int64_t, int64_t, int64_t, bf16*) {}
 
 extern "C" {
 
-// out [rows, columns] f32 = left [rows, depth] times right, for the tests of each set of instructions: 1 is dot products, 2
-// tiles. Says whether the processor has them.
+// out [rows, columns] f32 = left [rows, depth] times right, for the tests of each set of instructions, numbered as
+// Instructions are. Says whether the processor has them.
 int32_t pipe_product_by(int32_t instructions, const uint16_t* left, const uint16_t* right, int32_t turned, int64_t rows,
                         int64_t columns, int64_t depth, float* out) {
   using namespace pipe_kernels;

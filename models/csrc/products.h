@@ -1,4 +1,5 @@
-// Products of bf16 matrices summed in f32, with the processor's own instructions for them (AMX tiles, or AVX-512 BF16).
+// Products of bf16 matrices summed in f32: with the processor's own instructions for them (AMX tiles, or AVX-512 BF16), or
+// widened on the way to the registers (AVX2).
 //
 // libtorch's path to the same instructions builds a description of every product anew and keeps a quarter of a megabyte
 // for every size it has seen; and it cannot take a weight that is decoded as it is read. Raw memory in, raw memory out; the
@@ -10,7 +11,7 @@
 
 namespace pipe_kernels {
 
-enum class Instructions { none, dot_products, tiles };
+enum class Instructions { none, multiply_add, dot_products, tiles };
 
 // The best this processor has. Asks the system for leave to use tiles, once.
 Instructions product_instructions();
@@ -76,7 +77,7 @@ void product(Instructions how, const Product& what, int64_t first, int64_t last)
 
 // Packs rows [from, from + depth) and 32 columns of a right side: tiles of 16 pairs of rows by 16 columns,
 // [depth / 32][2 tiles][16 pairs][16 columns][2]. Columns from `columns` on are zeros; `depth` is a multiple of kPanel.
-void pack(const Right& right, int64_t from, int64_t depth, int64_t column, int64_t columns, bf16* panel);
+void pack(Instructions how, const Right& right, int64_t from, int64_t depth, int64_t column, int64_t columns, bf16* panel);
 
 // What a block of 32 rows is multiplied with.
 struct Packed {
@@ -102,6 +103,6 @@ class Tiles {
 };
 
 // out [columns, padded rows] = x [rows, columns] turned, in bf16; both sizes are multiples of kPanel.
-void turn(const bf16* x, int64_t rows, int64_t columns, int64_t stride, bf16* out);
+void turn(Instructions how, const bf16* x, int64_t rows, int64_t columns, int64_t stride, bf16* out);
 
 }  // namespace pipe_kernels

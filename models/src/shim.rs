@@ -434,9 +434,9 @@ mod tests {
 
     #[test]
     fn products_equal_plain_sums_by_every_instruction() {
-        for (rows, columns, depth) in [(32, 32, 32), (64, 96, 64), (32, 40, 96), (96, 33, 4096)] {
+        for (rows, columns, depth) in [(32, 32, 32), (64, 96, 64), (32, 40, 96), (96, 33, 4096), (160, 5, 416), (128, 400, 4512)] {
             let (left, right) = (numbers(1, rows * depth), numbers(2, depth * columns));
-            for (instructions, turned) in [(1, false), (1, true), (2, false), (2, true)] {
+            for (instructions, turned) in (1..=3).flat_map(|which| [(which, false), (which, true)]) {
                 let mut out = vec![0f32; rows * columns];
                 // SAFETY: every array has the size that the call names.
                 let there = unsafe {
@@ -638,19 +638,24 @@ mod tests {
 
     #[test]
     fn head_and_loss_equal_the_plain_path_in_bf16() {
-        let ids = Tensor::from_slice(&(0..70).map(|i| i * 30 % 2112).collect::<Vec<i64>>());
-        let head = leaf(2, 2112, 64, Kind::BFloat16);
-        let run = |fused: bool| {
-            let hidden = leaf(1, 70, 64, Kind::BFloat16).set_requires_grad(true);
-            let losses = if fused {
-                super::head_loss(&hidden, &head, None, &ids, 1.0, 0.0)
-            } else {
-                let logits = hidden.to_kind(Kind::Float).matmul(&head.to_kind(Kind::Float).tr());
-                -logits.log_softmax(-1, Kind::Float).gather(1, &ids.unsqueeze(1), false).squeeze_dim(1)
+        // A vocabulary of whole panels, and one that is not.
+        for (vocabulary, cap) in [(2112, 0.0), (2085, 0.0), (2085, 5.0)] {
+            let ids = Tensor::from_slice(&(0..70).map(|i| i * 30 % vocabulary).collect::<Vec<i64>>());
+            let head = leaf(2, vocabulary, 64, Kind::BFloat16);
+            let bias = leaf(3, 1, vocabulary, Kind::Float).squeeze_dim(0);
+            let run = |fused: bool| {
+                let hidden = leaf(1, 70, 64, Kind::BFloat16).set_requires_grad(true);
+                let losses = if fused {
+                    super::head_loss(&hidden, &head, Some(&bias), &ids, 0.5, cap)
+                } else {
+                    let logits = hidden.to_kind(Kind::Float).matmul(&head.to_kind(Kind::Float).tr()) * 0.5 + &bias;
+                    let logits = if cap > 0.0 { (logits / cap).tanh() * cap } else { logits };
+                    -logits.log_softmax(-1, Kind::Float).gather(1, &ids.unsqueeze(1), false).squeeze_dim(1)
+                };
+                losses.sum(Kind::Float).backward();
+                [losses.detach(), hidden.grad()]
             };
-            losses.sum(Kind::Float).backward();
-            [losses.detach(), hidden.grad()]
-        };
-        assert_near(&run(true), &run(false), "head");
+            assert_near(&run(true), &run(false), &format!("{vocabulary} tokens, cap {cap}"));
+        }
     }
 }

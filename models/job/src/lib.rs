@@ -35,7 +35,7 @@ pub const UNPACKED_TRAINING_BYTES: u64 = 1 << 30;
 
 /// Part of the stage version of everything the worker computes: changes with libtorch's release or with any kernel that
 /// can change output bytes.
-pub const NUMERICS: &str = "libtorch-2.13.0.k6";
+pub const NUMERICS: &str = "libtorch-2.13.0.k7";
 
 /// One piece of work for the worker.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
