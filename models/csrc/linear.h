@@ -233,6 +233,18 @@ struct LinearsFunction : Function<LinearsFunction> {
     return whole ? at::empty({x.size(0), layers.low_width}, x.options()) : at::zeros({x.size(0), layers.low_width}, x.options());
   }
 
+  // The first matrices of all adapters, [their padded ranks, columns], zeros in between.
+  static Tensor side_by_side(const variable_list& matrices, const Layers& layers) {
+    const Tensor out = at::zeros({layers.low_width, layers.all[0].weight.columns}, at::kFloat);
+    size_t next = 0;
+    for (size_t i = 0; i < layers.all.size(); i++) {
+      if (layers.all[i].rank == 0) continue;
+      out.narrow(0, layers.low_at[i], layers.all[i].rank).copy_(matrices[next]);
+      next += 2;
+    }
+    return out;
+  }
+
   // x W^T + scale * (x A^T) B^T of each, both products summed before they are rounded; and x A^T of all.
   static std::pair<variable_list, Tensor> multiplied(const Tensor& x, const variable_list& matrices, const Layers& layers) {
     const size_t count = layers.all.size();
@@ -247,11 +259,15 @@ struct LinearsFunction : Function<LinearsFunction> {
       answers.push_back(at::empty({x.size(0), layer.weight.rows}, x.options()));
       to_answers.push_back(product_into(answers[i], 0, layer.weight.rows, {summand(x, layer.weight.right(true, rooms[i]))}));
       if (layer.rank == 0) continue;
-      seen[i] = dropped(x, layer.dropout, layer.seed);
-      to_low.push_back(product_into(low, layers.low_at[i], layer.rank, {summand(seen[i], rounded_of(matrices[next], true))}));
+      if (!layers.see_input) {
+        seen[i] = dropped(x, layer.dropout, layer.seed);
+        to_low.push_back(product_into(low, layers.low_at[i], layer.rank, {summand(seen[i], rounded_of(matrices[next], true))}));
+      }
       add_summand(to_answers[i], summand(low, rounded_of(matrices[next + 1], true, layer.scale), layers.low_at[i]));
       next += 2;
     }
+    const Tensor together = low.defined() && layers.see_input ? side_by_side(matrices, layers) : Tensor();
+    if (together.defined()) to_low.push_back(product_into(low, 0, layers.low_width, {summand(x, rounded_of(together, true))}));
     multiply(to_low);
     multiply(to_answers);
     return {answers, low};

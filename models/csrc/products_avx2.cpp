@@ -22,7 +22,7 @@ constexpr int64_t kRows = 96, kPart = 384;
 // Rows of the right side that are asked for before they are read.
 constexpr int64_t kAhead = 8;
 // The most of the depth, of numbers of the right side, and of sums that a thread has at hand.
-constexpr int64_t kDeep = 1024, kRight = 256 * kDeep, kSums = 1024 * 1024;
+constexpr int64_t kDeep = 1024, kRight = 320 * kDeep, kSums = 1024 * 1024;
 
 struct Scratch {
   std::vector<float> right, left, sums;
@@ -102,10 +102,10 @@ inline void ask_for(const Right& right, int64_t at) {
   _mm_prefetch(static_cast<const char*>(place), _MM_HINT_T0);
 }
 
-// Rows [from, from + depth) and columns [column, column + columns) of a right side as strips, an even number of them that lie
-// `stride` numbers apart: [strips][depth][16].
-PIPE_AVX2 void pack_strips(const Right& right, int64_t from, int64_t depth, int64_t column, int64_t columns, int64_t stride, float* out) {
-  const int64_t room = padded(columns);
+// Rows [from, from + depth) and columns [column, column + columns) of a right side as strips, an even number of them:
+// [strips][depth][16].
+PIPE_AVX2 void pack_strips(const Right& right, int64_t from, int64_t depth, int64_t column, int64_t columns, float* out) {
+  const int64_t room = padded(columns), stride = depth * kStrip;
   __m256 numbers[4];
   if (!right.turned) {
     for (int64_t d = 0; d < depth; d++) {
@@ -157,12 +157,12 @@ PIPE_AVX2 inline void multiply_rows(const float* left, const float* strip, int64
   __m256 low[height], high[height];
 #pragma GCC unroll 6
   for (int r = 0; r < height; r++) {
-    low[r] = add ? _mm256_loadu_ps(sums + r * stride) : _mm256_setzero_ps();
-    high[r] = add ? _mm256_loadu_ps(sums + r * stride + 8) : _mm256_setzero_ps();
+    low[r] = add ? _mm256_load_ps(sums + r * stride) : _mm256_setzero_ps();
+    high[r] = add ? _mm256_load_ps(sums + r * stride + 8) : _mm256_setzero_ps();
   }
 #pragma GCC unroll 4
   for (int64_t d = 0; d < depth; d++) {
-    const __m256 a = _mm256_loadu_ps(strip + d * kStrip), b = _mm256_loadu_ps(strip + d * kStrip + 8);
+    const __m256 a = _mm256_load_ps(strip + d * kStrip), b = _mm256_load_ps(strip + d * kStrip + 8);
 #pragma GCC unroll 6
     for (int r = 0; r < height; r++) {
       const __m256 both = _mm256_broadcast_ss(left + d * height + r);
@@ -172,8 +172,8 @@ PIPE_AVX2 inline void multiply_rows(const float* left, const float* strip, int64
   }
 #pragma GCC unroll 6
   for (int r = 0; r < height; r++) {
-    _mm256_storeu_ps(sums + r * stride, low[r]);
-    _mm256_storeu_ps(sums + r * stride + 8, high[r]);
+    _mm256_store_ps(sums + r * stride, low[r]);
+    _mm256_store_ps(sums + r * stride + 8, high[r]);
   }
 }
 
@@ -188,9 +188,9 @@ void ask_for(const bf16* left, int64_t stride, int64_t rows, int64_t depth) {
     for (int64_t d = 0; d < depth; d += 32) _mm_prefetch(reinterpret_cast<const char*>(left + r * stride + d), _MM_HINT_T0);
 }
 
-// sums [rows, stride] (+)= `rows` of the left side, `depth` deep, with strips that lie `apart`.
-PIPE_AVX2 void multiply_strips(const bf16* left, int64_t left_stride, int64_t rows, int64_t depth, const float* strips, int64_t apart, int64_t count,
-                               bool add, float* sums, int64_t stride) {
+// sums [rows, stride] (+)= `rows` of the left side with strips, both `depth` deep.
+PIPE_AVX2 void multiply_strips(const bf16* left, int64_t left_stride, int64_t rows, int64_t depth, const float* strips, int64_t count, bool add,
+                                float* sums, int64_t stride) {
   float* wide = at_least(scratch.left, kRows * kPart + 8);
   const int64_t sixes = in_sixes(rows);
   for (int64_t r = 0; r < sixes; r += kHeight) {
@@ -199,9 +199,10 @@ PIPE_AVX2 void multiply_strips(const bf16* left, int64_t left_stride, int64_t ro
   }
   for (int64_t r = sixes; r < rows; r += 4) side_by_side<4>(left + r * left_stride, left_stride, depth, wide + r * depth);
   for (int64_t i = 0; i < count; i++) {
-    const float* strip = strips + i * apart;
-    for (int64_t r = 0; r < sixes; r += kHeight) multiply_rows<kHeight>(wide + r * depth, strip, depth, add, sums + r * stride + i * kStrip, stride);
-    for (int64_t r = sixes; r < rows; r += 4) multiply_rows<4>(wide + r * depth, strip, depth, add, sums + r * stride + i * kStrip, stride);
+    const float* strip = strips + i * depth * kStrip;
+    float* place = sums + i * kStrip;
+    for (int64_t r = 0; r < sixes; r += kHeight) multiply_rows<kHeight>(wide + r * depth, strip, depth, add, place + r * stride, stride);
+    for (int64_t r = sixes; r < rows; r += 4) multiply_rows<4>(wide + r * depth, strip, depth, add, place + r * stride, stride);
   }
 }
 
@@ -237,13 +238,13 @@ std::vector<Part> parts_of(const Product& what) {
   return parts;
 }
 
-// Packs the right sides of some parts, [strips][all their depth][16].
+// Packs the right sides of some parts, each as [strips][depth][16].
 const float* strips_of(const Part* parts, int64_t count, int64_t depth, int64_t column, int64_t columns) {
   float* out = at_least(scratch.right, padded(columns) * depth);
   int64_t at = 0;
   for (int64_t i = 0; i < count; i++) {
-    pack_strips(parts[i].of->right, parts[i].from, parts[i].depth, column, columns, depth * kStrip, out + at * kStrip);
-    at += parts[i].depth;
+    pack_strips(parts[i].of->right, parts[i].from, parts[i].depth, column, columns, out + at);
+    at += padded(columns) * parts[i].depth;
   }
   return out;
 }
@@ -263,9 +264,9 @@ void some_columns(const Product& what, const std::vector<Part>& parts, int64_t c
       int64_t at = 0;
       for (int64_t i = first; i < last; i++) {
         const Summand& summand = *parts[i].of;
-        multiply_strips(summand.left + row * summand.left_stride + parts[i].from, summand.left_stride, rows, parts[i].depth, strips + at * kStrip,
-                        depth * kStrip, used, i > 0, own, stride);
-        at += parts[i].depth;
+        multiply_strips(summand.left + row * summand.left_stride + parts[i].from, summand.left_stride, rows, parts[i].depth, strips + at,
+                        used, i > 0, own, stride);
+        at += stride * parts[i].depth;
       }
       if (last == all) put(own, stride, what, row, rows, column, columns);
     }
