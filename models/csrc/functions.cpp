@@ -242,8 +242,8 @@ Tensor* pipe_checkpoint(const Tensor* x, void* closure, char** error) {
   });
 }
 
-int32_t pipe_has_products() {
-  return pipe_kernels::product_instructions() != pipe_kernels::Instructions::none;
+int32_t pipe_products() {
+  return static_cast<int32_t>(pipe_kernels::product_instructions());
 }
 
 int32_t pipe_wants_gradient() {

@@ -1,6 +1,7 @@
 // Linear layers with dense, 4-bit or 8-bit weights and adapters.
 #pragma once
 #include <ATen/Parallel.h>
+#include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 
@@ -176,8 +177,13 @@ struct LinearsFunction : Function<LinearsFunction> {
   }
 
   static bool suits(const Tensor& x, const Layers& layers) {
+    return x.size(0) % pipe_kernels::kPanel == 0 && suits_in_whole_panels(x, layers);
+  }
+
+  // The same for a number of rows that is still to be rounded up.
+  static bool suits_in_whole_panels(const Tensor& x, const Layers& layers) {
     return std::all_of(layers.all.begin(), layers.all.end(), [&](const Layer& layer) {
-      return by_own_kernel(x, layer.weight.columns) && layer.weight.rows % pipe_kernels::kPanel == 0;
+      return known_to_own_kernel(x, layer.weight.columns) && layer.weight.rows % pipe_kernels::kPanel == 0;
     });
   }
 
@@ -370,8 +376,11 @@ void linears(const Tensor& x, const PipeLayer* layers, int64_t count, Tensor** o
     }
     all->all.push_back(std::move(layer));
   }
-  const variable_list answers = LinearsFunction::apply(x.contiguous(), at::TensorList(adapters), all);
-  for (int64_t i = 0; i < count; i++) out[i] = new Tensor(answers[i]);
+  const int64_t rows = x.size(0), more = padded(rows) - rows;
+  const bool fill = more > 0 && LinearsFunction::suits_in_whole_panels(x, *all);
+  const Tensor filled = fill ? at::constant_pad_nd(x, {0, 0, 0, more}) : x.contiguous();
+  const variable_list answers = LinearsFunction::apply(filled, at::TensorList(adapters), all);
+  for (int64_t i = 0; i < count; i++) out[i] = new Tensor(fill ? answers[i].narrow(0, 0, rows) : answers[i]);
 }
 
 }  // namespace

@@ -15,10 +15,15 @@ namespace {
 
 using at::Tensor;
 
+// Whether our own kernel knows products of tensors of this type, this deep.
+bool known_to_own_kernel(const Tensor& x, int64_t depth) {
+  return x.scalar_type() == at::kBFloat16 && depth % pipe_kernels::kPanel == 0 &&
+         pipe_kernels::product_instructions() != pipe_kernels::Instructions::none;
+}
+
 // Whether products of tensors like this one, [rows, depth], go to our own kernel.
 bool by_own_kernel(const Tensor& x, int64_t depth) {
-  return x.scalar_type() == at::kBFloat16 && x.size(0) % pipe_kernels::kPanel == 0 && depth % pipe_kernels::kPanel == 0 &&
-         pipe_kernels::product_instructions() != pipe_kernels::Instructions::none;
+  return x.size(0) % pipe_kernels::kPanel == 0 && known_to_own_kernel(x, depth);
 }
 
 // Whether libtorch's products of this type are better widened: without instructions for bf16 it multiplies number by number,
@@ -76,7 +81,7 @@ pipe_kernels::Product product_into(const Tensor& out, int64_t from, int64_t colu
   return what;
 }
 
-// How a product is shared out: by columns, or where these are too few, by rows.
+// How a product is shared out: by columns, or where these are too few to be even, by rows.
 struct Cut {
   bool by_rows;
   int64_t pieces;  // panels of columns, or blocks of rows
@@ -87,7 +92,7 @@ struct Cut {
     int64_t depth = 0;
     for (int i = 0; i < what.count; i++) depth += what.summands[i].right.depth;
     const double block = static_cast<double>(depth);
-    if (panels < threads) return {true, blocks, block * panels};
+    if (panels < 2 * threads && panels % threads != 0) return {true, blocks, block * panels};
     return {false, panels, block * blocks};
   }
 };

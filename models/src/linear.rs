@@ -67,7 +67,7 @@ impl Weight {
     pub fn product(&self, x: &Tensor) -> Tensor {
         match self {
             Self::Blocks(weight) => weight.product(x),
-            weight => x.matmul(&weight.dense(x.kind()).tr()),
+            weight => shim::matmul(x, &weight.dense(x.kind()).tr()),
         }
     }
 
@@ -292,7 +292,7 @@ impl Lora {
 
     /// `scale * x A^T B^T`
     fn product(&self, x: &Tensor) -> Tensor {
-        let low = x.matmul(&self.a.to_kind(x.kind()).tr());
-        low.matmul(&(&self.b * self.scale).to_kind(x.kind()).tr())
+        let low = shim::matmul(x, &self.a.to_kind(x.kind()).tr());
+        shim::matmul(&low, &(&self.b * self.scale).to_kind(x.kind()).tr())
     }
 }

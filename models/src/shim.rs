@@ -102,7 +102,7 @@ unsafe extern "C" {
         error: *mut Error,
     ) -> i32;
     fn pipe_dequantize(weight: *const PipeWeight, wide: i32, error: *mut Error) -> *mut C_tensor;
-    fn pipe_has_products() -> i32;
+    fn pipe_products() -> i32;
     fn pipe_set_gradient(leaf: *const C_tensor, gradient: *const C_tensor);
     fn pipe_dropout(x: *const C_tensor, p: f64, seed: u64, error: *mut Error) -> *mut C_tensor;
     fn pipe_rms_norm(x: *const C_tensor, weight: *const C_tensor, eps: f64, error: *mut Error) -> *mut C_tensor;
@@ -197,7 +197,19 @@ pub fn linears<const N: usize>(x: &Tensor, layers: [Layer<'_>; N]) -> [Tensor; N
 /// Whether products of bf16 tensors go to our own kernel, which this processor has the instructions for.
 pub fn has_products() -> bool {
     // SAFETY: asks the processor, once.
-    unsafe { pipe_has_products() != 0 }
+    unsafe { pipe_products() != 0 }
+}
+
+/// `x y` by libtorch, in the type of `x`. Where the processor has no instructions for bf16, libtorch multiplies it number by
+/// number, five times slower than f32; both are widened there.
+pub fn matmul(x: &Tensor, y: &Tensor) -> Tensor {
+    // The first of `Instructions` in products.h: bf16 is widened on the way to the registers.
+    const WIDENED: i32 = 1;
+    // SAFETY: asks the processor, once.
+    if x.kind() == Kind::BFloat16 && unsafe { pipe_products() } == WIDENED {
+        return x.to_kind(Kind::Float).matmul(&y.to_kind(Kind::Float)).to_kind(Kind::BFloat16);
+    }
+    x.matmul(y)
 }
 
 /// Makes `gradient` that of a leaf, or leaves it without one.
@@ -434,7 +446,9 @@ mod tests {
 
     #[test]
     fn products_equal_plain_sums_by_every_instruction() {
-        for (rows, columns, depth) in [(32, 32, 32), (64, 96, 64), (32, 40, 96), (96, 33, 4096), (160, 5, 416), (128, 400, 4512)] {
+        for (rows, columns, depth) in
+            [(32, 32, 32), (64, 96, 64), (32, 40, 96), (96, 33, 4096), (160, 5, 416), (128, 400, 4512)]
+        {
             let (left, right) = (numbers(1, rows * depth), numbers(2, depth * columns));
             for (instructions, turned) in (1..=3).flat_map(|which| [(which, false), (which, true)]) {
                 let mut out = vec![0f32; rows * columns];

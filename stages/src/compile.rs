@@ -50,12 +50,15 @@ pub struct Machine {
     pub worker: Worker,
     /// Whether bfloat16 arithmetic runs in hardware.
     pub bf16: bool,
+    /// Whether training an adapter is at least as fast in bfloat16 as in float32 where it does not: our own products widen it
+    /// on the way to the registers.
+    pub bf16_adapters: bool,
 }
 
 impl Machine {
     /// This machine, with the worker the caller found.
     pub fn here(worker: Worker) -> Machine {
-        Machine { worker, bf16: has_bf16() }
+        Machine { worker, bf16: has_bf16(), bf16_adapters: widens_bf16() }
     }
 }
 
@@ -278,6 +281,22 @@ fn has_bf16() -> bool {
 
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 fn has_bf16() -> bool {
+    false
+}
+
+/// Measured with AVX2. Where there is AVX-512 as well, libtorch's float32 products have vectors twice as wide.
+#[cfg(target_arch = "x86_64")]
+fn widens_bf16() -> bool {
+    let [avx2, fma, avx512] = [
+        std::is_x86_feature_detected!("avx2"),
+        std::is_x86_feature_detected!("fma"),
+        std::is_x86_feature_detected!("avx512f"),
+    ];
+    avx2 && fma && !avx512
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn widens_bf16() -> bool {
     false
 }
 

@@ -287,12 +287,14 @@ fn agreement(
     Agreement { of, rows, compute: compute(recipe, machine), split, model, worker }
 }
 
-/// The arithmetic type: `bf16: auto` is bf16 where the machine has instructions for it, else float32.
+/// The arithmetic type: `bf16: auto` is bf16 where the machine has instructions for it, or where an adapter is trained and our
+/// own products make up for them; else float32.
 pub fn compute(recipe: &Recipe, machine: &Machine) -> Compute {
     match (recipe.bf16.unwrap_or(AutoFlag::Auto), recipe.fp16.unwrap_or(false)) {
         (AutoFlag::On, _) => Compute::Bf16,
         (_, true) => Compute::F16,
         (AutoFlag::Auto, false) if machine.bf16 => Compute::Bf16,
+        (AutoFlag::Auto, false) if machine.bf16_adapters && recipe.adapter.is_some() => Compute::Bf16,
         (AutoFlag::Auto | AutoFlag::Off, false) => Compute::F32,
     }
 }
@@ -488,5 +490,26 @@ fn points(
         (_, None, Some(share)) if share < 1.0 => EvalPoints::EveryShare(share),
         (_, None, Some(steps)) => EvalPoints::EverySteps(steps as u64),
         (_, None, None) => unsaid,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn auto_is_the_type_that_this_machine_trains_in_at_least_as_fast() {
+        let machine = |bf16, bf16_adapters| Machine { bf16, bf16_adapters, ..Machine::default() };
+        let adapter = |adapter| Recipe { adapter, ..Recipe::default() };
+        for (bf16, bf16_adapters, trained, expected) in [
+            (false, false, Some(AdapterName::Lora), Compute::F32),
+            (false, true, Some(AdapterName::Lora), Compute::Bf16),
+            (false, true, None, Compute::F32),
+            (true, false, None, Compute::Bf16),
+        ] {
+            assert_eq!(compute(&adapter(trained), &machine(bf16, bf16_adapters)), expected, "{trained:?}");
+        }
+        let off = Recipe { bf16: Some(AutoFlag::Off), ..adapter(Some(AdapterName::Qlora)) };
+        assert_eq!(compute(&off, &machine(true, true)), Compute::F32);
     }
 }

@@ -245,7 +245,7 @@ pub struct Recipe {
     #[schemars(extend("default" = 42))]
     pub seed: Option<u64>,
 
-    /// bfloat16 arithmetic; `auto` where the machine has it.
+    /// bfloat16 arithmetic; `auto` where the machine has it, and for adapters where AVX2 makes up for it.
     #[schemars(extend("default" = "auto"))]
     pub bf16: Option<AutoFlag>,
     /// float16 arithmetic.

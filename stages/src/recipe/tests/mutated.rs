@@ -167,7 +167,7 @@ fn read(text: &str) {
         }
     }
     if let Some(recipe) = &loaded.recipe {
-        let machine = Machine { worker: Worker::default(), bf16: false };
+        let machine = Machine { worker: Worker::default(), bf16: false, bf16_adapters: false };
         let nodes = compile(recipe, &loaded.project, &machine);
         if let Ok(nodes) = nodes {
             pipe_engine::plan::plan(nodes).unwrap();
