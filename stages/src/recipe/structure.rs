@@ -312,8 +312,10 @@ impl<'s> Walk<'s> {
             Misfit::Word { words } => {
                 let near = suggest::word(&text.text, &words);
                 let list = suggest::listed(&words);
+                let switch = self.alternatives(schema).iter().any(|schema| scalar::has_type(schema, "boolean"));
                 let message = match &near {
                     Some(near) => format!("`{path}` does not take {shown}; did you mean `{near}`?"),
+                    None if switch => format!("`{path}` does not take {shown}; it takes true, false or {list}"),
                     None => format!("`{path}` does not take {shown}; it takes {list}"),
                 };
                 ("bad-value", message, Some(near.unwrap_or(list)))

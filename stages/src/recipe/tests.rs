@@ -100,6 +100,8 @@ fn values_have_types() {
     );
     expect_more("warmup_steps: 0.1\n", &["12:15 wrong-type warmup_steps -> warmup_ratio: 0.1"]);
     expect_more("bf16: full\n", &["12:7 bad-value bf16 -> auto"]);
+    let message = &load_text(&format!("{BASE}bf16: full\n"), &[]).problems[0].message;
+    assert_eq!(message, "`bf16` does not take `full`; it takes true, false or auto");
     expect(
         "base_model: org/model\ntrain: no\ndatasets: data.jsonl\n",
         &["3:11 wrong-type datasets -> - path: data.jsonl"],
