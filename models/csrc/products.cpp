@@ -39,13 +39,7 @@ inline void settle_memory() {
 // 32 weights from number `at` on, a multiple of 32, as pipe_nf4_decode makes them. (Numbers too small for a normal bf16 become
 // zeros, which is what the products take them for anyway.)
 PIPE_DOTS inline __m512i decoded(const FourBits& four, int64_t at) {
-  const int64_t block = at >> 6;
-  float scale = four.absmax[four.scale_codes ? block >> 8 : block];
-  if (four.scale_codes) {
-    scale *= four.map[four.scale_codes[block]];
-    __asm__("" : "+x"(scale));  // rounded before the sum
-    scale += four.offset;
-  }
+  const float scale = four.scale_of(at >> 6);
   const __m256i table = (__m256i)_mm512_cvtneps_pbh(_mm512_mul_ps(_mm512_loadu_ps(four.codebook), _mm512_set1_ps(scale)));
   // A byte's first weight goes to the lower word, its second to the upper. With the table in both halves, bit 4 of a word says nothing.
   const __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(four.bytes + (at >> 1))));

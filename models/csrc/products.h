@@ -35,6 +35,15 @@ struct FourBits {
   float offset;
   const float* codebook;  // sixteen values
   const float* map;
+
+  float scale_of(int64_t block) const {
+    if (!scale_codes) return absmax[block];
+    float scale = absmax[block >> 8] * map[scale_codes[block]];
+#if defined(__x86_64__)
+    __asm__("" : "+x"(scale));  // rounded before the sum, also where it is compiled with multiply-adds
+#endif
+    return scale + offset;
+  }
 };
 
 // The right side of a product, [depth, columns]: `values` as they lie, or, when `turned`, [columns, depth] in memory.

@@ -41,13 +41,7 @@ struct Words {
   __m256i first, second;
 };
 PIPE_AVX2 inline Words decoded(const FourBits& four, int64_t at) {
-  const int64_t block = at >> 6;
-  float scale = four.absmax[four.scale_codes ? block >> 8 : block];
-  if (four.scale_codes) {
-    scale *= four.map[four.scale_codes[block]];
-    __asm__("" : "+x"(scale));  // rounded before the sum
-    scale += four.offset;
-  }
+  const float scale = four.scale_of(at >> 6);
   const __m256 factor = _mm256_set1_ps(scale);
   const __m256i table = rounded(_mm256_mul_ps(_mm256_loadu_ps(four.codebook), factor), _mm256_mul_ps(_mm256_loadu_ps(four.codebook + 8), factor));
   // The table's lower and upper bytes, each in both halves.
