@@ -36,56 +36,121 @@ inline void settle_memory() {
   __asm__ volatile("" ::: "memory");
 }
 
-// 32 weights from number `at` on, a multiple of 32, as pipe_nf4_decode makes them. (Numbers too small for a normal bf16 become
+// The values that the codes of a block of 64 stand for, as pipe_nf4_decode makes them. (Numbers too small for a normal bf16 become
 // zeros, which is what the products take them for anyway.)
-PIPE_DOTS inline __m512i decoded(const FourBits& four, int64_t at) {
-  const float scale = four.scale_of(at >> 6);
-  const __m256i table = (__m256i)_mm512_cvtneps_pbh(_mm512_mul_ps(_mm512_loadu_ps(four.codebook), _mm512_set1_ps(scale)));
+PIPE_DOTS inline __m256i table_of(const FourBits& four, int64_t block) {
+  return (__m256i)_mm512_cvtneps_pbh(_mm512_mul_ps(_mm512_loadu_ps(four.codebook), _mm512_set1_ps(four.scale_of(block))));
+}
+
+// 32 weights of one block.
+PIPE_DOTS inline __m512i looked_up(const uint8_t* bytes, __m256i table) {
   // A byte's first weight goes to the lower word, its second to the upper. With the table in both halves, bit 4 of a word says nothing.
-  const __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(four.bytes + (at >> 1))));
-  const __m512i words = _mm512_or_si512(_mm512_srli_epi32(bytes, 4), _mm512_slli_epi32(bytes, 16));
+  const __m512i pairs = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes)));
+  const __m512i words = _mm512_or_si512(_mm512_srli_epi32(pairs, 4), _mm512_slli_epi32(pairs, 16));
   return _mm512_permutexvar_epi16(words, _mm512_broadcast_i64x4(table));
 }
 
-// 32 values of a row as bf16, zeros past the last.
-PIPE_DOTS inline __m512i values_at(const Right& right, int64_t at, int64_t count) {
-  if (right.codes) return decoded(*right.codes, at);
-  if (right.values) return _mm512_maskz_loadu_epi16(count >= 32 ? 0xFFFFFFFFu : (1u << std::max<int64_t>(0, count)) - 1, right.values + at);
-  const auto some = [&](int64_t skip) PIPE_DOTS {
-    const int64_t left = std::min<int64_t>(16, std::max<int64_t>(0, count - skip));
-    return _mm512_mul_ps(_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << left) - 1), right.wide + at + skip), _mm512_set1_ps(right.scale));
-  };
-  return rounded(some(0), some(16));
+// What a right side is read from: 32 numbers from number `at` on, as bf16, of which `count` are there and the others zeros. `ahead`
+// asks for what comes later: rows that lie apart are no pattern to the processor, and waiting for them took half of the packing.
+struct Values {
+  const bf16* values;
+  PIPE_DOTS __m512i operator()(int64_t at, int64_t count) const {
+    return _mm512_maskz_loadu_epi16(count >= 32 ? 0xFFFFFFFFu : (1u << std::max<int64_t>(0, count)) - 1, values + at);
+  }
+  void ahead(int64_t at) const { __builtin_prefetch(values + at); }
+};
+
+struct WideValues {
+  const float* values;
+  float scale;
+  PIPE_DOTS __m512i operator()(int64_t at, int64_t count) const {
+    const auto some = [&](int64_t skip) PIPE_DOTS {
+      const int64_t left = std::min<int64_t>(16, std::max<int64_t>(0, count - skip));
+      return _mm512_mul_ps(_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << left) - 1), values + at + skip), _mm512_set1_ps(scale));
+    };
+    return rounded(some(0), some(16));
+  }
+  void ahead(int64_t) const {}  // adapters are small and stay in the cache
+};
+
+struct Codes {
+  const FourBits& four;
+  PIPE_DOTS __m512i operator()(int64_t at, int64_t) const { return looked_up(four.bytes + (at >> 1), table_of(four, at >> 6)); }
+  void ahead(int64_t at) const { __builtin_prefetch(four.bytes + (at >> 1)); }
+};
+
+// A part of a panel: rows of the right side from `from` on, 32 columns from `column` on, of which `columns` are there.
+struct Piece {
+  const Right& right;
+  int64_t from, depth, column, columns;
+  bf16* panel;
+};
+
+template <typename Source>
+PIPE_DOTS void pack_turned(const Source& source, const Piece& what) {
+  constexpr int64_t ahead = 64;
+  for (int64_t half = 0; half < 2; half++) {
+    for (int64_t d = 0; d < what.depth; d += 32) {
+      __m512i rows[16];
+      for (int64_t i = 0; i < 16; i++) {
+        const int64_t n = half * 16 + i, at = (what.column + n) * what.right.stride + what.from + d;
+        source.ahead(at + ahead);
+        rows[i] = n < what.columns ? source(at, what.right.depth - what.from - d) : _mm512_setzero_si512();
+      }
+      turn_words(rows);
+      for (int64_t i = 0; i < 16; i++) _mm512_storeu_si512(what.panel + d * 32 + half * 512 + i * 32, rows[i]);
+    }
+  }
 }
 
-PIPE_DOTS void pack_by_pairs(const Right& right, int64_t from, int64_t depth, int64_t column, int64_t columns, bf16* panel) {
-  if (right.turned) {
-    for (int64_t half = 0; half < 2; half++) {
-      for (int64_t d = 0; d < depth; d += 32) {
-        __m512i rows[16];
-        for (int64_t i = 0; i < 16; i++) {
-          const int64_t n = half * 16 + i;
-          rows[i] = n < columns ? values_at(right, (column + n) * right.stride + from + d, right.depth - from - d) : _mm512_setzero_si512();
-        }
-        turn_words(rows);
-        for (int64_t i = 0; i < 16; i++) _mm512_storeu_si512(panel + d * 32 + half * 512 + i * 32, rows[i]);
-      }
+// Codes, turned: the table of a block is made once for both of its halves.
+PIPE_DOTS void pack_turned_codes(const Codes& source, const Piece& what) {
+  __m256i tables[16];
+  for (int64_t half = 0; half < 2; half++) {
+    const int64_t first = (what.column + half * 16) * what.right.stride + what.from;
+    for (int64_t d = 0; d < what.depth; d += 32) {
+      if (d == 0 || what.right.stride % 64 != 0 || (first + d) % 64 == 0)
+        for (int64_t i = 0; i < 16; i++) tables[i] = table_of(source.four, (first + i * what.right.stride + d) >> 6);
+      __m512i rows[16];
+      for (int64_t i = 0; i < 16; i++) rows[i] = looked_up(source.four.bytes + ((first + i * what.right.stride + d) >> 1), tables[i]);
+      turn_words(rows);
+      for (int64_t i = 0; i < 16; i++) _mm512_storeu_si512(what.panel + d * 32 + half * 512 + i * 32, rows[i]);
     }
-    return;
   }
+}
+
+template <typename Source>
+PIPE_DOTS void pack_as_it_lies(const Source& source, const Piece& what) {
+  constexpr int64_t ahead = 32;
   // Value i of the first row, then value i of the second.
   const __m512i places = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
   const __m512i first = _mm512_or_si512(places, _mm512_slli_epi32(_mm512_add_epi32(places, _mm512_set1_epi32(32)), 16));
   const __m512i second = _mm512_add_epi16(first, _mm512_set1_epi16(16));
-  for (int64_t d = 0; d < depth; d += 2) {
+  for (int64_t d = 0; d < what.depth; d += 2) {
     const auto row = [&](int64_t r) PIPE_DOTS {
-      return r < right.depth ? values_at(right, r * right.stride + column, columns) : _mm512_setzero_si512();
+      const int64_t at = r * what.right.stride + what.column;
+      source.ahead(at + ahead * what.right.stride);
+      return r < what.right.depth ? source(at, what.columns) : _mm512_setzero_si512();
     };
-    const __m512i a = row(from + d), b = row(from + d + 1);
-    bf16* place = panel + d / 32 * 1024 + d % 32 * 16;
+    const __m512i a = row(what.from + d), b = row(what.from + d + 1);
+    bf16* place = what.panel + d / 32 * 1024 + d % 32 * 16;
     _mm512_storeu_si512(place, _mm512_permutex2var_epi16(a, first, b));
     _mm512_storeu_si512(place + 512, _mm512_permutex2var_epi16(a, second, b));
   }
+}
+
+template <typename Source>
+PIPE_DOTS void pack_from(const Source& source, const Piece& what) {
+  if (what.right.turned) pack_turned(source, what);
+  else pack_as_it_lies(source, what);
+}
+
+PIPE_DOTS void pack_by_pairs(const Right& right, int64_t from, int64_t depth, int64_t column, int64_t columns, bf16* panel) {
+  const Piece what{right, from, depth, column, columns, panel};
+  if (right.codes && right.turned) pack_turned_codes(Codes{*right.codes}, what);
+  else if (right.codes) pack_as_it_lies(Codes{*right.codes}, what);
+  else if (right.values) pack_from(Values{right.values}, what);
+  else pack_from(WideValues{right.wide, right.scale}, what);
 }
 
 // sums [32 rows, 32] (+)= the summands, by tiles. Tiles 0 to 3 are the sums, 4 and 5 left, 6 and 7 right.
