@@ -64,7 +64,7 @@ pub struct RecipeArgs {
 #[derive(Args, Debug, Clone, Default)]
 pub struct StoreArgs {
     /// Folder of the store; default PIPE_CACHE_DIR, else .pipe in the project.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", global = true)]
     pub cache_dir: Option<PathBuf>,
 }
 

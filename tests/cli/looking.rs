@@ -63,6 +63,16 @@ fn the_store_can_be_listed_and_emptied() {
 }
 
 #[test]
+fn a_store_can_be_named_before_and_after_what_is_asked_of_it() {
+    let project = Project::with_data_recipe();
+    project.run(&["--cache-dir", "elsewhere"]);
+    for arguments in [["cache", "ls", "--json", "--cache-dir", "elsewhere"], ["cache", "--cache-dir", "elsewhere", "ls", "--json"]] {
+        let listed = project.pipe(&arguments).json();
+        assert!(listed["outputs"].as_array().unwrap().len() >= 5, "{arguments:?}");
+    }
+}
+
+#[test]
 fn the_schema_describes_recipes() {
     let schema = Project::new().pipe(&["schema"]).json();
     assert_eq!(schema["$schema"], "https://json-schema.org/draft/2020-12/schema");
