@@ -308,9 +308,22 @@ struct LinearsFunction : Function<LinearsFunction> {
       const Layer& layer = layers.all[i];
       if (layer.rank == 0) continue;
       out.push_back(wanted ? across[part].narrow(0, layers.see_input ? layers.low_at[i] : 0, layer.rank) : Tensor());
-      out.push_back(wanted ? across[part + 1].narrow(0, 0, layer.rank).t().contiguous().mul_(layer.scale) : Tensor());
+      out.push_back(wanted ? turned_and_scaled(across[part + 1], layer.rank, layer.scale) : Tensor());
       part += 2;
     }
+    return out;
+  }
+
+  // The first `rank` rows of x, f32, turned: scale * x^T.
+  static Tensor turned_and_scaled(const Tensor& x, int64_t rank, double scale) {
+    const int64_t columns = x.size(1);
+    const Tensor out = at::empty({columns, rank}, x.options());
+    const float *from = data<float>(x), factor = static_cast<float>(scale);
+    float* to = data<float>(out);
+    at::parallel_for(0, columns, grain(rank), [&](int64_t first, int64_t last) {
+      for (int64_t c = first; c < last; c++)
+        for (int64_t r = 0; r < rank; r++) to[c * rank + r] = factor * from[r * columns + c];
+    });
     return out;
   }
 

@@ -66,7 +66,8 @@ fn the_store_can_be_listed_and_emptied() {
 fn a_store_can_be_named_before_and_after_what_is_asked_of_it() {
     let project = Project::with_data_recipe();
     project.run(&["--cache-dir", "elsewhere"]);
-    for arguments in [["cache", "ls", "--json", "--cache-dir", "elsewhere"], ["cache", "--cache-dir", "elsewhere", "ls", "--json"]] {
+    let behind = ["cache", "ls", "--json", "--cache-dir", "elsewhere"];
+    for arguments in [behind, ["cache", "--cache-dir", "elsewhere", "ls", "--json"]] {
         let listed = project.pipe(&arguments).json();
         assert!(listed["outputs"].as_array().unwrap().len() >= 5, "{arguments:?}");
     }
