@@ -201,20 +201,20 @@ PIPE_AVX2 void put_turned(const float* sums, const Document& d, bf16* out) {
 }  // namespace avx2
 
 Softmax powers_of(Instructions how, const float* scores, const Keys& keys, int64_t panels, float scale, bf16* out) {
-  return (how == Instructions::multiply_add ? avx2::powers_of : avx512::powers_of)(scores, keys, panels, scale, out);
+  return (widens(how) ? avx2::powers_of : avx512::powers_of)(scores, keys, panels, scale, out);
 }
 
 void scores_gradient(Instructions how, float* scores, const float* weights_grad, const Keys& keys, int64_t panels, float scale, float log,
                      bf16* weights, bf16* scores_grad) {
-  (how == Instructions::multiply_add ? avx2::scores_gradient : avx512::scores_gradient)(scores, weights_grad, keys, panels, scale, log, weights, scores_grad);
+  (widens(how) ? avx2::scores_gradient : avx512::scores_gradient)(scores, weights_grad, keys, panels, scale, log, weights, scores_grad);
 }
 
 void put_rows(Instructions how, const float* sums, const float* factors, int64_t count, bf16* out, int64_t stride) {
-  (how == Instructions::multiply_add ? avx2::put_rows : avx512::put_rows)(sums, factors, count, out, stride);
+  (widens(how) ? avx2::put_rows : avx512::put_rows)(sums, factors, count, out, stride);
 }
 
 void put_turned(Instructions how, const float* sums, const Document& document, bf16* out) {
-  (how == Instructions::multiply_add ? avx2::put_turned : avx512::put_turned)(sums, document, out);
+  (widens(how) ? avx2::put_turned : avx512::put_turned)(sums, document, out);
 }
 
 }  // namespace pipe_kernels

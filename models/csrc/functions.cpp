@@ -246,6 +246,10 @@ int32_t pipe_products() {
   return static_cast<int32_t>(pipe_kernels::product_instructions());
 }
 
+int32_t pipe_widens() {
+  return pipe_kernels::widens(pipe_kernels::product_instructions());
+}
+
 int32_t pipe_wants_gradient() {
   return at::GradMode::is_enabled();
 }

@@ -29,7 +29,7 @@ bool by_own_kernel(const Tensor& x, int64_t depth) {
 // Whether libtorch's products of this type are better widened: without instructions for bf16 it multiplies number by number,
 // five times slower than f32.
 bool better_widened(const Tensor& x) {
-  return x.scalar_type() == at::kBFloat16 && pipe_kernels::product_instructions() == pipe_kernels::Instructions::multiply_add;
+  return x.scalar_type() == at::kBFloat16 && pipe_kernels::widens(pipe_kernels::product_instructions());
 }
 
 // a b by libtorch, in the type of a; both matrices, or batches of them.

@@ -272,12 +272,12 @@ Packed packed(const Summand& summand, int64_t from, int64_t depth, int64_t colum
 }  // namespace
 
 void pack(Instructions how, const Right& right, int64_t from, int64_t depth, int64_t column, int64_t columns, bf16* panel) {
-  if (how == Instructions::multiply_add) avx2::pack(right, from, depth, column, columns, panel);
+  if (widens(how)) avx2::pack(right, from, depth, column, columns, panel);
   else pack_by_pairs(right, from, depth, column, columns, panel);
 }
 
 void block(Instructions how, const Packed* parts, int count, int64_t row, bool add, float* sums) {
-  if (how == Instructions::multiply_add) avx2::block(parts, count, row, add, sums);
+  if (widens(how)) avx2::block(how, parts, count, row, add, sums);
   else if (how == Instructions::tiles) block_by_tiles(parts, count, row, add, sums);
   else block_by_dots(parts, count, row, add, sums);
 }
@@ -328,9 +328,9 @@ Instructions found() {
   unsigned a = 0, b = 0, c = 0, d = 0;
   if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return Instructions::none;
   if (!__builtin_cpu_supports("avx512bw") || !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl")) return Instructions::multiply_add;
-  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return Instructions::multiply_add;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return Instructions::wide_multiply_add;
   const bool tiles = (d >> 22 & 1) && (d >> 24 & 1);
-  if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a >> 5 & 1)) return Instructions::multiply_add;
+  if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a >> 5 & 1)) return Instructions::wide_multiply_add;
   constexpr int ask_for_state = 0x1023, tile_data = 18;
   return tiles && syscall(SYS_arch_prctl, ask_for_state, tile_data) == 0 ? Instructions::tiles : Instructions::dot_products;
 }
@@ -343,7 +343,7 @@ Instructions product_instructions() {
 }
 
 void product(Instructions how, const Product& what, int64_t first, int64_t last) {
-  if (how == Instructions::multiply_add) return avx2::product(what, first, last);
+  if (widens(how)) return avx2::product(how, what, first, last);
   const Tiles tiles(how);
   const bool deep = std::any_of(what.summands, what.summands + what.count, [](const Summand& each) { return each.right.depth > kDeep; });
   // So many columns at a time that their sums stay in the second cache.
@@ -376,7 +376,7 @@ PIPE_DOTS void turn_by_pairs(const bf16* x, int64_t rows, int64_t columns, int64
 }  // namespace
 
 void turn(Instructions how, const bf16* x, int64_t rows, int64_t columns, int64_t stride, bf16* out) {
-  if (how == Instructions::multiply_add) avx2::turn(x, rows, columns, stride, out);
+  if (widens(how)) avx2::turn(x, rows, columns, stride, out);
   else turn_by_pairs(x, rows, columns, stride, out);
 }
 
@@ -403,20 +403,37 @@ void turn(Instructions, const bf16*, int64_t, int64_t, int64_t, bf16*) {}
 extern "C" {
 
 // out [rows, columns] f32 = left [rows, depth] times right, for the tests of each set of instructions, numbered as
-// Instructions are. Says whether the processor has them.
-int32_t pipe_product_by(int32_t instructions, const uint16_t* left, const uint16_t* right, int32_t turned, int64_t rows,
+// Instructions are; of whole products, or of blocks and what is packed for them. Says whether the processor has them.
+int32_t pipe_product_by(int32_t instructions, int32_t blocks, const uint16_t* left, const uint16_t* right, int32_t turned, int64_t rows,
                         int64_t columns, int64_t depth, float* out) {
   using namespace pipe_kernels;
   if (static_cast<int32_t>(product_instructions()) < instructions) return 0;
-  const auto* values = reinterpret_cast<const bf16*>(right);
-  Product what{};
-  what.summands[0] = {reinterpret_cast<const bf16*>(left), depth, {values, nullptr, turned ? depth : columns, depth, turned != 0, 1}};
-  what.count = 1;
-  what.rows = rows;
-  what.columns = columns;
-  what.wide = out;
-  what.out_stride = columns;
-  product(static_cast<Instructions>(instructions), what, 0, columns);
+  const auto how = static_cast<Instructions>(instructions);
+  const auto *values = reinterpret_cast<const bf16*>(right), *given = reinterpret_cast<const bf16*>(left);
+  const Right side{values, nullptr, turned ? depth : columns, depth, turned != 0, 1};
+  if (!blocks) {
+    Product what{};
+    what.summands[0] = {given, depth, side};
+    what.count = 1;
+    what.rows = rows;
+    what.columns = columns;
+    what.wide = out;
+    what.out_stride = columns;
+    product(how, what, 0, columns);
+    return 1;
+  }
+  const Tiles tiles(how);
+  std::vector<bf16> panel(depth * kPanel);
+  std::vector<float> sums(kPanel * kPanel);
+  const Packed part{given, depth, panel.data(), depth};
+  for (int64_t column = 0; column < columns; column += kPanel) {
+    const int64_t some = std::min(kPanel, columns - column);
+    pack(how, side, 0, depth, column, some, panel.data());
+    for (int64_t row = 0; row < rows; row++) {
+      if (row % kPanel == 0) block(how, &part, 1, row, false, sums.data());
+      std::copy_n(sums.data() + row % kPanel * kPanel, some, out + row * columns + column);
+    }
+  }
   return 1;
 }
 }

@@ -1,5 +1,5 @@
 // Products of bf16 matrices summed in f32: with the processor's own instructions for them (AMX tiles, or AVX-512 BF16), or
-// widened on the way to the registers (AVX2).
+// widened on the way to the registers (AVX2, or AVX-512 without its bf16 part).
 //
 // libtorch's path to the same instructions builds a description of every product anew and keeps a quarter of a megabyte
 // for every size it has seen; and it cannot take a weight that is decoded as it is read. Raw memory in, raw memory out; the
@@ -11,7 +11,18 @@
 
 namespace pipe_kernels {
 
-enum class Instructions { none, multiply_add, dot_products, tiles };
+enum class Instructions {
+  none,
+  multiply_add,       // of f32, AVX2
+  wide_multiply_add,  // of f32, AVX-512
+  dot_products,       // of bf16, AVX-512
+  tiles,              // of bf16, AMX
+};
+
+// Whether bf16 is widened to be multiplied.
+inline bool widens(Instructions how) {
+  return how == Instructions::multiply_add || how == Instructions::wide_multiply_add;
+}
 
 // The best this processor has. Asks the system for leave to use tiles, once.
 Instructions product_instructions();

@@ -10,6 +10,7 @@
 #include <cstring>
 #include <vector>
 
+#include "vectors.h"
 #include "vectors_avx2.h"
 
 namespace pipe_kernels::avx2 {
@@ -171,6 +172,33 @@ PIPE_AVX2 inline void multiply_rows(const float* left, const float* strip, int64
   }
 }
 
+// The same with AVX-512: `groups` times as many rows, each group's side by side, and two strips.
+template <int height, int groups>
+PIPE_VECTORS inline void multiply_wide_rows(const float* left, const float* strips, int64_t depth, bool add, float* sums, int64_t stride) {
+  constexpr int rows = height * groups;
+  __m512 low[rows], high[rows];
+#pragma GCC unroll 12
+  for (int r = 0; r < rows; r++) {
+    low[r] = add ? _mm512_load_ps(sums + r * stride) : _mm512_setzero_ps();
+    high[r] = add ? _mm512_load_ps(sums + r * stride + kStrip) : _mm512_setzero_ps();
+  }
+  const float* second = strips + depth * kStrip;
+  for (int64_t d = 0; d < depth; d++) {
+    const __m512 a = _mm512_load_ps(strips + d * kStrip), b = _mm512_load_ps(second + d * kStrip);
+#pragma GCC unroll 12
+    for (int r = 0; r < rows; r++) {
+      const __m512 both = _mm512_set1_ps(left[r / height * depth * height + d * height + r % height]);
+      low[r] = _mm512_fmadd_ps(both, a, low[r]);
+      high[r] = _mm512_fmadd_ps(both, b, high[r]);
+    }
+  }
+#pragma GCC unroll 12
+  for (int r = 0; r < rows; r++) {
+    _mm512_store_ps(sums + r * stride, low[r]);
+    _mm512_store_ps(sums + r * stride + kStrip, high[r]);
+  }
+}
+
 // How many of `rows`, a multiple of 32, are taken six at a time; the rest are fours.
 int64_t in_sixes(int64_t rows) {
   return (rows - rows % kHeight) - (rows % kHeight == 2 ? kHeight : 0);
@@ -182,8 +210,21 @@ void ask_for(const bf16* left, int64_t stride, int64_t rows, int64_t depth) {
     for (int64_t d = 0; d < depth; d += 32) _mm_prefetch(reinterpret_cast<const char*>(left + r * stride + d), _MM_HINT_T0);
 }
 
-// sums [rows, stride] (+)= `rows` of the left side with strips, both `depth` deep.
-PIPE_AVX2 void multiply_strips(const bf16* left, int64_t left_stride, int64_t rows, int64_t depth, const float* strips, int64_t count, bool add,
+// sums [rows, stride] (+)= `rows` widened rows of the left side with strips, an even number of them.
+PIPE_VECTORS void multiply_pairs_of_strips(const float* wide, int64_t rows, int64_t depth, const float* strips, int64_t count, bool add, float* sums, int64_t stride) {
+  const int64_t sixes = in_sixes(rows);
+  for (int64_t i = 0; i < count; i += 2) {
+    const float* pair = strips + i * depth * kStrip;
+    float* place = sums + i * kStrip;
+    int64_t r = 0;
+    for (; r + 2 * kHeight <= sixes; r += 2 * kHeight) multiply_wide_rows<kHeight, 2>(wide + r * depth, pair, depth, add, place + r * stride, stride);
+    for (; r < sixes; r += kHeight) multiply_wide_rows<kHeight, 1>(wide + r * depth, pair, depth, add, place + r * stride, stride);
+    for (; r < rows; r += 4) multiply_wide_rows<4, 1>(wide + r * depth, pair, depth, add, place + r * stride, stride);
+  }
+}
+
+// sums [rows, stride] (+)= `rows` of the left side with strips, both `depth` deep; there is room for an even number of strips.
+PIPE_AVX2 void multiply_strips(Instructions how, const bf16* left, int64_t left_stride, int64_t rows, int64_t depth, const float* strips, int64_t count, bool add,
                                 float* sums, int64_t stride) {
   float* wide = at_least(scratch.left, kRows * kPart + 8);
   const int64_t sixes = in_sixes(rows);
@@ -192,6 +233,7 @@ PIPE_AVX2 void multiply_strips(const bf16* left, int64_t left_stride, int64_t ro
     side_by_side<kHeight>(left + r * left_stride, left_stride, depth, wide + r * depth);
   }
   for (int64_t r = sixes; r < rows; r += 4) side_by_side<4>(left + r * left_stride, left_stride, depth, wide + r * depth);
+  if (how == Instructions::wide_multiply_add) return multiply_pairs_of_strips(wide, rows, depth, strips, count, add, sums, stride);
   for (int64_t i = 0; i < count; i++) {
     const float* strip = strips + i * depth * kStrip;
     float* place = sums + i * kStrip;
@@ -244,7 +286,7 @@ const float* strips_of(const Part* parts, int64_t count, int64_t depth, int64_t 
 }
 
 // So many columns that their strips are at hand for all rows. Sums of a product that is deeper are kept until its last part.
-void some_columns(const Product& what, const std::vector<Part>& parts, int64_t column, int64_t columns) {
+void some_columns(Instructions how, const Product& what, const std::vector<Part>& parts, int64_t column, int64_t columns) {
   const int64_t used = (columns + kStrip - 1) / kStrip, stride = padded(columns), all = static_cast<int64_t>(parts.size());
   for (int64_t first = 0, last = 0; first < all; first = last) {
     int64_t depth = 0;
@@ -258,7 +300,7 @@ void some_columns(const Product& what, const std::vector<Part>& parts, int64_t c
       int64_t at = 0;
       for (int64_t i = first; i < last; i++) {
         const Summand& summand = *parts[i].of;
-        multiply_strips(summand.left + row * summand.left_stride + parts[i].from, summand.left_stride, rows, parts[i].depth, strips + at,
+        multiply_strips(how, summand.left + row * summand.left_stride + parts[i].from, summand.left_stride, rows, parts[i].depth, strips + at,
                         used, i > 0, own, stride);
         at += stride * parts[i].depth;
       }
@@ -300,6 +342,54 @@ PIPE_AVX2 inline void block_rows(const Packed* parts, int count, int64_t row, in
     _mm256_storeu_ps(sums + r * kPanel, low[r]);
     _mm256_storeu_ps(sums + r * kPanel + 8, high[r]);
   }
+}
+
+PIPE_AVX2 void narrow_block(const Packed* parts, int count, int64_t row, bool add, float* sums) {
+  const int64_t sixes = in_sixes(kPanel);
+  for (int64_t half = 0; half < 2; half++) {
+    for (int64_t r = 0; r < sixes; r += kHeight) block_rows<kHeight>(parts, count, row + r, half, add, sums + r * kPanel + half * kStrip);
+    for (int64_t r = sixes; r < kPanel; r += 4) block_rows<4>(parts, count, row + r, half, add, sums + r * kPanel + half * kStrip);
+  }
+}
+
+// Sums [height, 32] with AVX-512.
+template <int height>
+PIPE_VECTORS inline void block_wide_rows(const Packed* parts, int count, int64_t row, bool add, float* sums) {
+  const __m512i upper = _mm512_set1_epi32(static_cast<int32_t>(0xFFFF0000));
+  __m512 low[height], high[height];
+#pragma GCC unroll 8
+  for (int r = 0; r < height; r++) {
+    low[r] = add ? _mm512_loadu_ps(sums + r * kPanel) : _mm512_setzero_ps();
+    high[r] = add ? _mm512_loadu_ps(sums + r * kPanel + kStrip) : _mm512_setzero_ps();
+  }
+  for (int p = 0; p < count; p++) {
+    const bf16* left = parts[p].left + row * parts[p].left_stride;
+    for (int64_t d = 0; d < parts[p].depth; d += 2) {
+      const bf16* pairs = parts[p].panel + d / 32 * 1024 + d % 32 * 16;
+      const __m512i a = _mm512_loadu_si512(pairs), b = _mm512_loadu_si512(pairs + 512);
+      const __m512 a_first = (__m512)_mm512_slli_epi32(a, 16), b_first = (__m512)_mm512_slli_epi32(b, 16);
+      const __m512 a_second = (__m512)_mm512_and_si512(a, upper), b_second = (__m512)_mm512_and_si512(b, upper);
+#pragma GCC unroll 8
+      for (int r = 0; r < height; r++) {
+        int32_t pair;
+        std::memcpy(&pair, left + r * parts[p].left_stride + d, 4);
+        const __m512i both = _mm512_set1_epi32(pair);
+        const __m512 first = (__m512)_mm512_slli_epi32(both, 16), second = (__m512)_mm512_and_si512(both, upper);
+        low[r] = _mm512_fmadd_ps(second, a_second, _mm512_fmadd_ps(first, a_first, low[r]));
+        high[r] = _mm512_fmadd_ps(second, b_second, _mm512_fmadd_ps(first, b_first, high[r]));
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < height; r++) {
+    _mm512_storeu_ps(sums + r * kPanel, low[r]);
+    _mm512_storeu_ps(sums + r * kPanel + kStrip, high[r]);
+  }
+}
+
+PIPE_VECTORS void wide_block(const Packed* parts, int count, int64_t row, bool add, float* sums) {
+  constexpr int height = 8;
+  for (int64_t r = 0; r < kPanel; r += height) block_wide_rows<height>(parts, count, row + r, add, sums + r * kPanel);
 }
 
 // Turns 8 x 8 bf16.
@@ -362,15 +452,12 @@ PIPE_AVX2 void pack(const Right& right, int64_t from, int64_t depth, int64_t col
   }
 }
 
-PIPE_AVX2 void block(const Packed* parts, int count, int64_t row, bool add, float* sums) {
-  const int64_t sixes = in_sixes(kPanel);
-  for (int64_t half = 0; half < 2; half++) {
-    for (int64_t r = 0; r < sixes; r += kHeight) block_rows<kHeight>(parts, count, row + r, half, add, sums + r * kPanel + half * kStrip);
-    for (int64_t r = sixes; r < kPanel; r += 4) block_rows<4>(parts, count, row + r, half, add, sums + r * kPanel + half * kStrip);
-  }
+void block(Instructions how, const Packed* parts, int count, int64_t row, bool add, float* sums) {
+  if (how == Instructions::wide_multiply_add) wide_block(parts, count, row, add, sums);
+  else narrow_block(parts, count, row, add, sums);
 }
 
-void product(const Product& what, int64_t first, int64_t last) {
+void product(Instructions how, const Product& what, int64_t first, int64_t last) {
   const std::vector<Part> parts = parts_of(what);
   int64_t depth = 0;
   for (const Part& part : parts) depth += part.depth;
@@ -379,7 +466,7 @@ void product(const Product& what, int64_t first, int64_t last) {
   if (depth > kDeep) most = std::clamp(kSums / what.rows, kPanel, most);
   // Even pieces.
   const int64_t pieces = (last - first + most - 1) / most, each = padded((last - first + pieces - 1) / pieces);
-  for (int64_t column = first; column < last; column += each) some_columns(what, parts, column, std::min(each, last - column));
+  for (int64_t column = first; column < last; column += each) some_columns(how, what, parts, column, std::min(each, last - column));
 }
 
 void turn(const bf16* x, int64_t rows, int64_t columns, int64_t stride, bf16* out) {
@@ -394,8 +481,8 @@ void turn(const bf16* x, int64_t rows, int64_t columns, int64_t stride, bf16* ou
 namespace pipe_kernels::avx2 {
 
 void pack(const Right&, int64_t, int64_t, int64_t, int64_t, bf16*) {}
-void block(const Packed*, int, int64_t, bool, float*) {}
-void product(const Product&, int64_t, int64_t) {}
+void block(Instructions, const Packed*, int, int64_t, bool, float*) {}
+void product(Instructions, const Product&, int64_t, int64_t) {}
 void turn(const bf16*, int64_t, int64_t, int64_t, bf16*) {}
 
 }  // namespace pipe_kernels::avx2

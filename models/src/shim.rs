@@ -103,6 +103,7 @@ unsafe extern "C" {
     ) -> i32;
     fn pipe_dequantize(weight: *const PipeWeight, wide: i32, error: *mut Error) -> *mut C_tensor;
     fn pipe_products() -> i32;
+    fn pipe_widens() -> i32;
     fn pipe_set_gradient(leaf: *const C_tensor, gradient: *const C_tensor);
     fn pipe_dropout(x: *const C_tensor, p: f64, seed: u64, error: *mut Error) -> *mut C_tensor;
     fn pipe_rms_norm(x: *const C_tensor, weight: *const C_tensor, eps: f64, error: *mut Error) -> *mut C_tensor;
@@ -203,10 +204,8 @@ pub fn has_products() -> bool {
 /// `x y` by libtorch, in the type of `x`. Where the processor has no instructions for bf16, libtorch multiplies it number by
 /// number, five times slower than f32; both are widened there.
 pub fn matmul(x: &Tensor, y: &Tensor) -> Tensor {
-    // The first of `Instructions` in products.h: bf16 is widened on the way to the registers.
-    const WIDENED: i32 = 1;
     // SAFETY: asks the processor, once.
-    if x.kind() == Kind::BFloat16 && unsafe { pipe_products() } == WIDENED {
+    if x.kind() == Kind::BFloat16 && unsafe { pipe_widens() } != 0 {
         return x.to_kind(Kind::Float).matmul(&y.to_kind(Kind::Float)).to_kind(Kind::BFloat16);
     }
     x.matmul(y)
@@ -430,6 +429,7 @@ mod tests {
     unsafe extern "C" {
         fn pipe_product_by(
             instructions: i32,
+            blocks: i32,
             left: *const u16,
             right: *const u16,
             turned: i32,
@@ -450,13 +450,14 @@ mod tests {
             [(32, 32, 32), (64, 96, 64), (32, 40, 96), (96, 33, 4096), (160, 5, 416), (128, 400, 4512)]
         {
             let (left, right) = (numbers(1, rows * depth), numbers(2, depth * columns));
-            for (instructions, turned) in (1..=3).flat_map(|which| [(which, false), (which, true)]) {
+            let ways = [(0, false), (0, true), (1, false), (1, true)];
+            for (instructions, (blocks, turned)) in (1..=4).flat_map(|which| ways.map(|way| (which, way))) {
                 let mut out = vec![0f32; rows * columns];
                 // SAFETY: every array has the size that the call names.
                 let there = unsafe {
                     let (left, right) = (left.as_ptr().cast(), right.as_ptr().cast());
                     let [r, c, d] = [rows, columns, depth].map(|n| n as i64);
-                    pipe_product_by(instructions, left, right, turned.into(), r, c, d, out.as_mut_ptr())
+                    pipe_product_by(instructions, blocks, left, right, turned.into(), r, c, d, out.as_mut_ptr())
                 };
                 if there == 0 {
                     continue;
