@@ -451,6 +451,7 @@ mod tests {
         {
             let (left, right) = (numbers(1, rows * depth), numbers(2, depth * columns));
             let ways = [(0, false), (0, true), (1, false), (1, true)];
+            let mut narrow = Vec::new();
             for (instructions, (blocks, turned)) in (1..=4).flat_map(|which| ways.map(|way| (which, way))) {
                 let mut out = vec![0f32; rows * columns];
                 // SAFETY: every array has the size that the call names.
@@ -461,6 +462,12 @@ mod tests {
                 };
                 if there == 0 {
                     continue;
+                }
+                // Wide multiply-adds, the second, give the bits of narrow ones, the first.
+                match instructions {
+                    1 => narrow.push(out.clone()),
+                    2 => assert_eq!(narrow[blocks as usize * 2 + usize::from(turned)], out),
+                    _ => {}
                 }
                 for (place, found) in out.iter().enumerate() {
                     let (row, column) = (place / columns, place % columns);
