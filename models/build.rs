@@ -20,7 +20,7 @@ fn main() {
         .file("csrc/kernels.cpp")
         .file("csrc/paged.cpp")
         .file("csrc/products.cpp")
-        .file("csrc/products_avx2.cpp")
+        .file("csrc/products_widened.cpp")
         // Sums may be split over lanes; NaN and infinity keep their meaning, a NaN must reach the loss.
         // Vectors stay inside functions; how they would be passed between them does not matter.
         .flag_if_supported("-Wno-psabi")

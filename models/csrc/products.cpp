@@ -5,7 +5,7 @@
 #include <cstring>
 #include <vector>
 
-#include "products_avx2.h"
+#include "products_widened.h"
 
 #if defined(__x86_64__) && defined(__linux__)
 #include <cpuid.h>
@@ -272,12 +272,12 @@ Packed packed(const Summand& summand, int64_t from, int64_t depth, int64_t colum
 }  // namespace
 
 void pack(Instructions how, const Right& right, int64_t from, int64_t depth, int64_t column, int64_t columns, bf16* panel) {
-  if (widens(how)) avx2::pack(right, from, depth, column, columns, panel);
+  if (widens(how)) widening::pack(right, from, depth, column, columns, panel);
   else pack_by_pairs(right, from, depth, column, columns, panel);
 }
 
 void block(Instructions how, const Packed* parts, int count, int64_t row, bool add, float* sums) {
-  if (widens(how)) avx2::block(how, parts, count, row, add, sums);
+  if (widens(how)) widening::block(how, parts, count, row, add, sums);
   else if (how == Instructions::tiles) block_by_tiles(parts, count, row, add, sums);
   else block_by_dots(parts, count, row, add, sums);
 }
@@ -343,7 +343,7 @@ Instructions product_instructions() {
 }
 
 void product(Instructions how, const Product& what, int64_t first, int64_t last) {
-  if (widens(how)) return avx2::product(how, what, first, last);
+  if (widens(how)) return widening::product(how, what, first, last);
   const Tiles tiles(how);
   const bool deep = std::any_of(what.summands, what.summands + what.count, [](const Summand& each) { return each.right.depth > kDeep; });
   // So many columns at a time that their sums stay in the second cache.
@@ -376,7 +376,7 @@ PIPE_DOTS void turn_by_pairs(const bf16* x, int64_t rows, int64_t columns, int64
 }  // namespace
 
 void turn(Instructions how, const bf16* x, int64_t rows, int64_t columns, int64_t stride, bf16* out) {
-  if (widens(how)) avx2::turn(x, rows, columns, stride, out);
+  if (widens(how)) widening::turn(x, rows, columns, stride, out);
   else turn_by_pairs(x, rows, columns, stride, out);
 }
 

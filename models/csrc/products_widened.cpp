@@ -1,8 +1,8 @@
-// See products_avx2.h.
+// See products_widened.h.
 //
 // The blocking is Goto's and BLIS's (Van Zee and van de Geijn, ACM TOMS 41:3, 2015): a strip of sixteen columns and one part
 // of the depth stays in the first cache, some rows of the left side in the second, all strips at hand in the third.
-#include "products_avx2.h"
+#include "products_widened.h"
 
 #if defined(__x86_64__) && defined(__linux__)
 
@@ -13,8 +13,10 @@
 #include "vectors.h"
 #include "vectors_avx2.h"
 
-namespace pipe_kernels::avx2 {
+namespace pipe_kernels::widening {
 namespace {
+
+using namespace avx2;
 
 // Columns of a strip; with six rows their sums take twelve of the sixteen registers.
 constexpr int64_t kStrip = 16, kHeight = 6;
@@ -474,17 +476,17 @@ void turn(const bf16* x, int64_t rows, int64_t columns, int64_t stride, bf16* ou
     for (int64_t column = 0; column < columns; column += 8) turn_eight(x + row * stride + column, stride, out + column * rows + row, rows);
 }
 
-}  // namespace pipe_kernels::avx2
+}  // namespace pipe_kernels::widening
 
 #else
 
-namespace pipe_kernels::avx2 {
+namespace pipe_kernels::widening {
 
 void pack(const Right&, int64_t, int64_t, int64_t, int64_t, bf16*) {}
 void block(Instructions, const Packed*, int, int64_t, bool, float*) {}
 void product(Instructions, const Product&, int64_t, int64_t) {}
 void turn(const bf16*, int64_t, int64_t, int64_t, bf16*) {}
 
-}  // namespace pipe_kernels::avx2
+}  // namespace pipe_kernels::widening
 
 #endif
