@@ -101,6 +101,8 @@ fn verify(store: &Store, as_json: bool) -> Outcome {
     let damage = cache::verify(store);
     if as_json {
         report::json(&json!({ "ok": damage.is_empty(), "damage": damage }));
+    } else if !store.root().is_dir() {
+        report::print(&format!("nothing is stored yet: there is no folder {}", store.root().display()));
     } else if damage.is_empty() {
         report::print(&format!("sound: {}", store.root().display()));
     } else {

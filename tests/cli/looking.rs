@@ -71,6 +71,13 @@ fn a_store_can_be_named_before_and_after_what_is_asked_of_it() {
         let listed = project.pipe(&arguments).json();
         assert!(listed["outputs"].as_array().unwrap().len() >= 5, "{arguments:?}");
     }
+    assert!(project.pipe(&["cache", "verify", "--cache-dir", "elsewhere"]).stdout.starts_with("sound: "));
+    let mistyped = project.pipe(&["cache", "verify", "--cache-dir", "elsewere"]);
+    assert!(
+        mistyped.stdout.contains("there is no folder") && mistyped.stdout.contains("elsewere"),
+        "{}",
+        mistyped.stdout
+    );
 }
 
 #[test]
